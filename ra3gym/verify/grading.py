@@ -1,167 +1,274 @@
-"""From a task to a job for the runner, and from what the runs reported to a verdict. Both sides trusted."""
+"""From a task to the runs that the workers make, and from their outcomes to a verdict. All of it trusted."""
 
 from __future__ import annotations
 
+import ast
+import builtins
 import hashlib
 import json
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ra3gym.errors import DataError
 from ra3gym.tasks.task import AssertTests, CheckTests, CodeTask, FunctionTests, StdioTests
 from ra3gym.verify.compare import same, shown
-from ra3gym.verify.encoding import DecodeError, dumps, loads
+from ra3gym.verify.runs import Outcome, Run
+from ra3gym.verify.sandbox.encoding import DecodeError, encode, parse, text_of
 from ra3gym.verify.verdict import Limits, Status, Verdict
+
+Result = tuple[Status, str]
+"""How one test went, and a message when it failed."""
 
 
 @dataclass(frozen=True)
 class Exam:
-    """A task made ready for judging: `job` goes to the runner, what is expected stays here."""
+    """A task made ready for judging: `programs` are what the processes of its runs read but for the source."""
 
     task: CodeTask
-    job: dict[str, Any]
+    limits: Limits
+    programs: tuple[dict[str, Any], ...]
+    tests: bytes | None
+    """What runs the tests in another process, for tests that are code."""
+    expected: tuple[Any, ...]
+    """The expected outputs as trees, for tests that are values."""
+    stdout_bytes: int
     digest: str
     """Of everything that decides a verdict, so that equal tasks share their verdicts."""
 
+    def runs(self, source: str, job: int) -> list[Run]:
+        """The runs that a program needs."""
+        return [
+            Run(
+                program=json.dumps(program | {"source": source}).encode(),
+                job=job,
+                seconds=self.limits.seconds,
+                memory_mb=self.limits.memory_mb,
+                stdout_bytes=self.stdout_bytes,
+                tests=self.tests,
+                exam=self.digest,
+            )
+            for program in self.programs
+        ]
 
-def prepare(task: CodeTask, limits: Limits) -> Exam:
+
+def prepare(task: CodeTask, limits: Limits, stop_early: bool = False) -> Exam:
     """The exam of `task` under `limits`; `DataError` when the task has no tests or they cannot be posed."""
     tests = task.tests
     if not len(tests):
         raise DataError(f"task {task.task_id!r} has no tests: the judge cannot grade it")
     if isinstance(tests, FunctionTests | StdioTests) and len(tests.inputs) != len(tests.outputs):
         raise DataError(f"task {task.task_id!r} has {len(tests.inputs)} inputs but {len(tests.outputs)} outputs")
-    job: dict[str, Any] = {
-        "seconds": limits.seconds,
-        "memory_mb": limits.memory_mb,
-        "stdout_bytes": limits.output_kb << 10,
-        "stdin": [""],
-    }
-    expected = ""
+    stdout_bytes = limits.output_kb << 10
+    expected: tuple[Any, ...] = ()
+    code: dict[str, Any] = {}
     if isinstance(tests, FunctionTests):
-        inputs = [_encoded(task, list(arguments)) for arguments in tests.inputs]
-        expected = json.dumps([_encoded(task, output) for output in tests.outputs]) + str(tests.float_tolerance)
-        job |= {"kind": "function", "entry_point": task.entry_point, "inputs": inputs}
-    elif isinstance(tests, CheckTests):
-        job |= {"kind": "assert", "setup": tests.code, "statements": [f"check({task.entry_point})"]}
-    elif isinstance(tests, AssertTests):
-        job |= {"kind": "assert", "setup": tests.setup, "statements": list(tests.asserts)}
+        inputs = [text_of(_encoded(task, list(arguments))) for arguments in tests.inputs]
+        expected = tuple(_encoded(task, output) for output in tests.outputs)
+        programs = [{"kind": "function", "entry_point": task.entry_point, "inputs": inputs}]
+    elif isinstance(tests, StdioTests):
+        programs = [{"kind": "script", "stdin": text} for text in tests.inputs]
+        stdout_bytes += max(len(output.encode()) for output in tests.outputs)
+        expected = tests.outputs
     else:
-        job |= {"kind": "stdio", "stdin": list(tests.inputs)}
-        job["stdout_bytes"] += max(len(output.encode()) for output in tests.outputs)
-        expected = json.dumps(tests.outputs)
-    digest = hashlib.sha256((json.dumps(job) + expected).encode()).hexdigest()
-    return Exam(task, job, digest)
-
-
-def _encoded(task: CodeTask, value: Any) -> str:
-    text = dumps(value)
-    if '{"o":' in text:  # the tag of what cannot be encoded; within a str its quotes would be escaped
-        raise DataError(f"a test of task {task.task_id!r} holds a value that is not of builtin types: {shown(value)}")
-    return text
-
-
-def verdict(exam: Exam, runs: list[dict[str, Any]]) -> Verdict:
-    """What the reported `runs` of a program are worth in `exam`."""
-    tests = exam.task.tests
-    if isinstance(tests, StdioTests):
-        results = [_stdio_result(run, want) for run, want in zip(runs, tests.outputs, strict=False)]
-        missing = (Status.TIMEOUT, "not run, an earlier test ran out of time")
-    else:
-        (run,) = runs
-        frames = [_parsed(frame) for frame in run["frames"][: len(tests)]]
-        results = [_frame_result(frame, tests, index) for index, frame in enumerate(frames)]
-        missing = _ending(run)
-        if missing[0] is Status.OUTPUT_LIMIT:  # which tests were reported before the flood was noticed is chance
-            results = []
-    results += [missing] * (len(tests) - len(results))
-    failed: list[tuple[int, Status, str]] = [
-        (index, status, message) for index, (status, message) in enumerate(results) if status is not Status.PASSED
-    ]
-    if not failed and not runs[-1]["finished"]:  # every test reported, yet the program did not reach the end
-        failed = [(len(tests) - 1, *_ending(runs[-1]))]
-    failed_tests = {index for index, _, _ in failed}
-    status, message = Status.PASSED, ""
-    if failed:
-        index, status, message = failed[0]
-        if len(tests) > 1 and status is not Status.SYNTAX_ERROR:
-            message = f"test {index}: {message}"
-    return Verdict(
-        status=status,
-        tests=tuple(index not in failed_tests for index in range(len(tests))),
-        message=message,
-        seconds=sum(run["seconds"] for run in runs),
-        stdout="".join(run["stdout"] for run in runs)[: exam.job["stdout_bytes"]],
+        code = _test_code(task, tests) | {"stop_early": stop_early}
+        programs = [{"kind": "calls", "names": code["names"]}]
+    decisive = [programs, code, expected, getattr(tests, "float_tolerance", 0.0)]
+    return Exam(
+        task=task,
+        limits=limits,
+        programs=tuple(programs),
+        tests=json.dumps(code).encode() if code else None,
+        expected=expected,
+        stdout_bytes=stdout_bytes,
+        digest=hashlib.sha256(json.dumps(decisive).encode()).hexdigest(),
     )
 
 
-def crashed(exam: Exam, message: str) -> Verdict:
-    """The verdict on a program that took its runner down."""
-    return Verdict(Status.CRASH, (False,) * len(exam.task.tests), message)
+def _encoded(task: CodeTask, value: Any) -> Any:
+    def refuse(part: Any) -> Any:
+        kind = type(part).__name__
+        raise DataError(f"a test of task {task.task_id!r} holds a {kind}, which is not of builtin types: {part!r:.80}")
+
+    return encode(value, refuse)
 
 
-def _stdio_result(run: dict[str, Any], want: str) -> tuple[Status, str]:
-    if not run["finished"]:
-        if run["frames"]:
-            return _frame_result(_parsed(run["frames"][0]), None, 0)
+def _test_code(task: CodeTask, tests: CheckTests | AssertTests) -> dict[str, Any]:
+    """Tests that are code, as `sandbox.tester` reads them."""
+    if isinstance(tests, CheckTests):
+        setup, statements = tests.code, ["check(candidate)"]
+    else:
+        setup, statements = tests.setup, list(tests.asserts)
+    trees = [_parsed(task, text) for text in (setup, *statements)]
+    context, helpers = _context(task)
+    used = {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    # A helper that stands in the prompt is taken from there: a program could make it say whatever passes.
+    names = used - helpers - _defined(trees[0]) - set(dir(builtins)) - {"candidate"} | {task.entry_point}
+    return {
+        "context": context,
+        "setup": setup,
+        "statements": statements,
+        "names": sorted(names),
+        "entry_point": task.entry_point,
+    }
+
+
+def _parsed(task: CodeTask, text: str) -> ast.Module:
+    try:
+        with warnings.catch_warnings():  # the benchmarks' own "\\d" in plain strings
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text)
+            compile(text, "<tests>", "exec", dont_inherit=True)
+            return tree
+    except (SyntaxError, ValueError) as error:
+        raise DataError(f"a test of task {task.task_id!r} is not Python: {error}") from None
+
+
+def _context(task: CodeTask) -> tuple[str, set[str]]:
+    """The prompt, where it is Python as it stands (its last function has a docstring for a body), and its names."""
+    try:
+        return task.prompt, _defined(_parsed(task, task.prompt))
+    except DataError:
+        return "", set()
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """The names that a module's top level defines."""
+    names: set[str] = set()
+    for node in tree.body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                names |= {(alias.asname or alias.name).split(".")[0] for alias in aliases}
+            case _:
+                names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and _is_stored(part)}
+    return names
+
+
+def _is_stored(name: ast.Name) -> bool:
+    return isinstance(name.ctx, ast.Store)
+
+
+def verdict(exam: Exam, outcomes: Sequence[Outcome]) -> Verdict:
+    """What the outcomes of a program's runs are worth; the runs of stdin/stdout tests may have stopped early."""
+    number = len(exam.task.tests)
+    if isinstance(exam.task.tests, StdioTests):
+        results = [_stdio_result(run, want) for run, want in zip(outcomes, exam.expected, strict=False)]
+        missing = (Status.WRONG_ANSWER, "not run, an earlier test failed")
+        finished = True
+    else:
+        (run,) = outcomes
+        tests = run.tests or run
+        frames = [_parsed_frame(frame) for frame in tests.frames[:number]]
+        results = [_frame_result(frame, exam, index) for index, frame in enumerate(frames)]
+        finished = tests.finished
+        missing = _ending(run)
+        if run.tests is not None:
+            missing = _tests_ending(run, run.tests)
+            results = [
+                result for frame, result in zip(frames, results, strict=True) if not {"gone", "flood"} & {*frame}
+            ]
+        if missing[0] is Status.OUTPUT_LIMIT:  # which tests were reported before the flood was noticed is chance
+            results = []
+    results += [missing] * (number - len(results))
+    if not finished and all(status is Status.PASSED for status, _ in results):
+        results[-1] = missing  # every test reported, yet the program did not reach the end
+    failed = [index for index, (status, _) in enumerate(results) if status is not Status.PASSED]
+    status, message = results[failed[0]] if failed else (Status.PASSED, "")
+    if failed and number > 1 and status is not Status.SYNTAX_ERROR:
+        message = f"test {failed[0]}: {message}"
+    return Verdict(
+        status=status,
+        tests=tuple(result is Status.PASSED for result, _ in results),
+        message=message,
+        seconds=sum(run.seconds for run in outcomes),
+        stdout="".join(run.stdout for run in outcomes)[: exam.stdout_bytes],
+    )
+
+
+def _stdio_result(run: Outcome, want: str) -> Result:
+    if run.ended == "skipped":
+        return Status.TIMEOUT, "not run, an earlier test ran out of time"
+    if not run.finished:
         return _ending(run)
-    got = run["stdout"]
-    if got.split() == want.split():
+    if run.stdout.split() == want.split():
         return Status.PASSED, ""
-    return Status.WRONG_ANSWER, f"expected output {shown(want)}, got {shown(got)}"
+    return Status.WRONG_ANSWER, f"expected output {want[:100]!r}, got {run.stdout[:100]!r}"
 
 
-def _frame_result(frame: dict[str, Any], tests: Any, index: int) -> tuple[Status, str]:
-    """What one test's report is worth."""
+def _frame_result(frame: dict[str, Any], exam: Exam, index: int) -> Result:
+    """What one report on a test is worth."""
+    tests = exam.task.tests
     if "value" in frame and isinstance(tests, FunctionTests):
-        return _value_result(frame["value"], tests, index)
+        return _value_result(frame["value"], exam, index)
     if "ok" in frame and isinstance(tests, AssertTests | CheckTests):
         return Status.PASSED, ""
     if "wrong" in frame:
         text = tests.asserts[index] if isinstance(tests, AssertTests) else str(frame["wrong"])
-        return Status.WRONG_ANSWER, text
+        return Status.WRONG_ANSWER, text or "an assertion failed"
+    return _failure(frame)
+
+
+def _failure(frame: dict[str, Any]) -> Result:
+    """What a report is worth that is not on a test's result."""
     if "missing" in frame:
         return Status.EXCEPTION, f"the program defines no {frame['missing']!r}"
     if "syntax" in frame:
         return Status.SYNTAX_ERROR, str(frame["syntax"])
     if "memory" in frame:
         return Status.MEMORY, "MemoryError"
+    if "flood" in frame:
+        return Status.OUTPUT_LIMIT, "returned too much"
+    if "gone" in frame:
+        return Status.EXITED_EARLY, str(frame["gone"])
     if "exit" in frame:
         return Status.EXITED_EARLY, "the program called sys.exit before the last test"
     return Status.EXCEPTION, str(frame.get("error", "unreadable report"))
 
 
-def _value_result(text: Any, tests: FunctionTests, index: int) -> tuple[Status, str]:
-    want = tests.outputs[index]
+def _value_result(value: Any, exam: Exam, index: int) -> Result:
+    tests = exam.task.tests
+    assert isinstance(tests, FunctionTests)
     try:
-        got = loads(text)
+        got = parse(value) if isinstance(value, str) else None
     except DecodeError as error:
         return Status.WRONG_ANSWER, str(error)
+    want = exam.expected[index]
     if same(got, want, tests.float_tolerance):
         return Status.PASSED, ""
-    arguments = ", ".join(shown(argument) for argument in tests.inputs[index])
+    arguments = ", ".join(f"{argument!r:.120}" for argument in tests.inputs[index])
     return Status.WRONG_ANSWER, f"expected {shown(want)}, got {shown(got)} for ({arguments})"
 
 
-def _ending(run: dict[str, Any]) -> tuple[Status, str]:
+def _tests_ending(program: Outcome, tests: Outcome) -> Result:
+    """Why tests in a process of their own stopped before the last one: by the program's doing, or their own."""
+    frames = [_parsed_frame(frame) for frame in tests.frames[-1:]]
+    if frames and "gone" in frames[0] and not program.finished:
+        return _ending(program)
+    return _ending(tests)
+
+
+def _ending(run: Outcome) -> Result:
     """Why a run stopped before its last test."""
-    frames = [_parsed(frame) for frame in run["frames"][-1:]]
-    if frames and not {"value", "ok"} & frames[0].keys() and run["ended"] == "exited":
-        return _frame_result(frames[0], None, 0)
-    match run["ended"]:
+    frames = [_parsed_frame(frame) for frame in run.frames[-1:]]
+    if frames and not {"value", "ok"} & frames[0].keys() and run.ended == "exited":
+        return _failure(frames[0])
+    match run.ended:
         case "timeout":
             return Status.TIMEOUT, "out of time"
         case "memory":
             return Status.MEMORY, "killed by the kernel, out of memory"
         case "output_limit":
             return Status.OUTPUT_LIMIT, "printed or returned too much"
-        case "exited":
+        case "exited" | "":
             return Status.EXITED_EARLY, "the process ended before the last test"
         case signal:
             return Status.CRASH, f"the process died of {signal}"
 
 
-def _parsed(frame: str) -> dict[str, Any]:
+def _parsed_frame(frame: str) -> dict[str, Any]:
     try:
         value = json.loads(frame)
     except (ValueError, RecursionError):

@@ -1,9 +1,7 @@
-"""Whether programs solve their tasks: `Judge` runs them, in processes of their own, and compares the answers.
+"""Whether programs solve their tasks: `Judge` has workers run them, shut in, and compares the answers out here.
 
-This judge isolates by process: fresh interpreter without site-packages, scrubbed environment, resource limits,
-one fork per run, wall clock kept from outside, expected outputs of function and stdin/stdout tests kept where the
-program is not. It does not cover a hostile program: reading files, native code, forging the result of assert-style
-tests, which run beside it.
+A program gets its inputs and nothing else: what is expected stays in this process, or, for tests that are code, in a
+process of the tests' own that calls the program over a pipe. docs/judge.md says what that protects against.
 """
 
 from __future__ import annotations
@@ -18,12 +16,14 @@ from types import TracebackType
 
 from ra3gym.errors import ConfigError, DataError, JudgeError
 from ra3gym.tasks.task import CodeTask
-from ra3gym.verify.grading import Exam, crashed, prepare, verdict
+from ra3gym.verify.grading import Exam, prepare, verdict
+from ra3gym.verify.runs import Outcome, Run
 from ra3gym.verify.verdict import Limits, Status, Verdict
-from ra3gym.verify.worker import RunnerDied, Runs, Worker
+from ra3gym.verify.worker import Worker, ZygoteDied
 
 _CHUNK = 16
 _EXAMS = 4096
+_ATTEMPTS = 5
 _NEVER_CACHED = (Status.TIMEOUT, Status.MEMORY, Status.CRASH)  # another run may end otherwise
 
 Key = tuple[str, str]
@@ -31,20 +31,30 @@ Key = tuple[str, str]
 
 
 class Judge:
-    """Grades programs against their tasks' tests, on `workers` runner processes.
+    """Grades programs against their tasks' tests, on `workers` isolated workers.
 
     Args:
-        workers: runner processes that work in parallel, at least 1; the cores you can spare.
+        workers: workers that run programs in parallel, at least 1; the cores you can spare.
         limits: what each run of a program may use.
         cache_size: verdicts kept for programs seen before; 0 keeps none. Timeouts are never kept.
+        stop_early: leave a program's later tests out once one has failed (they count as failed). Function tests stop
+            at those that raise or end the program alone: the others' answers are compared when all are there.
 
     Raises:
         ConfigError: `workers < 1` or `cache_size < 0`.
+        SandboxUnavailable: this machine cannot isolate programs as asked; the message names the step that failed.
 
     Use it as a context manager, or call `close`. Threads may share a judge; processes may not.
     """
 
-    def __init__(self, *, workers: int = 2, limits: Limits | None = None, cache_size: int = 8192) -> None:
+    def __init__(
+        self,
+        *,
+        workers: int = 2,
+        limits: Limits | None = None,
+        cache_size: int = 8192,
+        stop_early: bool = False,
+    ) -> None:
         if workers < 1:
             raise ConfigError(f"workers must be at least 1, got {workers}")
         if cache_size < 0:
@@ -56,9 +66,18 @@ class Judge:
         self._lock = threading.Lock()
         self._num_workers = workers
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-        self._workers = [Worker() for _ in range(workers)]
-        for worker in self._workers:
-            self._idle.put(worker)
+        self._stop_early = stop_early
+        self._workers = [Worker("namespaces") for _ in range(workers)]
+        try:
+            for worker in self._workers:
+                worker.wait_until_ready()
+                self._idle.put(worker)
+        except BaseException as error:
+            for worker in self._workers:
+                worker.close()
+            if isinstance(error, ZygoteDied):
+                raise JudgeError(f"a worker of the judge does not start: {error}") from None
+            raise
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="ra3gym-judge")
         self._pid = os.getpid()
         self._closed = False
@@ -103,7 +122,7 @@ class Judge:
         return self._gather(keys, known, list(todo.items()))
 
     def close(self, *, cancel: bool = False) -> None:
-        """End the runner processes, after what was submitted or, with `cancel`, after what is running.
+        """End the workers, after what was submitted or, with `cancel`, after what is running.
 
         Futures that are cancelled so raise `JudgeError`. Safe to call twice.
         """
@@ -149,11 +168,11 @@ class Judge:
     def _run_chunk(self, chunk: list[tuple[Key, Exam]]) -> dict[Key, Verdict]:
         worker = self._idle.get()
         try:
-            try:
-                runs = worker.ask([_job(key, exam) for key, exam in chunk])
-                verdicts = {key: verdict(exam, run) for (key, exam), run in zip(chunk, runs, strict=True)}
-            except RunnerDied:
-                verdicts = {key: _judged_alone(worker, key, exam) for key, exam in chunk}
+            verdicts = {}
+            runs = [run for job, ((_, source), exam) in enumerate(chunk) for run in exam.runs(source, job)]
+            outcomes = iter(self._outcomes(worker, runs, chunk))
+            for key, exam in chunk:
+                verdicts[key] = verdict(exam, [next(outcomes) for _ in exam.programs])
         finally:
             self._idle.put(worker)
         with self._lock:
@@ -163,6 +182,23 @@ class Judge:
             while len(self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
         return verdicts
+
+    def _outcomes(self, worker: Worker, runs: list[Run], chunk: list[tuple[Key, Exam]]) -> list[Outcome]:
+        """The outcome of each run; where a zygote dies, the run that it died in is made again by a new one."""
+        outcomes: list[Outcome] = []
+        attempts = 0
+        while True:
+            try:
+                return outcomes + worker.ask(runs[len(outcomes) :])
+            except ZygoteDied as error:
+                attempts = 1 if error.outcomes else attempts + 1
+                outcomes += error.outcomes
+                if attempts == _ATTEMPTS:
+                    _, exam = chunk[runs[len(outcomes)].job]
+                    raise JudgeError(
+                        f"a worker died {attempts} times in a row at a program for task {exam.task.task_id!r}: "
+                        f"{error}. No verdict on it: is this machine out of memory or processes?"
+                    ) from None
 
     def _cached(self, key: Key) -> Verdict | None:
         with self._lock:
@@ -174,25 +210,8 @@ class Judge:
         with self._lock:
             exam = self._exams.get(id(task))
             if exam is None:
-                exam = self._exams[id(task)] = prepare(task, self.limits)  # holds the task, so the id stays its own
+                exam = prepare(task, self.limits, self._stop_early)
+                self._exams[id(task)] = exam  # it holds the task, so the id stays its own
                 if len(self._exams) > _EXAMS:
                     self._exams.popitem(last=False)
             return exam
-
-
-def _job(key: Key, exam: Exam) -> dict[str, object]:
-    return exam.job | {"source": key[1]}
-
-
-def _judged_alone(worker: Worker, key: Key, exam: Exam) -> Verdict:
-    """The verdict on one program of a batch in which the runner died: by this program's doing, or another's."""
-    message = ""
-    for _ in range(2):
-        try:
-            (runs,) = worker.ask([_job(key, exam)])
-            return verdict(exam, runs)
-        except RunnerDied as error:
-            message = f"the program took its runner process down twice: {error}"
-    probe: list[Runs] = worker.ask([])  # a machine that cannot run anything raises here, and is no verdict
-    assert probe == []
-    return crashed(exam, message)

@@ -1,111 +1,245 @@
-"""The trainer's handle on one runner process: start it, pose jobs, restart it when it dies."""
+"""The trainer's handle on one worker: a zygote for programs, and one for tests that call them."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
-from ra3gym.errors import JudgeError
+from ra3gym.errors import JudgeError, SandboxUnavailable
+from ra3gym.verify.runs import Outcome, Run
 
-_RUNNER = Path(__file__).with_name("runner.py")
+Isolation = Literal["namespaces", "process"]
+Role = Literal["solution", "tester"]
+
+_ZYGOTE = Path(__file__).with_name("sandbox") / "zygote.py"
 # -I would ignore PYTHONHASHSEED as well; with this environment -s -P -S isolates as much, and verdicts repeat.
 _FLAGS = ("-s", "-P", "-S", "-B", "-u")
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+_START_SECONDS = 30.0
 _GRACE_SECONDS = 10.0
-
-Runs = list[dict[str, Any]]
-
-
-class RunnerDied(Exception):
-    """The runner ended, or fell silent, in the middle of a batch."""
+_WAY_OUT = (
+    "`ra3gym doctor` says more. RA3GYM_ISOLATION=process (or Judge(isolation='process')) runs programs in plain "
+    "processes under resource limits instead: less safe, for programs you trust"
+)
 
 
-class Worker:
-    """One runner process, used by one thread at a time; started on first use."""
+class ZygoteDied(Exception):
+    """A zygote ended, or fell silent. `outcomes` are those of the runs before."""
 
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.outcomes: list[Outcome] = []
 
-    def ask(self, jobs: list[dict[str, Any]]) -> list[Runs]:
-        """The runs of each job.
 
-        Raises:
-            RunnerDied: the process ended or did not answer within the jobs' own limits; it is gone afterwards.
-            JudgeError: no runner process works on this machine.
-        """
-        process = self._process or self._start()
-        seconds = sum(len(job["stdin"]) * (job["seconds"] + 1.0) for job in jobs) + _GRACE_SECONDS
-        try:
-            return self._exchange(process, jobs, seconds)
-        except RunnerDied:
-            self._kill()
-            raise
+class Zygote:
+    """One process that programs are forked from, started at once; `wait_until_ready` before the first batch.
 
-    def close(self) -> None:
-        """End the process; safe to call twice."""
-        if self._process is not None and self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()  # the runner leaves at the end of its input
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=2.0)
-        self._kill()
+    Raises `JudgeError` when the interpreter cannot be started at all.
+    """
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def __init__(self, role: Role, isolation: Isolation) -> None:
+        command = [sys.executable, *_FLAGS, str(_ZYGOTE), json.dumps({"role": role, "isolation": isolation})]
+        self._by_hand = " ".join(command[:-1])
+        self._channel, theirs = socket.socketpair()
+        self._unread = b""
         try:
             self._process = subprocess.Popen(
-                [sys.executable, *_FLAGS, str(_RUNNER)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                command,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=_ENVIRONMENT,
                 cwd="/",
                 start_new_session=True,
             )
-            self._exchange(self._process, [], _GRACE_SECONDS)
         except OSError as error:
+            self._channel.close()
             raise JudgeError(f"the judge cannot start {sys.executable!r}: {error}") from error
-        except RunnerDied as error:
-            self._kill()
-            command = " ".join([sys.executable, *_FLAGS, str(_RUNNER)])
-            raise JudgeError(f"the judge's runner does not answer ({error}); try it by hand: {command}") from None
-        return self._process
+        finally:
+            theirs.close()
 
-    def _exchange(self, process: subprocess.Popen[bytes], jobs: list[dict[str, Any]], seconds: float) -> list[Runs]:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        deadline = time.monotonic() + seconds
-        try:
-            process.stdin.write(json.dumps(jobs).encode() + b"\n")
-            process.stdin.flush()
-        except OSError as error:
-            raise RunnerDied(f"its input is closed: {error}") from None
+    def wait_until_ready(self) -> None:
+        """Wait until it is isolated and warm.
+
+        Raises:
+            SandboxUnavailable: this machine refuses a step of the isolation.
+            ZygoteDied: it ended, or said nothing for half a minute.
+        """
         poll = select.poll()
-        poll.register(process.stdout, select.POLLIN)
-        answer = bytearray()
-        while not answer.endswith(b"\n"):
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise RunnerDied(f"no answer within {seconds:.0f} s")
-            piece = os.read(process.stdout.fileno(), 1 << 20)
-            if not piece:
-                raise RunnerDied(f"exit code {process.wait()}")
-            answer += piece
-        runs: list[Runs] = json.loads(answer)
-        return runs
+        poll.register(self._channel, select.POLLIN)
+        if not poll.poll(_START_SECONDS * 1000):
+            raise ZygoteDied(f"it said nothing for {_START_SECONDS:.0f} s")
+        (answer,) = self._answers()
+        if "failed" in answer:
+            raise SandboxUnavailable(f"{answer['failed']}: {answer['error']}. {_WAY_OUT}")
 
-    def _kill(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):  # what was not flushed is for no one
-                    pipe.close()
+    def fileno(self) -> int:
+        """The channel's, for `select.poll`."""
+        return self._channel.fileno()
+
+    def send(self, runs: list[dict[str, Any]], descriptors: list[int]) -> None:
+        """Pose a batch of runs; `ZygoteDied` when it has hung up."""
+        data = json.dumps(runs).encode() + b"\n"
+        try:
+            sent = socket.send_fds(self._channel, [data], descriptors)
+            self._channel.sendall(data[sent:])
+        except OSError as error:
+            raise ZygoteDied(f"it hung up: {error}") from None
+
+    def outcomes(self) -> list[Outcome]:
+        """Those that have arrived; blocks when nothing has. `ZygoteDied` when none will."""
+        return [Outcome(**answer) for answer in self._answers()]
+
+    def close(self) -> None:
+        """Kill it, and with it all that it forked; safe to call twice."""
+        self._channel.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _answers(self) -> list[dict[str, Any]]:
+        try:
+            piece = self._channel.recv(1 << 20)
+        except OSError:
+            piece = b""
+        if not piece:
+            raise ZygoteDied(f"it ended with exit code {self._process.wait()}; by hand: {self._by_hand}")
+        *lines, self._unread = (self._unread + piece).split(b"\n") if b"\n" in piece else [self._unread + piece]
+        return [json.loads(line) for line in lines]
+
+
+class Worker:
+    """Two zygotes, used by one thread at a time: the tests' one is started when there are tests to run."""
+
+    def __init__(self, isolation: Isolation) -> None:
+        self._isolation: Isolation = isolation
+        self._zygotes: dict[Role, Zygote] = {}
+        self._ready: set[Role] = set()
+        self.start()
+
+    def start(self, role: Role = "solution") -> None:
+        """Start a zygote that is not there, without waiting for it."""
+        if role not in self._zygotes:
+            self._zygotes[role] = Zygote(role, self._isolation)
+
+    def wait_until_ready(self) -> None:
+        """See `Zygote.wait_until_ready`."""
+        for role in self._zygotes.keys() - self._ready:
+            self._zygotes[role].wait_until_ready()
+            self._ready.add(role)
+
+    def ask(self, runs: Sequence[Run]) -> list[Outcome]:
+        """The outcome of each run.
+
+        Raises:
+            ZygoteDied: a process died or did not answer within the runs' own limits; both are gone afterwards.
+            SandboxUnavailable, JudgeError: this machine cannot run programs.
+        """
+        try:
+            self.start("solution")
+            if any(run.tests is not None for run in runs):
+                self.start("tester")
+            self.wait_until_ready()
+            return self._exchange(runs)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Kill the zygotes; safe to call twice, and the next `ask` starts new ones."""
+        self._ready.clear()
+        while self._zygotes:
+            self._zygotes.popitem()[1].close()
+
+    def _exchange(self, runs: Sequence[Run]) -> list[Outcome]:
+        """Pose all runs at once, and match what comes back: the zygotes keep the order, each its own."""
+        with contextlib.ExitStack() as stack:
+            tested = [run for run in runs if run.tests is not None]
+            pairs = [socket.socketpair() for _ in tested]
+            for end in itertools.chain(*pairs):
+                stack.callback(end.close)
+            programs, places = _file([run.program for run in runs])
+            stack.callback(programs.close)
+            posed = [_posed(run, place) for run, place in zip(runs, places, strict=True)]
+            self._zygotes["solution"].send(posed, [programs.fileno(), *(ours.fileno() for ours, _ in pairs)])
+            if tested:
+                exams, places = _file([run.tests or b"" for run in tested])
+                stack.callback(exams.close)
+                posed = [_posed(run, place) for run, place in zip(tested, places, strict=True)]
+                self._zygotes["tester"].send(posed, [exams.fileno(), *(theirs.fileno() for _, theirs in pairs)])
+        return self._collect(runs)
+
+    def _collect(self, runs: Sequence[Run]) -> list[Outcome]:
+        solutions: list[Outcome] = []
+        tests: list[Outcome] = []
+        num_tests = sum(run.tests is not None for run in runs)
+        deadline = time.monotonic() + sum(2 * run.seconds + 1.0 for run in runs) + _GRACE_SECONDS
+        poll = select.poll()
+        arrived = {self._zygotes["solution"].fileno(): (self._zygotes["solution"], solutions)}
+        if num_tests:
+            arrived[self._zygotes["tester"].fileno()] = (self._zygotes["tester"], tests)
+        for descriptor in arrived:
+            poll.register(descriptor, select.POLLIN)
+        try:
+            while len(solutions) < len(runs) or len(tests) < num_tests:
+                ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+                if not ready:
+                    raise ZygoteDied("no answer within the limits of what it runs")
+                for descriptor, _ in ready:
+                    zygote, outcomes = arrived[descriptor]
+                    outcomes += zygote.outcomes()
+        except ZygoteDied as error:
+            error.outcomes = _matched(runs, solutions, tests)
+            raise
+        return _matched(runs, solutions, tests)
+
+
+def _posed(run: Run, place: tuple[int, int]) -> dict[str, Any]:
+    """A run as its zygote reads it; `place` is where in the file that comes along."""
+    return {
+        "at": place,
+        "job": run.job,
+        "line": run.tests is not None,
+        "exam": run.exam,
+        "seconds": run.seconds,
+        "memory_mb": run.memory_mb,
+        "stdout_bytes": run.stdout_bytes,
+    }
+
+
+def _file(parts: Sequence[bytes]) -> tuple[BinaryIO, list[tuple[int, int]]]:
+    """A file without a name that holds all parts, and the start and length of each."""
+    file: BinaryIO
+    if hasattr(os, "memfd_create"):
+        file = os.fdopen(os.memfd_create("batch"), "wb")
+    else:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    file.writelines(parts)
+    file.flush()
+    ends = itertools.accumulate(map(len, parts))
+    return file, [(end - len(part), len(part)) for end, part in zip(ends, parts, strict=True)]
+
+
+def _matched(runs: Sequence[Run], solutions: Sequence[Outcome], tests: Sequence[Outcome]) -> list[Outcome]:
+    """Solutions with their tests, as far as both are there."""
+    rest = iter(tests)
+    matched: list[Outcome] = []
+    for run, solution in zip(runs, solutions, strict=False):
+        if run.tests is None:
+            matched.append(solution)
+        elif (its_tests := next(rest, None)) is not None:
+            matched.append(replace(solution, tests=its_tests))
+        else:
+            break
+    return matched

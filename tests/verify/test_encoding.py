@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import itertools
 import json
 import math
-from collections import Counter, OrderedDict, namedtuple
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -13,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ra3gym.verify.compare import same, shown
-from ra3gym.verify.encoding import MAX_DEPTH, DecodeError, Opaque, dumps, loads
+from ra3gym.verify.compare import same as same_trees
+from ra3gym.verify.compare import shown as shown_tree
+from ra3gym.verify.sandbox.encoding import MAX_DEPTH, MAX_ITEMS, DecodeError, decode, dumps, encode, parse
 
 any_char = st.characters(exclude_categories=[])  # lone surrogates included
 hashable = st.recursive(
@@ -27,6 +31,25 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(hashable, inner, max_size=4),
     max_leaves=12,
 )
+
+
+class Opaque:
+    """What the tests make of a value of no known type."""
+
+    def __init__(self, body: Any) -> None:
+        self.body = body
+
+
+def loads(text: str) -> Any:
+    return decode(parse(text), Opaque)
+
+
+def same(a: Any, b: Any, tolerance: float = 0.0) -> bool:
+    return same_trees(parse(dumps(a)), parse(dumps(b)), tolerance)
+
+
+def shown(value: Any) -> str:
+    return shown_tree(parse(dumps(value)))
 
 
 def identical(a: Any, b: Any) -> bool:
@@ -52,9 +75,11 @@ def test_round_trip(value: Any) -> None:
     assert identical(loads(text), value)
 
 
-@given(values)
-def test_a_value_is_the_same_as_its_copy(value: Any) -> None:
+@given(values, values)
+def test_a_value_is_the_same_as_its_copy_alone(value: Any, other: Any) -> None:
     assert same(loads(dumps(value)), value)
+    if not identical(value, other) and 0.0 not in (value, other):  # 0.0 == -0.0
+        assert same(value, other) == (dumps(value) == dumps(other))
 
 
 def test_integers_of_any_length() -> None:
@@ -72,26 +97,42 @@ class Liar(int):
     __hash__ = int.__hash__
 
 
+@pytest.mark.parametrize("value", [Liar(3), Point(1, 2), object(), len], ids=lambda value: type(value).__name__)
+def test_other_types_equal_nothing(value: Any) -> None:
+    for wrapped in (value, [value], {"k": value}):
+        assert not same(wrapped, wrapped)
+    assert isinstance(loads(dumps(value)), Opaque)
+
+
 @pytest.mark.parametrize(
     "value",
     [
-        Liar(3),
         Counter("aab"),
-        OrderedDict(a=1),
-        Point(1, 2),
-        range(3),
+        OrderedDict(a=1, b=[2]),
+        defaultdict(None, {1: 2}),
+        deque([1, 2], maxlen=3),
+        Decimal("1.50"),
         Fraction(1, 2),
+        datetime.date(2026, 1, 2),
+        datetime.timedelta(days=1, seconds=2),
         bytearray(b"x"),
-        iter([1]),
-        object,
+        range(1, 9, 2),
+        int,
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_other_types_equal_nothing(value: Any) -> None:
-    for wrapped in (value, [value], {"k": value}):
-        decoded = loads(dumps(wrapped))
-        assert not same(decoded, wrapped)
-        assert not same(decoded, decoded)
+def test_types_of_the_standard_library_keep_their_type(value: Any) -> None:
+    back = loads(dumps([value]))[0]
+    assert type(back) is type(value)
+    assert back == value
+    assert same(value, value)
+    assert not same(value, [value])
+
+
+def test_iterators_give_what_they_yield_up_to_a_cap() -> None:
+    assert list(loads(dumps(n * n for n in range(3)))) == [0, 1, 4]
+    assert len(list(loads(dumps(itertools.count())))) == MAX_ITEMS
+    assert not same(iter([1]), [1])
 
 
 def test_too_deep_is_opaque_not_an_error() -> None:
@@ -106,8 +147,7 @@ def test_too_deep_is_opaque_not_an_error() -> None:
 json_trees = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["t", "d", "s", "f", "b", "c", "i", "u", "o", "x"]), inner, max_size=2)
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(list("tdsfbaciurynxoz")), inner, max_size=2)
     ),
     max_leaves=10,
 )
@@ -120,7 +160,18 @@ def test_no_text_raises_anything_but_a_decode_error(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"t":' * 100_000, "1" * 5000, '{"s":[[1]]}', '{"d":[[[],1]]}', '{"c":[1]}']
+    "text",
+    [
+        "[" * 100_000,
+        '{"t":' * 100_000,
+        "1" * 5000,
+        '{"s":[[1]]}',
+        '{"d":[[[],1]]}',
+        '{"c":[1]}',
+        '{"y":"len"}',
+        '{"x":["Counter"]}',
+        '{"x":[[],[]]}',
+    ],
 )
 def test_hostile_text_is_a_decode_error(text: str) -> None:
     with pytest.raises(DecodeError):
@@ -152,6 +203,21 @@ def test_tolerance_is_for_numbers_only() -> None:
     assert not same(10**400, 1.0, tolerance=1e-6)
     assert same(math.nan, math.nan)
     assert same(math.inf, math.inf, tolerance=1e-6)
+
+
+def test_nothing_that_a_program_sent_is_hashed() -> None:
+    """Integers that all hash alike: as members of a set they would take its builder hours."""
+    members = ",".join(str(n * (2**61 - 1)) for n in range(1, 100_000))
+    assert not same_trees(parse(f'{{"s":[{members}]}}'), encode({1}, Opaque))
+    assert shown_tree(parse(f'{{"s":[{members}]}}')).startswith('{"s":[2305843009213693951')
+
+
+@given(st.text() | json_trees.map(json.dumps), values)
+def test_comparing_and_showing_any_text_raises_nothing_else(text: str, value: Any) -> None:
+    with contextlib.suppress(DecodeError):
+        tree = parse(text)
+        same_trees(tree, encode(value, Opaque))
+        assert len(shown_tree(tree)) <= 120
 
 
 def test_shown_is_short_and_never_fails() -> None:

@@ -65,7 +65,7 @@ def test_a_right_function_passes(judge: Judge, task: CodeTask) -> None:
         ("def f(x):\n    while True: pass\n", Status.TIMEOUT, "out of time"),
         ("while True: pass\n", Status.TIMEOUT, "out of time"),
         ("def f(x):\n    return [0] * 10**9\n", Status.MEMORY, "MemoryError"),
-        ("import faulthandler\ndef f(x):\n    faulthandler._sigsegv()\n", Status.CRASH, "signal 11"),
+        ("import ctypes\ndef f(x):\n    ctypes.string_at(0)\n", Status.CRASH, "signal 11"),
         ("import os\ndef f(x):\n    os._exit(0)\n", Status.EXITED_EARLY, "before the last test"),
         ("import sys\ndef f(x):\n    sys.exit(0)\n", Status.EXITED_EARLY, "sys.exit"),
         ("raise SystemExit\n", Status.EXITED_EARLY, "sys.exit"),
@@ -178,32 +178,6 @@ def test_prints_are_captured_and_kept_apart(judge: Judge) -> None:
     assert verdict.stdout == '{"value": 1}\n'
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [
-        "os.remove(path)",
-        "os.rename(path, path + '2')",
-        "open(path, 'w')",
-        "open(path, 'a')",
-        "os.open(path, os.O_WRONLY)",
-        "__import__('shutil').rmtree(folder)",
-        "os.system('rm ' + path)",
-        "__import__('subprocess').run(['rm', path])",
-        "os.kill(os.getppid(), 9)",
-        "os.fork()",
-        "__import__('socket').socket()",
-    ],
-)
-def test_the_guard_refuses(judge: Judge, harm: str, tmp_path: Any) -> None:
-    file = tmp_path / "precious"
-    file.write_text("here")
-    source = f"import os\nfolder, path = {str(tmp_path)!r}, {str(file)!r}\ndef f(x):\n    return {harm}\n"
-    verdict = graded(judge, DOUBLE, source)
-    assert verdict.status is Status.EXCEPTION
-    assert "not allowed" in verdict.message
-    assert file.read_text() == "here"
-
-
 def test_the_environment_is_not_passed_on(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RA3GYM_TEST_SECRET", "s3cret")
     task = function_task((0, []))
@@ -264,30 +238,23 @@ def test_leaving_by_an_error_does_not_wait_for_what_has_not_begun() -> None:
         slow[-1].result()
 
 
-def test_a_killed_runner_is_replaced() -> None:
+def test_a_killed_worker_is_replaced() -> None:
     source = "def f(x):\n    return x * 2\n"
     with Judge(workers=1, limits=LIMITS) as judge:
         before = psutil.Process().children()
-        assert judge.grade([(DOUBLE, source)])[0].passed
-        (runner,) = [child for child in psutil.Process().children() if child not in before]
-        runner.kill()
-        runner.wait()
-        assert judge.grade([(DOUBLE, source + "# again")])[0].passed
-
-
-def test_a_program_that_kills_its_runner_is_a_crash_and_spares_its_neighbours() -> None:
-    killer = "import os, signal\nsignal.pidfd_send_signal(os.pidfd_open(os.getppid()), 9)\n"
-    good = "def f(x):\n    return x * 2\n"
-    with Judge(workers=1, limits=LIMITS) as judge:
-        verdicts = judge.grade([(DOUBLE, good), (DOUBLE, killer), (DOUBLE, good + "# 2")])
-    assert [verdict.status for verdict in verdicts] == [Status.PASSED, Status.CRASH, Status.PASSED]
+        assert judge.grade([(CHECK, source)])[0].passed
+        for child in psutil.Process().children():
+            if child not in before:
+                child.kill()
+                child.wait()
+        assert judge.grade([(CHECK, source + "# again")])[0].passed
 
 
 def test_a_broken_machine_is_an_error_not_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     for executable in ("/nonexistent/python", "/bin/false"):
         monkeypatch.setattr(sys, "executable", executable)
-        with Judge(workers=1) as judge, pytest.raises(JudgeError, match=executable):
-            judge.grade([(DOUBLE, "def f(x):\n    return x * 2\n")])
+        with pytest.raises(JudgeError, match=executable):
+            Judge(workers=1)
 
 
 def test_nothing_is_left_behind() -> None:
@@ -321,7 +288,7 @@ def test_bad_input_is_refused_with_a_reason(judge: Judge) -> None:
     with pytest.raises(DataError, match="must be a str, got int"):
         judge.grade([(DOUBLE, 3)])  # type: ignore[list-item]
     with pytest.raises(DataError, match="not of builtin types"):
-        judge.grade([(function_task((1, range(3))), "")])
+        judge.grade([(function_task((1, object())), "")])
     with pytest.raises(DataError, match="2 inputs but 1 outputs"):
         judge.grade([(CodeTask("t", "", "f", FunctionTests(((1,), (2,)), (1,))), "")])
     with pytest.raises(ValueError, match="workers"):

@@ -1,0 +1,171 @@
+"""The system calls that a program may make: everything else fails with EPERM, whatever the program is.
+
+Threads, memory, reading files, time and its own signals are allowed; new processes, exec, sockets, signals to others,
+ptrace, mount, bpf, io_uring, keys and namespaces are not. `clone3` says ENOSYS, since its flags lie in memory where a
+filter cannot look: the C library then falls back to `clone`.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+# name: number on x86-64, on aarch64 (None where the call does not exist)
+ALLOWED: dict[str, tuple[int | None, int | None]] = {
+    "read": (0, 63),
+    "write": (1, 64),
+    "close": (3, 57),
+    "mmap": (9, 222),
+    "munmap": (11, 215),
+    "brk": (12, 214),
+    "futex": (202, 98),
+    "clock_gettime": (228, 113),
+    "lseek": (8, 62),
+    "readv": (19, 65),
+    "writev": (20, 66),
+    "pread64": (17, 67),
+    "close_range": (436, 436),
+    # looking at files; nothing in the sandbox can be written
+    "open": (2, None),
+    "openat": (257, 56),
+    "stat": (4, None),
+    "fstat": (5, 80),
+    "lstat": (6, None),
+    "newfstatat": (262, 79),
+    "statx": (332, 291),
+    "access": (21, None),
+    "faccessat": (269, 48),
+    "faccessat2": (439, 439),
+    "readlink": (89, None),
+    "readlinkat": (267, 78),
+    "getcwd": (79, 17),
+    "getdents64": (217, 61),
+    "statfs": (137, 43),
+    "fstatfs": (138, 44),
+    "fadvise64": (221, 223),
+    # descriptors
+    "dup": (32, 23),
+    "dup2": (33, None),
+    "dup3": (292, 24),
+    "fcntl": (72, 25),
+    "pipe": (22, None),
+    "pipe2": (293, 59),
+    "poll": (7, None),
+    "ppoll": (271, 73),
+    "select": (23, None),
+    "pselect6": (270, 72),
+    "epoll_create1": (291, 20),
+    "epoll_ctl": (233, 21),
+    "epoll_wait": (232, None),
+    "epoll_pwait": (281, 22),
+    "eventfd2": (290, 19),
+    # memory
+    "mprotect": (10, 226),
+    "mremap": (25, 216),
+    "madvise": (28, 233),
+    "membarrier": (324, 283),
+    # threads, and the end
+    "set_robust_list": (273, 99),
+    "get_robust_list": (274, 100),
+    "rseq": (334, 293),
+    "set_tid_address": (218, 96),
+    "sched_yield": (24, 124),
+    "sched_getaffinity": (204, 123),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
+    "restart_syscall": (219, 128),
+    # its own signals and timers
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "rt_sigpending": (127, 136),
+    "rt_sigtimedwait": (128, 137),
+    "rt_sigsuspend": (130, 133),
+    "sigaltstack": (131, 132),
+    "pause": (34, None),
+    "alarm": (37, None),
+    "getitimer": (36, 102),
+    "setitimer": (38, 103),
+    # time
+    "nanosleep": (35, 101),
+    "clock_nanosleep": (230, 115),
+    "clock_getres": (229, 114),
+    "gettimeofday": (96, 169),
+    "time": (201, None),
+    "times": (100, 153),
+    # who and where it is
+    "getpid": (39, 172),
+    "getppid": (110, 173),
+    "gettid": (186, 178),
+    "getuid": (102, 174),
+    "geteuid": (107, 175),
+    "getgid": (104, 176),
+    "getegid": (108, 177),
+    "getresuid": (118, 148),
+    "getresgid": (120, 150),
+    "getgroups": (115, 158),
+    "getpgrp": (111, None),
+    "getpgid": (121, 155),
+    "getsid": (124, 156),
+    "getrusage": (98, 165),
+    "getrlimit": (97, 163),
+    "uname": (63, 160),
+    "sysinfo": (99, 179),
+    "getrandom": (318, 278),
+    "umask": (95, 166),
+}
+_CLONE, _CLONE3, _PRLIMIT64 = (56, 220), (435, 435), (302, 261)
+_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
+
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # linux/bpf_common.h
+_ALLOW, _ERROR, _KILL = 0x7FFF0000, 0x00050000, 0x80000000  # linux/seccomp.h
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
+_X32_BIT = 0x40000000
+_CLONE_THREAD = 0x00010000
+
+
+def supported(machine: str) -> bool:
+    """Whether there are numbers for this kind of machine (as `platform.machine()` has it)."""
+    return machine in _ARCHITECTURES
+
+
+def filter_program(machine: str) -> bytes:
+    """The filter for a kind of machine, in classic BPF: 8 bytes an instruction.
+
+    A jump's two numbers count the instructions skipped when its condition holds, and when it does not.
+    """
+    column = list(_ARCHITECTURES).index(machine)
+    denied = _ERROR | errno.EPERM
+    code = [
+        _instruction(_LOAD, _ARCHITECTURE),
+        _instruction(_EQUAL, _ARCHITECTURES[machine], 1, 0),
+        _instruction(_RETURN, _KILL),
+        _instruction(_LOAD, _NUMBER),
+    ]
+    if machine == "x86_64":
+        code += [_instruction(_AT_LEAST, _X32_BIT, 0, 1), _instruction(_RETURN, denied)]
+    for numbers in ALLOWED.values():
+        number = numbers[column]
+        if number is not None:
+            code += [_instruction(_EQUAL, number, 0, 1), _instruction(_RETURN, _ALLOW)]
+    code += [_instruction(_EQUAL, _CLONE3[column], 0, 1), _instruction(_RETURN, _ERROR | errno.ENOSYS)]
+    # A thread shares all there is to share; the kernel refuses new namespaces together with this flag.
+    code += [
+        _instruction(_EQUAL, _CLONE[column], 0, 4),
+        _instruction(_LOAD, _ARGUMENTS),
+        _instruction(_ANY_BIT, _CLONE_THREAD, 0, 1),
+        _instruction(_RETURN, _ALLOW),
+        _instruction(_RETURN, denied),
+    ]
+    # Limits may be read and lowered, its own alone: the process is argument 0, and 0 means oneself.
+    code += [
+        _instruction(_EQUAL, _PRLIMIT64[column], 0, 3),
+        _instruction(_LOAD, _ARGUMENTS),
+        _instruction(_EQUAL, 0, 0, 1),
+        _instruction(_RETURN, _ALLOW),
+    ]
+    return b"".join([*code, _instruction(_RETURN, denied)])
+
+
+def _instruction(code: int, operand: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, if_true, if_false, operand)
