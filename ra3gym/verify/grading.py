@@ -151,7 +151,7 @@ def _is_stored(name: ast.Name) -> bool:
     return isinstance(name.ctx, ast.Store)
 
 
-def verdict(exam: Exam, outcomes: Sequence[Outcome]) -> Verdict:
+def verdict(exam: Exam, outcomes: Sequence[Outcome], isolation: str = "namespaces") -> Verdict:
     """What the outcomes of a program's runs are worth; the runs of stdin/stdout tests may have stopped early."""
     number = len(exam.task.tests)
     if isinstance(exam.task.tests, StdioTests):
@@ -185,6 +185,7 @@ def verdict(exam: Exam, outcomes: Sequence[Outcome]) -> Verdict:
         message=message,
         seconds=sum(run.seconds for run in outcomes),
         stdout="".join(run.stdout for run in outcomes)[: exam.stdout_bytes],
+        isolation=isolation,
     )
 
 

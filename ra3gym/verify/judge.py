@@ -13,13 +13,14 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import cast, get_args
 
-from ra3gym.errors import ConfigError, DataError, JudgeError
+from ra3gym.errors import ConfigError, DataError, JudgeError, SandboxUnavailable, UnknownNameError
 from ra3gym.tasks.task import CodeTask
 from ra3gym.verify.grading import Exam, prepare, verdict
 from ra3gym.verify.runs import Outcome, Run
 from ra3gym.verify.verdict import Limits, Status, Verdict
-from ra3gym.verify.worker import Worker, ZygoteDied
+from ra3gym.verify.worker import Isolation, Worker, ZygoteDied
 
 _CHUNK = 16
 _EXAMS = 4096
@@ -39,6 +40,9 @@ class Judge:
         cache_size: verdicts kept for programs seen before; 0 keeps none. Timeouts are never kept.
         stop_early: leave a program's later tests out once one has failed (they count as failed). Function tests stop
             at those that raise or end the program alone: the others' answers are compared when all are there.
+        isolation: "namespaces" shuts programs in; "process" runs each in a fresh interpreter under resource limits
+            (and seccomp and Landlock, where the kernel has them): slower, less safe, and refused for root unless it is
+            "process-as-root". `None` takes the environment variable RA3GYM_ISOLATION, or else "namespaces".
 
     Raises:
         ConfigError: `workers < 1` or `cache_size < 0`.
@@ -54,6 +58,7 @@ class Judge:
         limits: Limits | None = None,
         cache_size: int = 8192,
         stop_early: bool = False,
+        isolation: Isolation | None = None,
     ) -> None:
         if workers < 1:
             raise ConfigError(f"workers must be at least 1, got {workers}")
@@ -67,7 +72,8 @@ class Judge:
         self._num_workers = workers
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self._stop_early = stop_early
-        self._workers = [Worker("namespaces") for _ in range(workers)]
+        self.isolation = _isolation(isolation or os.environ.get("RA3GYM_ISOLATION") or "namespaces")
+        self._workers = [Worker(self.isolation) for _ in range(workers)]
         try:
             for worker in self._workers:
                 worker.wait_until_ready()
@@ -172,7 +178,7 @@ class Judge:
             runs = [run for job, ((_, source), exam) in enumerate(chunk) for run in exam.runs(source, job)]
             outcomes = iter(self._outcomes(worker, runs, chunk))
             for key, exam in chunk:
-                verdicts[key] = verdict(exam, [next(outcomes) for _ in exam.programs])
+                verdicts[key] = verdict(exam, [next(outcomes) for _ in exam.programs], self.isolation)
         finally:
             self._idle.put(worker)
         with self._lock:
@@ -215,3 +221,14 @@ class Judge:
                 if len(self._exams) > _EXAMS:
                     self._exams.popitem(last=False)
             return exam
+
+
+def _isolation(name: str) -> Isolation:
+    if name not in get_args(Isolation):
+        raise UnknownNameError("isolation", name, get_args(Isolation))
+    if name == "process" and os.geteuid() == 0:
+        raise SandboxUnavailable(
+            "isolation 'process' leaves programs the rights of the user who runs it, and that is root: run as another "
+            "user, or say 'process-as-root' (Judge(isolation=...) or RA3GYM_ISOLATION)"
+        )
+    return cast(Isolation, name)

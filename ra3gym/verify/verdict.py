@@ -50,7 +50,8 @@ class Verdict:
     """The judge's answer on one program.
 
     `score` is the fraction of `tests` passed; `message` tells of the first failure (empty when all passed);
-    `seconds` is the wall-clock time of the runs; `stdout` is what the program printed, up to the limit.
+    `seconds` is the wall-clock time of the runs; `stdout` is what the program printed, up to the limit; `isolation` is
+    how it was kept from doing harm, see `Judge`.
     """
 
     status: Status
@@ -58,6 +59,7 @@ class Verdict:
     message: str = ""
     seconds: float = 0.0
     stdout: str = ""
+    isolation: str = "namespaces"
 
     @property
     def passed(self) -> bool:

@@ -20,10 +20,10 @@ from typing import Any, BinaryIO, Literal
 from ra3gym.errors import JudgeError, SandboxUnavailable
 from ra3gym.verify.runs import Outcome, Run
 
-Isolation = Literal["namespaces", "process"]
+Isolation = Literal["namespaces", "process", "process-as-root"]
 Role = Literal["solution", "tester"]
 
-_ZYGOTE = Path(__file__).with_name("sandbox") / "zygote.py"
+_SANDBOX = Path(__file__).with_name("sandbox")
 # -I would ignore PYTHONHASHSEED as well; with this environment -s -P -S isolates as much, and verdicts repeat.
 _FLAGS = ("-s", "-P", "-S", "-B", "-u")
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
@@ -50,8 +50,9 @@ class Zygote:
     """
 
     def __init__(self, role: Role, isolation: Isolation) -> None:
-        command = [sys.executable, *_FLAGS, str(_ZYGOTE), json.dumps({"role": role, "isolation": isolation})]
-        self._by_hand = " ".join(command[:-1])
+        script = "zygote.py" if isolation == "namespaces" else "spawner.py"
+        command = [sys.executable, *_FLAGS, str(_SANDBOX / script), role]
+        self._by_hand = " ".join(command)
         self._channel, theirs = socket.socketpair()
         self._unread = b""
         try:

@@ -11,35 +11,51 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from ra3gym.verify.sandbox import linux
-elif sys.platform == "linux":
-    import linux
+from typing import Any, NamedTuple, NoReturn
 
 STDOUT, REPORT, CALLS = 1, 3, 4
 """Descriptors: what is printed, what is reported, and the line between program and tests."""
 DESCRIPTORS = 128
-"""Most descriptors that a zygote has open."""
+"""Most descriptors that the parent has open."""
 _MESSAGE_CHARS = 300
 _OPEN_FILES = 64
 _TASKS = 64
 
 
-def arrange_descriptors(report: int, stdout: int, calls: int | None) -> None:
-    """Put the descriptors in their places and close every other one but 0 and 2."""
-    high = DESCRIPTORS  # out of the way of the places
-    for descriptor, number in ((report, REPORT), (stdout, STDOUT), (calls, CALLS)):
-        if descriptor is not None:
-            os.dup2(descriptor, high + number)
-    for number in (REPORT, STDOUT, CALLS) if calls is not None else (REPORT, STDOUT):
-        os.dup2(high + number, number)
-    os.closerange(CALLS + (calls is not None), high + CALLS + 1)
+class Places(NamedTuple):
+    """Where a process's report and output go, and its line to the other side."""
+
+    report: int
+    stdout: int
+    calls: int | None
 
 
-def give_stdin(content: bytes) -> None:
-    """Make `content` what the program reads."""
+def read_json(file: int, place: tuple[int, int]) -> dict[str, Any]:
+    """What stands at a place (start and length) of a batch's file."""
+    start, length = place
+    parts = []
+    while length > 0:
+        parts.append(os.pread(file, length, start))
+        start, length = start + len(parts[-1]), length - len(parts[-1])
+    content: dict[str, Any] = json.loads(b"".join(parts))
+    return content
+
+
+def arrange_descriptors(places: Places) -> None:
+    """Put the descriptors where they belong and close every other one but 0 and 2."""
+    wanted = [(STDOUT, places.stdout), (REPORT, places.report)]
+    if places.calls is not None:
+        wanted.append((CALLS, places.calls))
+    for number, descriptor in wanted:
+        os.dup2(descriptor, DESCRIPTORS + number)  # out of the way of the places first
+    for number, _ in wanted:
+        os.dup2(DESCRIPTORS + number, number)
+    os.closerange(wanted[-1][0] + 1, 2 * DESCRIPTORS)
+
+
+def give_stdin(text: str) -> None:
+    """Make `text` what the program reads."""
+    content = text.encode("utf-8", "replace")
     if content and hasattr(os, "memfd_create"):
         file = os.memfd_create("stdin")  # not a pipe: programs ask for its size
         os.write(file, content)
@@ -52,12 +68,35 @@ def give_stdin(content: bytes) -> None:
     sys.stdin = io.TextIOWrapper(raw, encoding="utf-8", errors="replace")
 
 
-def run(body: Callable[[], bool], token: str, run: dict[str, Any], filter_program: bytes) -> NoReturn:
-    """Take the limits, run `body` and leave; the token is reported last, when `body` says it came to its end."""
+def forget_sandbox() -> None:
+    """Leave none of these modules where a program's imports would find them."""
+    here = os.path.dirname(__file__)
+    for name, module in list(sys.modules.items()):
+        if name != "__main__" and os.path.dirname(getattr(module, "__file__", None) or "") == here:
+            del sys.modules[name]
+
+
+def take_limits(seconds: float, memory_mb: int, threads: bool) -> None:
+    """The resource limits of one run; without `threads`, no new process or thread can be made."""
+    cpu = math.ceil(seconds)
+    tasks = _TASKS if threads else 0
+    limits = [
+        (resource.RLIMIT_CPU, cpu, cpu + 1),
+        (resource.RLIMIT_FSIZE, 0, 0),
+        (resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_NPROC, tasks, tasks),
+    ]
+    if sys.platform == "linux":  # elsewhere the kernel does not keep it
+        limits.append((resource.RLIMIT_AS, memory_mb << 20, memory_mb << 20))
+    for kind, soft, hard in limits:
+        resource.setrlimit(kind, (soft, hard))
+    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+
+
+def run(body: Callable[[], bool], token: str) -> NoReturn:
+    """Run `body` and leave; the token is reported last, when `body` says that it came to its end."""
     sys.stdout = os.fdopen(STDOUT, "w", encoding="utf-8", errors="replace", closefd=False)
-    _take_limits(run["seconds"], run["memory_mb"])
-    if filter_program:
-        linux.install_filter(filter_program)
     random.seed(0)  # a fork seeds it anew; verdicts repeat
     leave = os._exit
     try:
@@ -95,19 +134,3 @@ def described(error: BaseException) -> str:
         text = f"(its message raised {type(second).__name__})"
     name = type(error).__name__
     return (f"{name}: {text}" if text else name)[:_MESSAGE_CHARS]
-
-
-def _take_limits(seconds: float, memory_mb: int) -> None:
-    cpu = math.ceil(seconds)
-    limits = [
-        (resource.RLIMIT_CPU, cpu, cpu + 1),
-        (resource.RLIMIT_FSIZE, 0, 0),
-        (resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
-        (resource.RLIMIT_CORE, 0, 0),
-        (resource.RLIMIT_NPROC, _TASKS, _TASKS),
-    ]
-    if sys.platform == "linux":  # elsewhere the kernel does not keep it
-        limits.append((resource.RLIMIT_AS, memory_mb << 20, memory_mb << 20))
-    for kind, soft, hard in limits:
-        resource.setrlimit(kind, (soft, hard))
-    signal.signal(signal.SIGXCPU, signal.SIG_DFL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from typing import Any
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -52,50 +53,62 @@ class FilterProgram(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
+def system_call(number: int, *arguments: Any) -> int:
+    """A system call by its number; each argument a ctypes value, `None` for a null pointer."""
+    return int(_libc.syscall(ctypes.c_long(number), *arguments))
+
+
+def checked(step: str, result: int) -> int:
+    """`result`, unless it says that the call failed: then `StepFailed`."""
+    if result < 0:
+        raise StepFailed(step, ctypes.get_errno())
+    return result
+
+
 def unshare(flags: int) -> None:
     """Leave the namespaces that `flags` name for new ones."""
-    _check("unshare", _libc.unshare(flags))
+    checked("unshare", _libc.unshare(flags))
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     """mount(2)."""
     arguments = [None if text is None else text.encode() for text in (source, target, kind)]
-    _check(f"mount {target}", _libc.mount(*arguments, flags, None if data is None else data.encode()))
+    checked(f"mount {target}", _libc.mount(*arguments, flags, None if data is None else data.encode()))
 
 
 def set_mount_flags(target: str, flags: int) -> None:
     """Add `MS_RDONLY`, `MS_NOSUID`, `MS_NODEV`, `MS_NOEXEC` to the mount at `target` and all below it."""
     attributes = MountAttributes(flags, 0, 0, 0)  # MOUNT_ATTR_* have the values of these MS_*
-    done = _libc.syscall(
-        ctypes.c_long(_MOUNT_SETATTR),
+    done = system_call(
+        _MOUNT_SETATTR,
         ctypes.c_int(_AT_FDCWD),
         ctypes.c_char_p(target.encode()),
         ctypes.c_uint(_AT_RECURSIVE),
         ctypes.byref(attributes),
         ctypes.c_size_t(ctypes.sizeof(attributes)),
     )
-    _check(f"mount_setattr {target} (Linux 5.12 or newer)", done)
+    checked(f"mount_setattr {target} (Linux 5.12 or newer)", done)
 
 
 def unmount(target: str) -> None:
     """Take the mount at `target` away, now from view and for good once nothing uses it."""
-    _check(f"umount {target}", _libc.umount2(target.encode(), MNT_DETACH))
+    checked(f"umount {target}", _libc.umount2(target.encode(), MNT_DETACH))
 
 
 def pivot_root(new: str, old: str) -> None:
     """Make `new` the root, and put the present one at `old`."""
-    number = ctypes.c_long(_PIVOT_ROOT[MACHINE])
-    _check("pivot_root", _libc.syscall(number, ctypes.c_char_p(new.encode()), ctypes.c_char_p(old.encode())))
+    places = (ctypes.c_char_p(place.encode()) for place in (new, old))
+    checked("pivot_root", system_call(_PIVOT_ROOT[MACHINE], *places))
 
 
 def set_host_name(name: str) -> None:
     """The name that `uname` gives."""
-    _check("sethostname", _libc.sethostname(name.encode(), ctypes.c_size_t(len(name))))
+    checked("sethostname", _libc.sethostname(name.encode(), ctypes.c_size_t(len(name))))
 
 
 def prctl(step: str, option: int, argument: int = 0) -> None:
     """prctl(2) with one argument."""
-    _check(step, _libc.prctl(option, argument, 0, 0, 0))
+    checked(step, _libc.prctl(option, argument, 0, 0, 0))
 
 
 def drop_bounding_set() -> None:
@@ -108,16 +121,11 @@ def drop_bounding_set() -> None:
 def drop_capabilities() -> None:
     """Give up every capability, and (`no_new_privs`) every way to win one back."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    _check("capset", _libc.capset(header, (ctypes.c_uint32 * 6)()))
+    checked("capset", _libc.capset(header, (ctypes.c_uint32 * 6)()))
     prctl("no_new_privs", PR_SET_NO_NEW_PRIVS, 1)
 
 
 def install_filter(instructions: bytes) -> None:
     """Put a seccomp filter on this thread and all that come from it; needs `no_new_privs`."""
     program = FilterProgram(len(instructions) // 8, instructions)
-    _check("seccomp", _libc.prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program), 0, 0))
-
-
-def _check(step: str, result: int) -> None:
-    if result < 0:
-        raise StepFailed(step, ctypes.get_errno())
+    checked("seccomp", _libc.prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program), 0, 0))

@@ -22,7 +22,7 @@ else:
 NOBODY = 65534
 _PRIVATE_UIDS = (61184, 65519)  # what systemd sets aside for users that exist as long as a service runs
 _NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS
-_DEVICES = ("null", "zero", "urandom")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 _ALSO_SEEN = ("/etc/ld.so.cache", "/usr/share/zoneinfo")
 _STAGE = "/tmp"
 _SHARED_OBJECT = re.compile(r"(/.*)/[^/]+\.so[^/]*$")
@@ -34,7 +34,7 @@ def enter(also_seen: Iterable[str] = ()) -> None:
     `also_seen` are more folders to leave in sight. Raises `linux.StepFailed` where this machine refuses a step.
     """
     outside = _namespace("mnt"), _namespace("pid")
-    paths = _needed_paths(also_seen)
+    paths = needed_paths(also_seen)
     uid = _unshare()
     pid = os.fork()
     if pid != 0:
@@ -91,8 +91,8 @@ def _wait_for(pid: int) -> NoReturn:
     os._exit(min(255, abs(os.waitstatus_to_exitcode(status))))
 
 
-def _needed_paths(also_seen: Iterable[str]) -> dict[str, str]:
-    """Each path to leave in sight, and the place without symbolic links where it is."""
+def needed_paths(also_seen: Iterable[str] = ()) -> dict[str, str]:
+    """What Python itself needs, and `also_seen`: each path, and the place without symbolic links where it is."""
     paths = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), *_ALSO_SEEN, *also_seen}
     with open("/proc/self/maps") as maps:
         paths |= {found.group(1) for found in map(_SHARED_OBJECT.search, maps) if found}
@@ -123,11 +123,11 @@ def _build_root(paths: dict[str, str]) -> None:
         linux.mount("/old" + place, "/new" + path, None, linux.MS_BIND | linux.MS_REC)
     for packages in _package_folders(paths):
         linux.mount("tmpfs", packages, "tmpfs", tmpfs, "size=4k")
-    for device in _DEVICES:
-        _mount_point(f"/new/dev/{device}", False)
+    for device in DEVICES:
+        _mount_point(f"/new{device}", False)
     linux.set_mount_flags("/new", linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
-    for device in _DEVICES:  # the one kind of file that may be written, and what is written is gone
-        linux.mount(f"/old/dev/{device}", f"/new/dev/{device}", None, linux.MS_BIND)
+    for device in DEVICES:  # the one kind of file that may be written, and what is written is gone
+        linux.mount(f"/old{device}", f"/new{device}", None, linux.MS_BIND)
 
 
 def _package_folders(paths: Iterable[str]) -> list[str]:

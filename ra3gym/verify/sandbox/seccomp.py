@@ -8,6 +8,7 @@ filter cannot look: the C library then falls back to `clone`.
 from __future__ import annotations
 
 import errno
+import os
 import struct
 
 # name: number on x86-64, on aarch64 (None where the call does not exist)
@@ -120,6 +121,8 @@ _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # linux/bpf_common.h
 _ALLOW, _ERROR, _KILL = 0x7FFF0000, 0x00050000, 0x80000000  # linux/seccomp.h
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
+_FLAGS_ARGUMENT = {"open": 1, "openat": 2}
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _X32_BIT = 0x40000000
 _CLONE_THREAD = 0x00010000
 
@@ -129,9 +132,10 @@ def supported(machine: str) -> bool:
     return machine in _ARCHITECTURES
 
 
-def filter_program(machine: str) -> bytes:
+def filter_program(machine: str, read_only: bool = False) -> bytes:
     """The filter for a kind of machine, in classic BPF: 8 bytes an instruction.
 
+    With `read_only`, files cannot be opened for writing, for programs whose file system is not read-only by itself.
     A jump's two numbers count the instructions skipped when its condition holds, and when it does not.
     """
     column = list(_ARCHITECTURES).index(machine)
@@ -144,9 +148,19 @@ def filter_program(machine: str) -> bytes:
     ]
     if machine == "x86_64":
         code += [_instruction(_AT_LEAST, _X32_BIT, 0, 1), _instruction(_RETURN, denied)]
-    for numbers in ALLOWED.values():
+    for name, numbers in ALLOWED.items():
         number = numbers[column]
-        if number is not None:
+        if number is None:
+            continue
+        if read_only and name in _FLAGS_ARGUMENT:
+            code += [
+                _instruction(_EQUAL, number, 0, 4),
+                _instruction(_LOAD, _ARGUMENTS + 8 * _FLAGS_ARGUMENT[name]),
+                _instruction(_ANY_BIT, _WRITING, 0, 1),
+                _instruction(_RETURN, denied),
+                _instruction(_RETURN, _ALLOW),
+            ]
+        else:
             code += [_instruction(_EQUAL, number, 0, 1), _instruction(_RETURN, _ALLOW)]
     code += [_instruction(_EQUAL, _CLONE3[column], 0, 1), _instruction(_RETURN, _ERROR | errno.ENOSYS)]
     # A thread shares all there is to share; the kernel refuses new namespaces together with this flag.
