@@ -3,5 +3,6 @@
 from ra3gym.verify.judge import Judge
 from ra3gym.verify.passk import pass_at_k
 from ra3gym.verify.verdict import Limits, Status, Verdict
+from ra3gym.verify.worker import Isolation
 
-__all__ = ["Judge", "Limits", "Status", "Verdict", "pass_at_k"]
+__all__ = ["Isolation", "Judge", "Limits", "Status", "Verdict", "pass_at_k"]

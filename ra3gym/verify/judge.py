@@ -6,6 +6,7 @@ process of the tests' own that calls the program over a pipe. docs/judge.md says
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 import threading
@@ -174,11 +175,15 @@ class Judge:
     def _run_chunk(self, chunk: list[tuple[Key, Exam]]) -> dict[Key, Verdict]:
         worker = self._idle.get()
         try:
-            verdicts = {}
-            runs = [run for job, ((_, source), exam) in enumerate(chunk) for run in exam.runs(source, job)]
-            outcomes = iter(self._outcomes(worker, runs, chunk))
-            for key, exam in chunk:
-                verdicts[key] = verdict(exam, [next(outcomes) for _ in exam.programs], self.isolation)
+            if self._stop_early:  # one run at a time, to see before the next how it went
+                outcomes = [self._outcomes_until_failure(worker, exam, source) for (_, source), exam in chunk]
+            else:
+                runs = [run for job, ((_, source), exam) in enumerate(chunk) for run in exam.runs(source, job)]
+                arrived = iter(self._outcomes(worker, runs, [exam for _, exam in chunk]))
+                outcomes = [list(itertools.islice(arrived, len(exam.programs))) for _, exam in chunk]
+            verdicts = {
+                key: verdict(exam, found, self.isolation) for (key, exam), found in zip(chunk, outcomes, strict=True)
+            }
         finally:
             self._idle.put(worker)
         with self._lock:
@@ -189,7 +194,15 @@ class Judge:
                 self._cache.popitem(last=False)
         return verdicts
 
-    def _outcomes(self, worker: Worker, runs: list[Run], chunk: list[tuple[Key, Exam]]) -> list[Outcome]:
+    def _outcomes_until_failure(self, worker: Worker, exam: Exam, source: str) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for run in exam.runs(source, 0):
+            outcomes += self._outcomes(worker, [run], [exam])
+            if not verdict(exam, outcomes).tests[len(outcomes) - 1]:
+                break
+        return outcomes
+
+    def _outcomes(self, worker: Worker, runs: list[Run], exams: list[Exam]) -> list[Outcome]:
         """The outcome of each run; where a zygote dies, the run that it died in is made again by a new one."""
         outcomes: list[Outcome] = []
         attempts = 0
@@ -200,10 +213,10 @@ class Judge:
                 attempts = 1 if error.outcomes else attempts + 1
                 outcomes += error.outcomes
                 if attempts == _ATTEMPTS:
-                    _, exam = chunk[runs[len(outcomes)].job]
+                    task = exams[runs[len(outcomes)].job].task
                     raise JudgeError(
-                        f"a worker died {attempts} times in a row at a program for task {exam.task.task_id!r}: "
-                        f"{error}. No verdict on it: is this machine out of memory or processes?"
+                        f"a worker died {attempts} times in a row at a program for task {task.task_id!r}: {error}. "
+                        "No verdict on it: is this machine out of memory or processes?"
                     ) from None
 
     def _cached(self, key: Key) -> Verdict | None:

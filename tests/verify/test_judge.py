@@ -6,21 +6,30 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from ra3gym.errors import ConfigError, DataError, JudgeError
+from ra3gym.errors import ConfigError, DataError, JudgeError, SandboxUnavailable, UnknownNameError
 from ra3gym.tasks import AssertTests, CheckTests, CodeTask, FunctionTests, StdioTests
-from ra3gym.verify import Judge, Limits, Status, Verdict
+from ra3gym.verify import Isolation, Judge, Limits, Status, Verdict
 
 LIMITS = Limits(seconds=1.0, memory_mb=256, output_kb=4)
 
 
-@pytest.fixture(scope="module")
-def judge() -> Iterator[Judge]:
-    with Judge(workers=2, limits=LIMITS) as judge:
+ISOLATIONS: list[Isolation] = ["namespaces", "process-as-root" if os.geteuid() == 0 else "process"]
+
+
+@pytest.fixture(scope="module", params=ISOLATIONS)
+def judge(request: pytest.FixtureRequest) -> Iterator[Judge]:
+    """A judge of each isolation; where the machine has no namespaces, the first is left out."""
+    try:
+        judge = Judge(workers=2, limits=LIMITS, isolation=request.param)
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+    with judge:
         yield judge
 
 
@@ -40,6 +49,7 @@ def graded(judge: Judge, task: CodeTask, source: str) -> Verdict:
     assert len(verdict.tests) == len(task.tests)
     assert verdict.passed == (verdict.status is Status.PASSED) == (verdict.score == 1.0)
     assert bool(verdict.message) != verdict.passed
+    assert verdict.isolation == judge.isolation
     return verdict
 
 
@@ -300,3 +310,125 @@ def test_bad_input_is_refused_with_a_reason(judge: Judge) -> None:
     closed.close()
     with pytest.raises(JudgeError, match="closed"):
         closed.grade([(DOUBLE, "")])
+
+
+HARM = [
+    "open('/etc/passwd').read()",
+    "open(path)",
+    "open(path, 'w')",
+    "os.open(path, os.O_RDWR)",
+    "os.remove(path)",
+    "os.rename(path, path + '2')",
+    "__import__('shutil').rmtree(folder)",
+    "open('/tmp/left', 'w')",
+    "__import__('tempfile').mkdtemp()",
+    "__import__('subprocess').run(['rm', path])",
+    "os.kill(os.getppid(), 9)",
+    "os.fork()",
+    "__import__('socket').socket()",
+]
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_what_does_harm_is_refused(judge: Judge, harm: str, tmp_path: Path) -> None:
+    file = tmp_path / "precious"
+    file.write_text("here")
+    source = f"import os\nfolder, path = {str(tmp_path)!r}, {str(file)!r}\ndef f(x):\n    {harm}\n    return x * 2\n"
+    verdict = graded(judge, DOUBLE, source)
+    assert verdict.status is Status.EXCEPTION
+    assert file.read_text() == "here"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_programs_expect_of_python_is_there(judge: Judge) -> None:
+    source = """
+import ctypes, decimal, hashlib, json, random, sqlite3, ssl, sys, threading, time, unicodedata, zoneinfo
+def f(x):
+    done = []
+    thread = threading.Thread(target=done.append, args=(x,))
+    thread.start()
+    thread.join()
+    time.sleep(0.001)
+    assert sys.argv == ["solution.py"]
+    return done[0] * 2
+"""
+    assert graded(judge, DOUBLE, source).passed
+
+
+CALLED = CodeTask(
+    "test/called",
+    'def helper(x):\n    return x\n\n\ndef f(x):\n    """What the tests call, with `helper` for them to use."""\n',
+    "f",
+    AssertTests(
+        (
+            "assert f(Pair(1, 2)) == 3",
+            "pair = Pair(1, 2); pair.left = 5; assert f(pair) == 7 and pair.left == 5",
+            "data = [3, 1]; f(data); assert data == [1, 3]",
+            "assert list(f('abc')) == ['a', 'b', 'c']",
+            "assert f(int) is float",
+            "try:\n    f(None)\nexcept ValueError as error:\n    assert str(error) == 'none'\nelse:\n    assert False",
+            "assert helper(f(0)) == 1",
+        )
+    ),
+)
+ANSWERS = """
+class Pair:
+    def __init__(self, left, right):
+        self.left, self.right = left, right
+def f(x):
+    if isinstance(x, Pair):
+        return x.left + x.right
+    if isinstance(x, list):
+        x.sort()
+    if isinstance(x, str):
+        return (letter for letter in x)
+    if x is int:
+        return float
+    if x is None:
+        raise ValueError('none')
+    return 1
+"""
+
+
+def test_tests_in_another_process_see_what_they_would_in_the_same(judge: Judge) -> None:
+    assert graded(judge, CALLED, ANSWERS).passed
+
+
+def test_a_helper_of_the_prompts_is_taken_from_the_prompt(judge: Judge) -> None:
+    cheat = ANSWERS.replace("return 1", "return 0") + "def helper(x):\n    return 1\n"
+    assert graded(judge, CALLED, cheat).tests == (True,) * 6 + (False,)
+
+
+def test_an_object_of_the_programs_equals_nothing(judge: Judge) -> None:
+    source = "class Any:\n    def __eq__(self, other): return True\ndef f(x):\n    return Any()\n"
+    for task in (CHECK, ASSERTS):
+        assert graded(judge, task, source).status is Status.WRONG_ANSWER
+
+
+def test_stopping_early_leaves_the_later_tests_out() -> None:
+    assert_task = CodeTask("test/stop", "", "f", AssertTests(("assert f(1)", "assert f(2)", "assert f(3)")))
+    with Judge(workers=1, limits=LIMITS, stop_early=True) as early:
+        source = "def f(x):\n    print(x)\n    return x != 2\n"
+        (verdict,) = early.grade([(assert_task, source)])
+        assert (verdict.tests, verdict.stdout) == ((True, False, False), "1\n2\n")
+        (verdict,) = early.grade([(ECHO, "print(input() + '!')")])
+        assert (verdict.tests, verdict.stdout) == ((False, False), "3!\n")
+
+
+def test_tests_that_are_no_python_are_refused(judge: Judge) -> None:
+    with pytest.raises(DataError, match=r"test/bad.*not Python"):
+        judge.grade([(CodeTask("test/bad", "", "f", AssertTests(("assert f(",))), "")])
+
+
+def test_isolations_are_named() -> None:
+    with pytest.raises(UnknownNameError, match="known: namespaces, process, process-as-root"):
+        Judge(isolation="chroot")  # type: ignore[arg-type]
+    if os.geteuid() == 0:
+        with pytest.raises(SandboxUnavailable, match="process-as-root"):
+            Judge(isolation="process")
+
+
+def test_the_isolation_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RA3GYM_ISOLATION", ISOLATIONS[1])
+    with Judge(workers=1) as judge:
+        assert judge.isolation == ISOLATIONS[1]

@@ -1,4 +1,4 @@
-"""One run in an interpreter of its own: as `python -I -S -B single.py RUN`, started by `spawner.py`."""
+"""One run in an interpreter of its own: as `python -s -P -S -B single.py RUN`, started by `spawner.py`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ def main() -> None:
     child.give_stdin(job.get("stdin", ""))
     for name in ("exit", "quit"):  # what the loader of site-packages would have defined
         setattr(builtins, name, sys.exit)
-    sys.argv[1:] = []
     child.forget_sandbox()
     shut_in = sys.platform == "linux" and seccomp.supported(linux.MACHINE)
     child.take_limits(run["seconds"], run["memory_mb"], threads=shut_in)

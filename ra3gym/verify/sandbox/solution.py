@@ -124,7 +124,7 @@ class _Service:
             raise
         except BaseException as error:
             names = [kind.__name__ for kind in type(error).__mro__]
-            return encoding.text_of(["raise", names, child.described(error)])
+            return encoding.text_of(["raise", names, child.message_of(error)])
 
     def _number(self, value: Any) -> list[Any]:
         number = self._numbers.get(id(value))

@@ -20,7 +20,7 @@ else:
     import serving
 
 _SINGLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "single.py")
-_FLAGS = ("-I", "-S", "-B")
+_FLAGS = ("-s", "-P", "-S", "-B")  # as isolated as -I, which would ignore PYTHONHASHSEED: verdicts repeat
 
 
 class Spawner:

@@ -214,5 +214,5 @@ def _raised(names: list[Any], text: str) -> Exception:
         error = kind(text)
     except TypeError:  # such as UnicodeDecodeError, which takes five arguments
         error = Exception(text)
-    error.program_said = text[:300]  # type: ignore[attr-defined]
+    error.program_said = f"{names[0]}: {text}"[:300] if names else text[:300]  # type: ignore[attr-defined]
     return error

@@ -1,0 +1,343 @@
+"""What isolation this machine gives, and why: every step of the judge's set-up tried for real, with the way out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+from ra3gym.errors import JudgeError, Ra3GymError, SandboxUnavailable, UnknownNameError
+from ra3gym.tasks.task import CodeTask, FunctionTests
+from ra3gym.verify.judge import Judge
+from ra3gym.verify.verdict import Limits
+from ra3gym.verify.worker import Isolation, Worker, ZygoteDied
+
+ISOLATION_VARIABLE = "RA3GYM_ISOLATION"
+
+_SANDBOX = Path(__file__).with_name("sandbox")
+_OLDEST_KERNEL = (5, 12)  # mount_setattr
+_MEMORY_MB = Limits().memory_mb
+_HARD_LIMITS = (  # what a program's own limits must stay below, and how a shell sets it
+    ("address space", resource.RLIMIT_AS, _MEMORY_MB << 20, "ulimit -v"),
+    ("processes and threads", resource.RLIMIT_NPROC, 64, "ulimit -u"),
+    ("open files", resource.RLIMIT_NOFILE, 256, "ulimit -n"),
+    ("CPU seconds", resource.RLIMIT_CPU, 61, "ulimit -t"),
+)
+_USER_NAMESPACE_SWITCHES = (
+    ("user.max_user_namespaces", "0", "sudo sysctl user.max_user_namespaces=10000"),
+    ("kernel.unprivileged_userns_clone", "0", "sudo sysctl kernel.unprivileged_userns_clone=1"),
+    (
+        "kernel.apparmor_restrict_unprivileged_userns",
+        "1",
+        "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile with `userns,` for this "
+        "Python",
+    ),
+)
+_CONTAINER_WAY_OUT = (
+    "start it with --security-opt seccomp=unconfined --security-opt apparmor=unconfined --cap-add SYS_ADMIN, or use "
+    "plain processes in it"
+)
+
+_DOUBLE = CodeTask("doctor/double", "", "f", FunctionTests(((1,), ("a",)), (2, "aa")))
+_RIGHT, _WRONG = "def f(x):\n    return x * 2\n", "def f(x):\n    return x\n"
+_ATTEMPTS = CodeTask("doctor/attempts", "", "f", FunctionTests((("harm",), ("reading",)), ([], [])))
+_ATTEMPT = """
+import os, socket
+def start_a_process():
+    if os.fork() == 0:
+        os._exit(0)
+def write_a_file():
+    os.open(os.__file__, os.O_WRONLY)
+def signal_its_parent():
+    os.kill(os.getppid(), 0)
+def read_files_of_others():
+    open("/etc/passwd").close()
+def f(kind):
+    done = []
+    harm = [start_a_process, socket.socket, write_a_file, signal_its_parent]
+    for attempt in harm if kind == "harm" else [read_files_of_others]:
+        try:
+            attempt()
+        except OSError:
+            continue
+        done.append(attempt.__name__)
+    return done
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: whether it is well (`None`: not needed here), what was found, and what to do about it."""
+
+    name: str
+    ok: bool | None
+    detail: str
+    way_out: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All checks, whether `Judge()` works on this machine as it is set up, and what that comes to in one line."""
+
+    checks: tuple[Check, ...]
+    ok: bool
+    conclusion: str
+
+
+def diagnose() -> Diagnosis:
+    """Look at this machine and try the judge on it, for a second or two.
+
+    Raises `UnknownNameError` when the environment variable RA3GYM_ISOLATION names no isolation.
+    """
+    chosen = os.environ.get(ISOLATION_VARIABLE) or "namespaces"
+    if chosen not in get_args(Isolation):
+        raise UnknownNameError(f"{ISOLATION_VARIABLE}", chosen, get_args(Isolation))
+    namespaces = check_namespaces()
+    environment = [
+        check_platform(),
+        check_kernel(platform.release()),
+        check_python(),
+        check_user(),
+        check_container(),
+        *(check_switch(name, bad, way_out) for name, bad, way_out in _USER_NAMESPACE_SWITCHES),
+    ]
+    if namespaces.ok:
+        environment = [_unneeded(check) for check in environment]
+    plain: Isolation = "process-as-root" if os.geteuid() == 0 else "process"
+    graded = {"namespaces": check_grading("namespaces")} if namespaces.ok else {}
+    if not namespaces.ok or chosen != "namespaces":
+        graded[plain] = check_grading(plain)
+    checks = [
+        *environment,
+        namespaces,
+        check_seccomp(),
+        check_landlock(needed=not namespaces.ok or chosen != "namespaces"),
+        check_memory(),
+        check_processes(),
+        check_limits(),
+        *graded.values(),
+    ]
+    works = {isolation for isolation, check in graded.items() if check.ok}
+    return Diagnosis(tuple(checks), *_concluded(chosen, namespaces, works, plain))
+
+
+def _concluded(chosen: str, namespaces: Check, works: set[str], plain: str) -> tuple[bool, str]:
+    if chosen == "namespaces":
+        if "namespaces" in works:
+            return True, "Judge() isolates programs by namespaces and seccomp"
+        why = "programs are not graded rightly in them" if namespaces.ok else namespaces.detail
+        cannot = f"Judge() cannot isolate programs by namespaces here ({why})"
+        if plain not in works:
+            return False, f"{cannot}, nor run them in plain processes: see the reasons above"
+        instead = f"use {ISOLATION_VARIABLE}={plain} for programs you trust"
+        return False, f"{cannot}; {instead}" + (", as another user than root if you can" if os.geteuid() == 0 else "")
+    says = f"{ISOLATION_VARIABLE}={chosen}"
+    if chosen == "process" and os.geteuid() == 0:
+        return False, f"Judge() refuses {says} for root: run as another user, or say process-as-root"
+    better = "; namespaces work here and protect more: unset it" if "namespaces" in works else ""
+    if plain in works:
+        return True, f"Judge() runs programs in plain processes, as {says} says{better}"
+    return False, f"Judge() cannot run programs in plain processes, as {says} says: see the reasons above{better}"
+
+
+def _unneeded(check: Check) -> Check:
+    """A suspect that turned out not to stand in the way."""
+    return replace(check, ok=None, way_out="") if check.ok is False else check
+
+
+def check_platform() -> Check:
+    """Whether namespaces and the table of system calls exist for this kind of machine."""
+    from ra3gym.verify.sandbox import seccomp
+
+    name, machine = platform.system(), platform.machine()
+    ok = name == "Linux" and seccomp.supported(machine)
+    way_out = "namespaces and seccomp are for Linux on x86_64 and aarch64; plain processes run anywhere"
+    return Check("platform", ok, f"{name} {machine}", "" if ok else way_out)
+
+
+def check_kernel(release: str) -> Check:
+    """Whether a Linux kernel is new enough for the read-only root."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    if platform.system() != "Linux" or found is None:
+        return Check("kernel", None, release)
+    ok = (int(found[1]), int(found[2])) >= _OLDEST_KERNEL
+    return Check("kernel", ok, release, "" if ok else "namespaces need Linux 5.12 or newer")
+
+
+def check_python() -> Check:
+    """The interpreter that programs run in: the same as this one."""
+    return Check("Python", True, f"{platform.python_implementation()} {platform.python_version()}")
+
+
+def check_user() -> Check:
+    """Who programs' processes are started by."""
+    if os.geteuid() == 0:
+        return Check("user", True, "root: namespaces are made directly, programs run under a user id of their own")
+    return Check("user", True, "not root: namespaces need user namespaces")
+
+
+def check_container(root: Path = Path("/")) -> Check:
+    """Whether this is a container, which often forbids namespaces."""
+    marks = {".dockerenv": "Docker", "run/.containerenv": "Podman", "run/systemd/container": "a container of systemd's"}
+    found = [name for mark, name in marks.items() if (root / mark).exists()]
+    if not found:
+        return Check("container", None, "no sign of one")
+    return Check("container", False, f"{' and '.join(found)}: may forbid namespaces", _CONTAINER_WAY_OUT)
+
+
+def check_switch(name: str, bad: str, way_out: str, root: Path = Path("/proc/sys")) -> Check:
+    """A kernel setting that takes user namespaces from unprivileged users when it has the value `bad`."""
+    try:
+        value = root.joinpath(*name.split(".")).read_text().strip()
+    except OSError:
+        return Check(name, None, "this kernel has no such setting")
+    return Check(name, value != bad, value, way_out if value == bad else "")
+
+
+def check_namespaces() -> Check:
+    """Whether a worker shuts itself in, and how long that takes."""
+    if sys.platform != "linux":
+        return Check("namespaces", False, "only Linux has them", "run it on Linux, or in a virtual machine")
+    started = time.perf_counter()
+    worker = None
+    try:
+        worker = Worker("namespaces")
+        worker.wait_until_ready()
+    except SandboxUnavailable as error:
+        step = str(error).partition(". `ra3gym doctor`")[0]
+        return Check("namespaces", False, step, "the checks above say what forbids it")
+    except (JudgeError, ZygoteDied) as error:
+        return Check("namespaces", False, str(error), "a worker does not start at all: run that command by hand")
+    finally:
+        if worker is not None:
+            worker.close()
+    return Check(
+        "namespaces", True, f"a worker is shut in and warm after {1000 * (time.perf_counter() - started):.0f} ms"
+    )
+
+
+def check_seccomp() -> Check:
+    """Whether a process can filter its own system calls."""
+    if sys.platform != "linux":
+        return Check("seccomp", None, "only Linux has it")
+    program = (
+        "import linux, seccomp; linux.prctl('no_new_privs', linux.PR_SET_NO_NEW_PRIVS, 1); "
+        "linux.install_filter(seccomp.filter_program(linux.MACHINE)); print('a filter can be installed')"
+    )
+    ok, said = _in_sandbox_folder(program)
+    return Check("seccomp", ok, said, "" if ok else "the kernel needs CONFIG_SECCOMP_FILTER, on x86_64 or aarch64")
+
+
+def check_landlock(needed: bool) -> Check:
+    """Which Landlock plain processes can hide the file system behind."""
+    if sys.platform != "linux":
+        return Check("Landlock", None, "only Linux has it")
+    ok, said = _in_sandbox_folder("import landlock; print(landlock.version())")
+    if ok and said != "0":
+        return Check("Landlock", True if needed else None, f"version {said}; for plain processes only")
+    way_out = "without it programs can read what their user can: Linux 5.13 or newer, with landlock in lsm="
+    return Check("Landlock", False if needed else None, "none" if ok else said, way_out if needed else "")
+
+
+def _in_sandbox_folder(program: str) -> tuple[bool, str]:
+    """Run a line of Python beside the sandbox's modules; whether it succeeded, and what it said last."""
+    command = [sys.executable, "-s", "-P", "-S", "-B", "-c", f"import sys; sys.path.insert(0, sys.argv[1]); {program}"]
+    try:
+        done = subprocess.run(
+            [*command, str(_SANDBOX)], env={}, capture_output=True, text=True, check=False, timeout=30.0
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return False, str(error)
+    lines = (done.stdout or done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
+    return done.returncode == 0, lines[-1]
+
+
+def check_memory(root: Path = Path("/")) -> Check:
+    """Whether one program's memory fits into what this process and its children may use."""
+    limit = cgroup_limit("memory", ("memory.max", "memory.limit_in_bytes"), root)
+    if limit is None:
+        return Check("memory limit", True, "none")
+    ok = limit >= _MEMORY_MB << 20
+    way_out = f"a program may use {_MEMORY_MB} MB: raise the container's memory, or lower Limits.memory_mb"
+    return Check("memory limit", ok, f"{limit / 2**30:.1f} GiB for all processes together", "" if ok else way_out)
+
+
+def check_processes(root: Path = Path("/")) -> Check:
+    """Whether the control group leaves room for a worker's processes and a program's threads."""
+    limit = cgroup_limit("pids", ("pids.max",), root)
+    if limit is None:
+        return Check("process limit", True, "none")
+    ok = limit >= 256
+    way_out = "a worker takes up to 70 processes and threads: raise the container's --pids-limit"
+    return Check("process limit", ok, f"{limit} processes and threads together", "" if ok else way_out)
+
+
+def cgroup_limit(controller: str, files: Sequence[str], root: Path = Path("/")) -> int | None:
+    """The lowest limit of this process's control group and those above it, version 1 or 2; `None` without one."""
+    mounted = root / "sys/fs/cgroup"
+    places = [mounted, mounted / controller]
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0" or controller in controllers.split(","):
+            group = (mounted if number == "0" else mounted / controller) / path.lstrip("/")
+            places += [group, *(parent for parent in group.parents if parent.is_relative_to(mounted))]
+    limits = []
+    for file in {place / name for place in places for name in files}:
+        try:
+            text = file.read_text().strip()
+        except OSError:
+            continue
+        if text.isdecimal() and int(text) < 1 << 60:  # version 1 says "no limit" by a huge number
+            limits.append(int(text))
+    return min(limits, default=None)
+
+
+def check_limits() -> Check:
+    """Whether this process's own hard limits leave room for those that programs get."""
+    low, ways_out = [], []
+    for name, kind, needed, command in _HARD_LIMITS:
+        hard = resource.getrlimit(kind)[1]
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            low.append(f"{name} {hard:,}, needed {needed:,}")
+            ways_out.append(command)
+    if low:
+        return Check("hard limits", False, "; ".join(low), f"raise {', '.join(ways_out)} where this shell is started")
+    return Check("hard limits", True, "leave room for a program's own")
+
+
+def check_grading(isolation: Isolation) -> Check:
+    """Whether a judge tells a right program from a wrong one, and what a program gets away with."""
+    name = f"grading, {isolation}"
+    try:
+        with Judge(workers=1, isolation=isolation) as judge:
+            right, wrong, attempts = judge.grade([(_DOUBLE, _RIGHT), (_DOUBLE, _WRONG), (_ATTEMPTS, _ATTEMPT)])
+    except Ra3GymError as error:
+        return Check(name, False, str(error).partition(". `ra3gym doctor`")[0], "see the checks above")
+    if not right.passed:
+        return Check(name, False, f"a right program counts as {right.status} ({right.message})", "see the checks above")
+    if wrong.passed:
+        return Check(name, False, "a wrong program passes", "please report this")
+    refused, unread = attempts.tests
+    if not refused:
+        got = re.search(r"got (.*) for", attempts.message)
+        return Check(
+            name, False, f"a program gets away with {got[1] if got else attempts.message}", "please report this"
+        )
+    told = "a right program passes, a wrong one fails, processes, sockets, signals and writing are refused"
+    if unread:
+        return Check(name, True, told)
+    if isolation == "namespaces":
+        return Check(name, False, "a program reads files of the machine", "please report this")
+    return Check(name, True, f"{told}; reading other files is not, without Landlock")
