@@ -1,6 +1,7 @@
 """The `ra3gym` command. Each sub-command is a function whose arguments, typed and documented, are its options."""
 
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -67,6 +69,49 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
     config = _parsed(ModelEvaluationConfig, arguments or ["--help"], prog="ra3gym eval")
     quiet_libraries()
     evaluate_model(config, console)
+
+
+def judge(arguments: Sequence[str], console: Console) -> None:
+    """Grade a file of completions: every verdict, and pass@k."""
+    from ra3gym.experiments.judging import JudgingConfig, judge_file
+
+    judge_file(_parsed(JudgingConfig, arguments or ["--help"], prog="ra3gym judge"), console)
+
+
+def doctor(arguments: Sequence[str], console: Console) -> int:
+    """Say how this machine isolates the programs that are judged, and why."""
+    from ra3gym.verify.doctor import diagnose
+
+    @dataclass(frozen=True)
+    class Doctor:
+        pass
+
+    _parsed(Doctor, arguments, prog="ra3gym doctor", description=doctor.__doc__)
+    found = diagnose()
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("check", "", "found, and the way out"):
+        table.add_column(heading, overflow="fold")
+    words = {True: Text("ok", "green"), False: Text("no", "bold red"), None: Text("not needed", "dim")}
+    for check in found.checks:
+        detail = Text(check.detail)
+        if check.way_out:
+            detail.append(f"\nway out: {check.way_out}", "yellow")
+        table.add_row(check.name, words[check.ok], detail)
+    console.print(table)
+    for line in (_versions(), found.conclusion):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return 0 if found.ok else 1
+
+
+def _versions() -> str:
+    """What a report of a fault should name."""
+    told = f"ra3gym {__version__}, Python {platform.python_version()}"
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # not installed, or its libraries do not load
+        return f"{told}, torch does not load: {error}"
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none seen"
+    return f"{told}, torch {torch.__version__} (CUDA devices: {cuda})"
 
 
 def report(arguments: Sequence[str], console: Console) -> None:
@@ -154,7 +199,14 @@ def _print_choices(usage: str, heading: str, choices: Mapping[str, str], console
     console.print(grid)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str], Console], None]] = {"run": run, "eval": evaluate, "report": report}
+COMMANDS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
+    "run": run,
+    "eval": evaluate,
+    "judge": judge,
+    "report": report,
+    "doctor": doctor,
+}
+"""Each returns its exit status, `None` for 0."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -169,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif name == "--version":
             console.print(f"ra3gym {__version__}", highlight=False)
         elif name in COMMANDS:
-            COMMANDS[name](rest, console)
+            return COMMANDS[name](rest, console) or 0
         else:
             raise UnknownNameError("command", name, COMMANDS)
     except Ra3GymError as error:

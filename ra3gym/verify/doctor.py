@@ -112,20 +112,23 @@ def diagnose() -> Diagnosis:
     if namespaces.ok:
         environment = [_unneeded(check) for check in environment]
     plain: Isolation = "process-as-root" if os.geteuid() == 0 else "process"
-    graded = {"namespaces": check_grading("namespaces")} if namespaces.ok else {}
-    if not namespaces.ok or chosen != "namespaces":
+    graded: dict[Isolation, Check] = {}
+    if namespaces.ok:
+        graded["namespaces"] = check_grading("namespaces")
+    namespaces_work = "namespaces" in graded and graded["namespaces"].ok
+    if chosen != "namespaces" or not namespaces_work:
         graded[plain] = check_grading(plain)
     checks = [
         *environment,
         namespaces,
         check_seccomp(),
-        check_landlock(needed=not namespaces.ok or chosen != "namespaces"),
+        check_landlock(needed=plain in graded),
         check_memory(),
         check_processes(),
         check_limits(),
         *graded.values(),
     ]
-    works = {isolation for isolation, check in graded.items() if check.ok}
+    works: set[str] = {isolation for isolation, check in graded.items() if check.ok}
     return Diagnosis(tuple(checks), *_concluded(chosen, namespaces, works, plain))
 
 
@@ -180,8 +183,8 @@ def check_python() -> Check:
 def check_user() -> Check:
     """Who programs' processes are started by."""
     if os.geteuid() == 0:
-        return Check("user", True, "root: namespaces are made directly, programs run under a user id of their own")
-    return Check("user", True, "not root: namespaces need user namespaces")
+        return Check("user", True, "root; programs run under another user id")
+    return Check("user", True, "not root: user namespaces are needed")
 
 
 def check_container(root: Path = Path("/")) -> Check:
