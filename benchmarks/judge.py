@@ -254,7 +254,9 @@ def wrong_programs(right: Sequence[Program], seed: int) -> list[Program]:
             checks = judge.grade((program.check, program.source) for program in tried)
             calls = judge.grade((program.function, program.source) for program in tried)
             for program, *verdicts in zip(tried, checks, calls, strict=True):
-                if all(verdict.status in (Status.WRONG_ANSWER, Status.EXCEPTION) for verdict in verdicts):
+                failed = all(verdict.status in (Status.WRONG_ANSWER, Status.EXCEPTION) for verdict in verdicts)
+                # The status is that of the first test to fail; a later one may still have run out of time.
+                if failed and max(verdict.seconds for verdict in verdicts) < SELECTION_SECONDS / 2:
                     wrong.append(program)
             done = {program.check.task_id for program in wrong}
             missing = [program for program in missing if program.check.task_id not in done]
@@ -626,7 +628,9 @@ def soak(options: Options, console: Console) -> dict[str, Any]:
                     "processes": len(below),
                 }
             )
-            console.print({name: round(value, 2) for name, value in samples[-1].items() if value is not None})
+            shown = [f"{name} {value:.1f}" for name, value in samples[-1].items() if isinstance(value, float)]
+            shown += [f"{name} {value}" for name, value in samples[-1].items() if not isinstance(value, float)]
+            console.print(", ".join(shown).replace("_", " "), soft_wrap=True)
     return {"programs": _described(programs), "workers": workers, "samples": samples}
 
 
@@ -688,7 +692,7 @@ def show(summary: dict[str, Any], console: Console) -> None:
         table.add_column(column)
     systems = sorted(summary["systems"], key=lambda entry: entry["workers"])
     for entry in systems:
-        ratios = [_text(entry["ratios"][kind], "x") if "ratios" in entry else "" for kind in ("function", "assert")]
+        ratios = [f"{entry['ratios'][kind]['median']:.1f}x" if "ratios" in entry else "" for kind in _FIELDS]
         latency = f"{entry['p50_ms']['median']:.1f}, {entry['p99_ms']['median']:.1f}" if "p50_ms" in entry else ""
         rate, cost = _text(entry["per_second"]), f"{entry['cpu_ms']['median']:.1f}"
         table.add_row(str(entry["workers"]), entry["system"], entry["tests"], rate, *ratios, cost, latency)
@@ -698,22 +702,19 @@ def show(summary: dict[str, Any], console: Console) -> None:
     for column in ("n", *figures):
         table.add_column(column.replace("_seconds", "").replace("_", " "))
     for workers, start in summary["starts"].items():
-        scaled = [_text(start[figure], scale=1e3 if figure.endswith("seconds") else 1) for figure in figures]
+        scaled = [_text(start[figure], 1e3 if figure.endswith("seconds") else 1) for figure in figures]
         table.add_row(str(workers), *scaled)
     console.print(table)
     for entry in systems:
         if entry["wrong_verdicts"]:
-            console.print(
-                f"{entry['system']}, {entry['workers']} workers, {entry['tests']}: unlike expected: "
-                f"{', '.join(entry['wrong_verdicts'])}",
-                markup=False,
-            )
+            heading = f"{entry['system']}, {entry['workers']} workers, {entry['tests']}: unlike expected"
+            console.print(f"{heading}: {', '.join(entry['wrong_verdicts'])}", markup=False)
 
 
-def _text(values: Spread, unit: str = "", scale: float = 1.0) -> str:
+def _text(values: Spread, scale: float = 1.0) -> str:
     median, low, high = (scale * values[name] for name in ("median", "min", "max"))
     digits = 1 if high < 100 else 0
-    return f"{median:.{digits}f}{unit} ({low:.{digits}f}–{high:.{digits}f})"
+    return f"{median:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
 def main(options: Options) -> None:
