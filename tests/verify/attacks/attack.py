@@ -1,0 +1,136 @@
+"""What an attack is, and the tasks that attacks are tried on.
+
+The answers of the tasks follow from a text that only the right program holds, so a program that passes without it got
+them where it should not have. A program that sets out to do harm does hold it, and answers right once the harm is done:
+either way, to pass is to have broken the judge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ra3gym.tasks import AssertTests, CheckTests, CodeTask, FunctionTests, StdioTests
+from ra3gym.verify import Status
+
+RIGHT = """\
+import hashlib
+
+
+def right(x):
+    return "answer-" + hashlib.sha256(f"kept from the program {x}".encode()).hexdigest()[:16]
+"""
+"""The right program, but for the name of its function."""
+
+AS_SCRIPT = """
+
+if __name__ == "__main__":
+    print(f(int(input())))
+"""
+"""What makes a program that defines `f` one that reads stdin."""
+
+FAILED = frozenset({Status.WRONG_ANSWER, Status.EXCEPTION})
+LEFT = frozenset({Status.EXITED_EARLY})
+OUT_OF_TIME = frozenset({Status.TIMEOUT})
+NOT_PASSED = frozenset(Status) - {Status.PASSED}
+"""Where it is chance, or no matter, how a program fails."""
+
+
+def answer(x: int) -> str:
+    """What `right` returns."""
+    return "answer-" + hashlib.sha256(f"kept from the program {x}".encode()).hexdigest()[:16]
+
+
+def check(*statements: str, prompt: str = "") -> CodeTask:
+    """A task with tests as HumanEval has them."""
+    body = "".join(f"    {line}\n" for statement in statements for line in statement.splitlines())
+    return CodeTask("attack/check", prompt, "f", CheckTests(f"def check(candidate):\n{body}"))
+
+
+def asserts(*statements: str, setup: str = "") -> CodeTask:
+    """A task with tests as MBPP has them."""
+    return CodeTask("attack/asserts", "", "f", AssertTests(statements, setup))
+
+
+def function(*outputs: object, tolerance: float = 0.0) -> CodeTask:
+    """A task that calls `f` with 1, 2, ... and expects `outputs`."""
+    inputs = tuple((x,) for x in range(1, 1 + len(outputs)))
+    return CodeTask("attack/function", "", "f", FunctionTests(inputs, outputs, tolerance))
+
+
+_EQUAL = [f"({x}) == {answer(x)!r}" for x in (1, 2, 3)]
+EVERY_KIND: Mapping[str, CodeTask] = {
+    "function": function(*map(answer, (1, 2, 3))),
+    "check": check(*(f"assert candidate{equal}" for equal in _EQUAL)),
+    "asserts": asserts(*(f"assert f{equal}" for equal in _EQUAL)),
+    "stdio": CodeTask("attack/stdio", "", "", StdioTests(("1\n",), (answer(1) + "\n",))),
+}
+"""The same task with each kind of tests."""
+
+
+def only(*kinds: str) -> Mapping[str, CodeTask]:
+    """Some of `EVERY_KIND`."""
+    return {kind: EVERY_KIND[kind] for kind in kinds}
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A hostile program: its purpose, and the statuses that a judge may give it.
+
+    `source` defines `f`; for each kind of tests in `tasks` it is tried on that task.
+    """
+
+    name: str
+    purpose: str
+    source: str
+    statuses: frozenset[Status] = FAILED
+    tasks: Mapping[str, CodeTask] = field(default_factory=lambda: EVERY_KIND)
+
+    def __post_init__(self) -> None:
+        assert Status.PASSED not in self.statuses
+
+
+_HARM = """
+
+import ctypes
+import errno
+import os
+import platform
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def syscall(on_x86_64, on_aarch64, *arguments):
+    number = on_x86_64 if platform.machine() == "x86_64" else on_aarch64
+    if number is None:
+        return -1
+    typed = [ctypes.c_long(part) if type(part) is int else part for part in arguments]
+    return _libc.syscall(ctypes.c_long(number), *typed)
+
+"""
+_WHEN_DONE = """
+
+_done = []
+
+
+def f(x):
+    if not _done:
+        try:
+            _done.append(bool(harm()))
+        except (OSError, ImportError, RuntimeError, AttributeError, MemoryError, ValueError) as error:
+            _done.append(False)
+    return right(x) if _done[0] else "no harm done"
+"""
+
+
+def harm(
+    name: str,
+    purpose: str,
+    source: str,
+    statuses: frozenset[Status] = NOT_PASSED,
+    tasks: Mapping[str, CodeTask] = EVERY_KIND,
+) -> Attack:
+    """An attack that passes once its `harm()` is true; a refusal (`OSError` and the like) is none."""
+    return Attack(name, purpose, RIGHT + _HARM + source + _WHEN_DONE, statuses, tasks)
