@@ -80,7 +80,7 @@ def harm():
     harm(
         "long_count",
         "a search through a long text, quadratic in C",
-        "def harm():\n    text = 'a' * (1 << 23)\n    return all(text.count('a' * 1000 + 'b') == 0 for _ in range(10**6))\n",
+        "def harm():\n    return all(('a' * (1 << 23)).count('a' * 1000 + 'b') == 0 for _ in range(10**6))\n",
         _LATE,
         _CHECK,
     ),
