@@ -137,7 +137,7 @@ EVAL = ("eval", "--model", "MODEL", "--tasks", "TASKS")
 @pytest.mark.parametrize(
     ("arguments", "named", "way_out"),
     [
-        (("evaluate",), "unknown command 'evaluate'", "known: eval, report, run"),
+        (("evaluate",), "unknown command 'evaluate'", "known: doctor, eval, judge, report, run"),
         (("run", "quikstart"), "unknown study 'quikstart'", "Did you mean 'quickstart'?"),
         (("run", "quickstart", "--arms", "ntp,ra4"), "unknown arm 'ra4'", "known: base, latents"),
         (("run", "quickstart", "--m-step.tokens", 100), "tokens=100 is smaller than one batch", "raise tokens"),
@@ -184,17 +184,18 @@ def test_help_and_version(tmp_path: Path) -> None:
     assert ra3gym("--version", folder=tmp_path).stdout == f"ra3gym {__version__}\n"
     commands = ra3gym(folder=tmp_path).stdout
     assert commands == ra3gym("--help", folder=tmp_path).stdout
-    for command in ("run", "eval", "report"):
+    for command in ("run", "eval", "judge", "report", "doctor"):
         assert f"\n  {command} " in commands
         helped = ra3gym(command, "--help", folder=tmp_path)
         assert helped.returncode == 0
         assert f"usage: ra3gym {command}" in helped.stdout
 
 
-def test_every_option_of_eval_is_explained(tmp_path: Path) -> None:
-    helped = ra3gym("eval", "--help", folder=tmp_path).stdout
+@pytest.mark.parametrize(("command", "number"), [("eval", 16), ("judge", 10)])
+def test_every_option_is_explained(command: str, number: int, tmp_path: Path) -> None:
+    helped = ra3gym(command, "--help", folder=tmp_path).stdout
     options = helped.split("│ --")[1:]
-    assert len(options) > 15
+    assert len(options) >= number
     for option in options:
         words = option.replace("│", " ").partition("(default")[0].split()
         assert len(words) > 6, option

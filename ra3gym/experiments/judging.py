@@ -41,8 +41,8 @@ BENCHMARK_LIMITS = dict.fromkeys(("humaneval+", "mbpp+"), Limits(seconds=60, mem
 """What a program may use on benchmarks that need more than the default."""
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
-_BATCH_PER_WORKER = 16
-_BATCHES_AHEAD = 4
+_BATCH_PER_WORKER = 4  # small: Ctrl-C waits for what runs, and speed is the same
+_BATCHES_AHEAD = 32  # so that a slow program holds nobody up
 _PLAIN_LINE_SECONDS = 30.0
 
 Sample = tuple[Record, CodeTask, str]
@@ -54,8 +54,8 @@ class JudgingConfig:
     """Grade a file of completions: run each task's tests on them, write the verdicts, estimate pass@k."""
 
     file: tyro.conf.Positional[Path]
-    """A .jsonl or .jsonl.gz file: one {"task_id", "completion"} a line, graded as it stands behind the task's prompt
-    (HumanEval's format), or {"task_id", "solution"}, a whole program (EvalPlus'); a solution goes first."""
+    """A .jsonl or .jsonl.gz file. A line is {"task_id", "completion"}, as HumanEval has it, graded as it stands behind
+    the task's prompt, or {"task_id", "solution"}, a whole program, as EvalPlus has it. Of both, the solution counts."""
     tasks: str
     """What the completions solve: humaneval, humaneval+, mbpp, mbpp-sanitized, mbpp+, livecodebench, codeforces,
     acecode, idioms, doctest:PACKAGE, or a file of your own (jsonl:FILE)."""
