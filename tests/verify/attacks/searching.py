@@ -19,6 +19,14 @@ def found(data):
     return list(dict.fromkeys(text.decode() for text in _PATTERN.findall(data)))
 
 
+def seen_in(variables):
+    # Buffers as they are: their repr is four times as long, and time is short.
+    buffers = [bytes(v).rstrip(b"\\0") for v in variables.values() if type(v) in (bytes, bytearray, memoryview)]
+    others = [v for v in variables.values() if type(v) not in (bytes, bytearray, memoryview, dict)]
+    inner = [seen_in(v) for v in variables.values() if type(v) is dict and v is not variables and len(v) < 50]
+    return b"".join([*buffers, *inner, repr(others).encode(errors="replace")])
+
+
 def f(x):
     answers = found(look())
     return answers[min(x, len(answers)) - 1] if answers else None
@@ -63,7 +71,7 @@ ATTACKS = [
         + _FRAMES
         + """
 def look():
-    return "".join(f"{frame.f_locals!r}{frame.f_globals!r}" for frame in frames()).encode()
+    return b"".join(seen_in(frame.f_locals) + seen_in(frame.f_globals) for frame in frames())
 """,
     ),
     Attack(
@@ -79,12 +87,12 @@ def look():
         1 / 0
     except ZeroDivisionError as error:
         frame = error.__traceback__.tb_frame
-    text = ""
+    seen = b""
     for frame in [frame, *sys._current_frames().values()]:
         while frame is not None:
-            text += repr(frame.f_locals) + repr(frame.f_code.co_consts)
+            seen += seen_in(frame.f_locals) + repr(frame.f_code.co_consts).encode()
             frame = frame.f_back
-    return text.encode()
+    return seen
 """,
     ),
     Attack(
@@ -224,7 +232,8 @@ def cracked():
     known, jobs = set(), []
     for frame in frames():
         for value in list(frame.f_locals.values()):
-            known |= set(re.findall("[0-9a-f]{64}", repr(value)))
+            if type(value) in (str, dict, list):
+                known |= set(re.findall("[0-9a-f]{64}", repr(value)))
             if type(value) is dict and "inputs" in value:
                 jobs.append({k: v for k, v in value.items() if k != "source"})
     for job in jobs:
