@@ -42,8 +42,8 @@ _USER_NAMESPACE_SWITCHES = (
     ),
 )
 _CONTAINER_WAY_OUT = (
-    "start it with --security-opt seccomp=unconfined --security-opt apparmor=unconfined --cap-add SYS_ADMIN, or use "
-    "plain processes in it"
+    "it may forbid namespaces: start it with --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
+    "--cap-add SYS_ADMIN, or use plain processes in it"
 )
 
 _DOUBLE = CodeTask("doctor/double", "", "f", FunctionTests(((1,), ("a",)), (2, "aa")))
@@ -193,7 +193,7 @@ def check_container(root: Path = Path("/")) -> Check:
     found = [name for mark, name in marks.items() if (root / mark).exists()]
     if not found:
         return Check("container", None, "no sign of one")
-    return Check("container", False, f"{' and '.join(found)}: may forbid namespaces", _CONTAINER_WAY_OUT)
+    return Check("container", False, " and ".join(found), _CONTAINER_WAY_OUT)
 
 
 def check_switch(name: str, bad: str, way_out: str, root: Path = Path("/proc/sys")) -> Check:
