@@ -223,7 +223,7 @@ os._exit(0)
     _report("repeated_keys", "a dict that holds one key with two values", {"d": [[1, 1], [1, 2]]}, {1: 1}),
     _report("odd_pairs", "a dict whose pairs are none", {"d": [[1], 5]}, {1: 1}),
     _report("long_decimal_digits", "a decimal of a million digits", {"x": ["Decimal", ["1" * 1_000_000]]}),
-    _answers("answers_in_advance", "values for all the calls to come", '["value", "answer", []]'),
+    _answers("answers_in_advance", "values for all the calls to come", '["value", "guess", []]'),
     _answers("answer_of_no_form", "an answer that is no list", '{"value": true}'),
     _answers("answer_of_another_form", "an answer of a list of the wrong things", '["value"]'),
     _answers("answer_that_raises_nothing", "an exception without a class", '["raise", [], ""]'),
@@ -256,13 +256,13 @@ os._exit(0)
     _answers(
         "no_names",
         "says that it defines names of every type",
-        '["value", "answer", []]',
+        '["value", "guess", []]',
         first='[1, null, [], {"f": 1}]',
     ),
     _answers(
         "names_of_the_tests",
         "says that it defines what the tests do",
-        '["value", "answer", []]',
+        '["value", "guess", []]',
         first='["f", "check", "candidate", "assert"]',
     ),
     Attack(

@@ -232,8 +232,8 @@ def cracked():
     known, jobs = set(), []
     for frame in frames():
         for value in list(frame.f_locals.values()):
-            if type(value) in (str, dict, list):
-                known |= set(re.findall("[0-9a-f]{64}", repr(value)))
+            texts = value.values() if type(value) is dict else [value]
+            known |= {text for text in texts if type(text) is str and re.fullmatch("[0-9a-f]{64}", text)}
             if type(value) is dict and "inputs" in value:
                 jobs.append({k: v for k, v in value.items() if k != "source"})
     for job in jobs:
