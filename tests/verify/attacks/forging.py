@@ -179,13 +179,13 @@ os._exit(0)
         "error reports, too, may be nested",
         _WRITE
         + r"""
-for depth in range(700, 1100):
+for depth in range(900, 1010):
     for kind in ("error", "syntax", "wrong", "gone", "missing"):
         put(3, b'{"%s": ' % kind.encode() + b"[" * depth + b"]" * depth + b"}\n")
 os._exit(0)
 """,
         NOT_PASSED,
-        {"function": function(*["a"] * 2000)},
+        {"function": function(*["a"] * 550)},
     ),
     Attack(
         "long_message",
