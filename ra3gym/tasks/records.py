@@ -118,7 +118,7 @@ def _parquet(path: Path) -> Iterator[Record]:
 def _json_object(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not JSON: {error}") from None
     if not isinstance(row, dict):
         raise DataError(f"{place}: must be a JSON object, got {type(row).__name__}")

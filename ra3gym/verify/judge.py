@@ -26,6 +26,7 @@ from ra3gym.verify.worker import Isolation, Worker, ZygoteDied
 _CHUNK = 16
 _EXAMS = 4096
 _ATTEMPTS = 5
+_CLOSED = "the judge was closed before this was graded"
 _NEVER_CACHED = (Status.TIMEOUT, Status.MEMORY, Status.CRASH)  # another run may end otherwise
 
 Key = tuple[str, str]
@@ -129,13 +130,16 @@ class Judge:
         return self._gather(keys, known, list(todo.items()))
 
     def close(self, *, cancel: bool = False) -> None:
-        """End the workers, after what was submitted or, with `cancel`, after what is running.
+        """End the workers, after what was submitted or, with `cancel`, at once.
 
         Futures that are cancelled so raise `JudgeError`. Safe to call twice.
         """
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
+        if cancel:
+            for worker in self._workers:
+                worker.kill()
         self._threads.shutdown(wait=True, cancel_futures=cancel)
         for worker in self._workers:
             worker.close()
@@ -153,7 +157,7 @@ class Judge:
 
         def arrived(part: Future[dict[Key, Verdict]]) -> None:
             nonlocal waiting
-            error = JudgeError("the judge was closed before this was graded") if part.cancelled() else part.exception()
+            error = JudgeError(_CLOSED) if part.cancelled() else part.exception()
             with lock:
                 waiting -= 1
                 if error is None:
@@ -208,8 +212,12 @@ class Judge:
         attempts = 0
         while True:
             try:
-                return outcomes + worker.ask(runs[len(outcomes) :])
+                outcomes += worker.ask(runs[len(outcomes) :])
+                _refuse_broken(outcomes)
+                return outcomes
             except ZygoteDied as error:
+                if self._closed:
+                    raise JudgeError(_CLOSED) from None
                 attempts = 1 if error.outcomes else attempts + 1
                 outcomes += error.outcomes
                 if attempts == _ATTEMPTS:
@@ -236,9 +244,19 @@ class Judge:
             return exam
 
 
+def _refuse_broken(outcomes: Iterable[Outcome]) -> None:
+    """A machine that could not set a process up has no say about a program."""
+    for outcome in outcomes:
+        if outcome.tests is not None:
+            _refuse_broken([outcome.tests])
+        if outcome.ended == "broken":
+            reason = "; ".join(outcome.frames) or "its process died at once, is this machine out of memory?"
+            raise JudgeError(f"the sandbox of a program could not be set up: {reason}. `ra3gym doctor` says more")
+
+
 def _isolation(name: str) -> Isolation:
     if name not in get_args(Isolation):
-        raise UnknownNameError("isolation", name, get_args(Isolation))
+        raise UnknownNameError("isolation", name, get_args(Isolation), "It may come from RA3GYM_ISOLATION.")
     if name == "process" and os.geteuid() == 0:
         raise SandboxUnavailable(
             "isolation 'process' leaves programs the rights of the user who runs it, and that is root: run as another "

@@ -27,8 +27,8 @@ class Outcome:
     """How one process went.
 
     `frames` are its reports, each a JSON text, not to be trusted; `finished` whether it came to its end; `ended` what
-    ended it otherwise: "exited", "timeout", "memory", "output_limit", "skipped" or "signal N". `tests` is the outcome
-    of the process that ran the tests, where there was one.
+    ended it otherwise: "exited", "timeout", "memory", "output_limit", "skipped", "broken" (the machine is, and nothing
+    ran) or "signal N". `tests` is the outcome of the process that ran the tests, where there was one.
     """
 
     frames: list[str]

@@ -29,9 +29,10 @@ _FLAGS = ("-s", "-P", "-S", "-B", "-u")
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
 _START_SECONDS = 30.0
 _GRACE_SECONDS = 10.0
+_PROCESS = "process-as-root" if os.geteuid() == 0 else "process"
 _WAY_OUT = (
-    "`ra3gym doctor` says more. RA3GYM_ISOLATION=process (or Judge(isolation='process')) runs programs in plain "
-    "processes under resource limits instead: less safe, for programs you trust"
+    f"`ra3gym doctor` says more. RA3GYM_ISOLATION={_PROCESS} (or Judge(isolation={_PROCESS!r})) runs programs in plain "
+    "processes under resource limits instead: slower and less safe"
 )
 
 
@@ -103,8 +104,12 @@ class Zygote:
         """Those that have arrived; blocks when nothing has. `ZygoteDied` when none will."""
         return [Outcome(**answer) for answer in self._answers()]
 
+    def kill(self) -> None:
+        """Kill it, and with it all that it forked."""
+        self._process.kill()
+
     def close(self) -> None:
-        """Kill it, and with it all that it forked; safe to call twice."""
+        """Kill it and wait for its end; safe to call twice."""
         self._channel.close()
         self._process.kill()
         self._process.wait()
@@ -156,6 +161,11 @@ class Worker:
         except BaseException:
             self.close()
             raise
+
+    def kill(self) -> None:
+        """Kill the zygotes from another thread: the one that uses them gets `ZygoteDied`."""
+        for zygote in list(self._zygotes.values()):
+            zygote.kill()
 
     def close(self) -> None:
         """Kill the zygotes; safe to call twice, and the next `ask` starts new ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -432,3 +433,40 @@ def test_the_isolation_may_come_from_the_environment(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RA3GYM_ISOLATION", ISOLATIONS[1])
     with Judge(workers=1) as judge:
         assert judge.isolation == ISOLATIONS[1]
+
+
+LOW_LIMIT = """
+import resource
+from ra3gym.errors import JudgeError
+from ra3gym.tasks import CodeTask, FunctionTests
+from ra3gym.verify import Judge, Limits
+task = CodeTask("t", "", "f", FunctionTests(((1,),), (1,)))
+resource.setrlimit(resource.{limit}, ({value}, {value}))
+try:
+    with Judge(workers=1, limits=Limits(seconds=5, memory_mb=1024), isolation="{isolation}") as judge:
+        print(judge.grade([(task, "def f(x): return x")]))
+except JudgeError as error:
+    print("JudgeError", error)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "name"),
+    [("RLIMIT_AS", 900 << 20, "address space"), ("RLIMIT_CPU", 3, "CPU time"), ("RLIMIT_NOFILE", 200, "open files")],
+)
+def test_hard_limits_below_ours_are_the_machines_fault(judge: Judge, limit: str, value: int, name: str) -> None:
+    script = LOW_LIMIT.format(limit=limit, value=value, isolation=judge.isolation)
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60).stdout
+    assert f"hard limit on {name} is {value}" in said
+    assert said.startswith(("JudgeError", "SandboxUnavailable"))
+
+
+def test_leaving_by_an_error_ends_what_is_running() -> None:
+    endless = [(DOUBLE, f"while True: pass\n# {n}\n") for n in range(64)]
+    judge = Judge(workers=2, limits=Limits(seconds=600))
+    running = judge.submit(endless)
+    judge.close(cancel=True)
+    with pytest.raises(JudgeError, match="closed before"):
+        running.result()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 STDOUT, REPORT, CALLS = 1, 3, 4
 """Descriptors: what is printed, what is reported, and the line between program and tests."""
+READY = b"ready\n"
 DESCRIPTORS = 128
 """Most descriptors that the parent has open."""
 _MESSAGE_CHARS = 300
@@ -76,21 +77,37 @@ def forget_sandbox() -> None:
             del sys.modules[name]
 
 
+def set_up(steps: Callable[[], None]) -> None:
+    """Take the steps that come ahead of a program, and report how that went: "ready" is a report's first line.
+
+    No program can keep that line back, for none has run before it; so a report without it means a broken machine.
+    """
+    try:
+        steps()
+    except Exception as error:
+        os.write(REPORT, f"{described(error)}\n".encode())
+        os._exit(1)
+    os.write(REPORT, READY)
+
+
 def take_limits(seconds: float, memory_mb: int, threads: bool) -> None:
     """The resource limits of one run; without `threads`, no new process or thread can be made."""
     cpu = math.ceil(seconds)
-    tasks = _TASKS if threads else 0
     limits = [
-        (resource.RLIMIT_CPU, cpu, cpu + 1),
-        (resource.RLIMIT_FSIZE, 0, 0),
-        (resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
-        (resource.RLIMIT_CORE, 0, 0),
-        (resource.RLIMIT_NPROC, tasks, tasks),
+        ("CPU time", resource.RLIMIT_CPU, cpu, cpu + 1),
+        ("file size", resource.RLIMIT_FSIZE, 0, 0),
+        ("open files", resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
+        ("core files", resource.RLIMIT_CORE, 0, 0),
+        ("processes", resource.RLIMIT_NPROC, _TASKS if threads else 0, _TASKS if threads else 0),
     ]
     if sys.platform == "linux":  # elsewhere the kernel does not keep it
-        limits.append((resource.RLIMIT_AS, memory_mb << 20, memory_mb << 20))
-    for kind, soft, hard in limits:
-        resource.setrlimit(kind, (soft, hard))
+        limits.append(("address space", resource.RLIMIT_AS, memory_mb << 20, memory_mb << 20))
+    for name, kind, soft, hard in limits:
+        try:
+            resource.setrlimit(kind, (soft, hard))
+        except ValueError:
+            most = resource.getrlimit(kind)[1]
+            raise ValueError(f"the hard limit on {name} is {most}, below the {soft} asked for (see ulimit)") from None
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
 
 

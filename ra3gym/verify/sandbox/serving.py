@@ -46,6 +46,10 @@ def connect() -> tuple[socket.socket, str]:
         os.dup2(null, descriptor)
     os.close(null)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most < 2 * child.DESCRIPTORS:
+        error = f"the hard limit on open files is {most}, {2 * child.DESCRIPTORS} are needed (see ulimit)"
+        tell(channel, {"failed": "taking limits", "error": error})
+        os._exit(1)
     resource.setrlimit(resource.RLIMIT_NOFILE, (2 * child.DESCRIPTORS, most))
     return channel, sys.argv[1]
 
@@ -110,6 +114,10 @@ def _run(run: dict[str, Any], file: int, line: int | None, starter: Starter) -> 
     finished = rest == token and not cut  # otherwise it is nothing, or the half of a frame
     ended = _ending(pid) if not cut and not finished else cut
     starter.end(pid)
+    if data[report].startswith(child.READY):
+        del frames[0]
+    elif not cut:
+        ended = "broken"
     return {
         "frames": frames,
         "finished": finished,

@@ -37,19 +37,23 @@ def main() -> None:
     else:
         body = functools.partial(solution.run, job)
     child.arrange_descriptors(child.Places(*options["places"]))
-    child.give_stdin(job.get("stdin", ""))
     for name in ("exit", "quit"):  # what the loader of site-packages would have defined
         setattr(builtins, name, sys.exit)
     child.forget_sandbox()
-    shut_in = sys.platform == "linux" and seccomp.supported(linux.MACHINE)
-    child.take_limits(run["seconds"], run["memory_mb"], threads=shut_in)
-    if shut_in:
-        linux.drop_capabilities()
-        if landlock.version() > 0:
-            landlock.restrict_to([*namespaces.needed_paths().values(), *namespaces.DEVICES])
-        linux.install_filter(seccomp.filter_program(linux.MACHINE, read_only=True))
-    else:
-        guard.install()
+
+    def limits() -> None:
+        child.give_stdin(job.get("stdin", ""))
+        shut_in = sys.platform == "linux" and seccomp.supported(linux.MACHINE)
+        child.take_limits(run["seconds"], run["memory_mb"], threads=shut_in)
+        if shut_in:
+            linux.drop_capabilities()
+            if landlock.version() > 0:
+                landlock.restrict_to([*namespaces.needed_paths().values(), *namespaces.DEVICES])
+            linux.install_filter(seccomp.filter_program(linux.MACHINE, read_only=True))
+        else:
+            guard.install()
+
+    child.set_up(limits)
     child.run(body, options["token"])
 
 

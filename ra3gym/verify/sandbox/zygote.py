@@ -73,9 +73,13 @@ class Zygote:
         try:
             body, stdin = _program(run, file) if exam is None else (functools.partial(tester.run, exam), "")
             child.arrange_descriptors(places)
-            child.give_stdin(stdin)
-            child.take_limits(run["seconds"], run["memory_mb"], threads=True)
-            linux.install_filter(self._filter)
+
+            def limits() -> None:
+                child.give_stdin(stdin)
+                child.take_limits(run["seconds"], run["memory_mb"], threads=True)
+                linux.install_filter(self._filter)
+
+            child.set_up(limits)
             child.run(body, token)
         finally:
             os._exit(1)
