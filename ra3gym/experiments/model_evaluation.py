@@ -26,8 +26,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ra3gym.errors import ConfigError, DataError
+from ra3gym.errors import ConfigError
 from ra3gym.experiments.evaluation import graded_batches
+from ra3gym.experiments.judging import judge_limits, tasks_by_id
 from ra3gym.experiments.progress import StudyProgress
 from ra3gym.experiments.runs import RunFolder
 from ra3gym.experiments.statistics import estimate_mean
@@ -41,8 +42,6 @@ EVALUATION = "eval"
 
 PROMPT_TOO_LONG = "prompt_too_long"
 """The status of samples that could not be drawn: their prompt fills the model's context."""
-
-_LIMITS = dict.fromkeys(("humaneval+", "mbpp+"), Limits(seconds=60, memory_mb=4096))
 
 
 @dataclass(frozen=True)
@@ -105,10 +104,7 @@ class ModelEvaluationConfig:
     @property
     def limits(self) -> Limits:
         """What one run of a program may use: as given, else what the benchmark needs."""
-        default = _LIMITS.get(self.tasks, Limits())
-        seconds = default.seconds if self.judge_seconds is None else self.judge_seconds
-        memory_mb = default.memory_mb if self.judge_memory_mb is None else self.judge_memory_mb
-        return Limits(seconds=seconds, memory_mb=memory_mb)
+        return judge_limits(self.tasks, self.judge_seconds, self.judge_memory_mb)
 
 
 def evaluate_model(config: ModelEvaluationConfig, console: Console) -> RunFolder:
@@ -121,7 +117,7 @@ def evaluate_model(config: ModelEvaluationConfig, console: Console) -> RunFolder
     """
     limits = config.limits
     tasks = load_tasks(config.tasks, split=config.split, path=config.path, limit=config.limit)
-    _check_ids(tasks, config.tasks)
+    tasks_by_id(tasks, config.tasks)  # an id that stands twice is an error
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load(config.model, device=device, dtype=config.dtype)
     run = RunFolder.create(config.output, EVALUATION, config)
@@ -300,9 +296,3 @@ def _estimate(values: list[float]) -> dict[str, float | None]:
         "low": estimate.low if has_interval else None,
         "high": estimate.high if has_interval else None,
     }
-
-
-def _check_ids(tasks: Sequence[CodeTask], name: str) -> None:
-    (task_id, count), *_ = Counter(task.task_id for task in tasks).most_common(1)
-    if count > 1:
-        raise DataError(f"task id {task_id!r} stands {count} times in {name!r}; give each task an id of its own")

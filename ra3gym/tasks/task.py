@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,10 +45,15 @@ class AssertTests:
 
 @dataclass(frozen=True)
 class StdioTests:
-    """Run the whole program with `inputs[i]` on stdin; compare whitespace-normalised stdout with `outputs[i]`."""
+    """Run the whole program with `inputs[i]` on stdin; compare whitespace-normalised stdout with `outputs[i]`.
+
+    Where several answers are right, a `checker(input, expected output, program's output)` says whether this one is. It
+    runs in the trainer, on text that is not to be trusted.
+    """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    checker: Callable[[str, str, str], bool] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)

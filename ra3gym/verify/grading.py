@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ra3gym.errors import DataError
+from ra3gym.errors import DataError, JudgeError
 from ra3gym.tasks.task import AssertTests, CheckTests, CodeTask, FunctionTests, StdioTests
 from ra3gym.verify.compare import same, shown
 from ra3gym.verify.runs import Outcome, Run
@@ -74,7 +74,7 @@ def prepare(task: CodeTask, limits: Limits, stop_early: bool = False) -> Exam:
     else:
         code = _test_code(task, tests) | {"stop_early": stop_early}
         programs = [{"kind": "calls", "names": code["names"]}]
-    decisive = [programs, code, expected, getattr(tests, "float_tolerance", 0.0)]
+    decisive = [programs, code, expected, getattr(tests, "float_tolerance", 0.0), repr(getattr(tests, "checker", None))]
     return Exam(
         task=task,
         limits=limits,
@@ -155,7 +155,7 @@ def verdict(exam: Exam, outcomes: Sequence[Outcome], isolation: str = "namespace
     """What the outcomes of a program's runs are worth; the runs of stdin/stdout tests may have stopped early."""
     number = len(exam.task.tests)
     if isinstance(exam.task.tests, StdioTests):
-        results = [_stdio_result(run, want) for run, want in zip(outcomes, exam.expected, strict=False)]
+        results = [_stdio_result(run, exam, index) for index, run in enumerate(outcomes)]
         missing = (Status.WRONG_ANSWER, "not run, an earlier test failed")
         finished = True
     else:
@@ -189,14 +189,22 @@ def verdict(exam: Exam, outcomes: Sequence[Outcome], isolation: str = "namespace
     )
 
 
-def _stdio_result(run: Outcome, want: str) -> Result:
+def _stdio_result(run: Outcome, exam: Exam, index: int) -> Result:
+    tests = exam.task.tests
+    assert isinstance(tests, StdioTests)
     if run.ended == "skipped":
         return Status.TIMEOUT, "not run, an earlier test ran out of time"
     if not run.finished:
         return _ending(run)
-    if run.stdout.split() == want.split():
-        return Status.PASSED, ""
-    return Status.WRONG_ANSWER, f"expected output {want[:100]!r}, got {run.stdout[:100]!r}"
+    want = tests.outputs[index]
+    if tests.checker is None:
+        right = run.stdout.split() == want.split()
+    else:
+        try:
+            right = tests.checker(tests.inputs[index], want, run.stdout)
+        except Exception as error:
+            raise JudgeError(f"the checker of task {exam.task.task_id!r} raised {error!r} on test {index}") from error
+    return (Status.PASSED, "") if right else (Status.WRONG_ANSWER, f"expected {want[:100]!r}, got {run.stdout[:100]!r}")
 
 
 def _frame_result(frame: dict[str, Any], exam: Exam, index: int) -> Result:

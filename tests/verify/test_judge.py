@@ -470,3 +470,14 @@ def test_leaving_by_an_error_ends_what_is_running() -> None:
     judge.close(cancel=True)
     with pytest.raises(JudgeError, match="closed before"):
         running.result()
+
+
+def test_a_checker_decides_where_several_answers_are_right(judge: Judge) -> None:
+    def any_divisor(stdin: str, expected: str, stdout: str) -> bool:
+        return int(stdin) % int(stdout) == 0
+
+    task = CodeTask("test/divisor", "", "", StdioTests(("12", "35"), ("2", "5"), any_divisor))
+    assert graded(judge, task, "n = int(input())\nprint(n // 5 if n == 35 else 3)\n").passed
+    assert graded(judge, task, "input()\nprint(5)\n").tests == (False, True)
+    with pytest.raises(JudgeError, match=r"checker of task 'test/divisor' raised ValueError"):
+        judge.grade([(task, "print('many')\n")])
