@@ -6,7 +6,7 @@ import contextlib
 import math
 from typing import Any
 
-from ra3gym.verify.sandbox.encoding import DecodeError, decode, text_of
+from ra3gym.verify.sandbox.encoding import text_of
 
 _SHOWN_TEXT = 10_000
 """Longest encoded text that is decoded for a message; more than fits a line anyway."""
@@ -64,16 +64,48 @@ def shown(tree: Any, width: int = 120) -> str:
     """The value of a tree as a message shows it: its `repr`, cut to `width` characters."""
     text = text_of(tree)
     if len(text) <= _SHOWN_TEXT:
-        with contextlib.suppress(DecodeError, ValueError):  # an int may have more digits than Python prints
-            text = repr(decode(tree, _Opaque))
+        text = _written(tree)
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-class _Opaque:
-    """How a value of no known type reads."""
+def _written(tree: Any) -> str:
+    """A tree as its value's `repr`; no value is made of it, since that can take any time and memory."""
+    if type(tree) is list:
+        return f"[{_listed(tree)}]"
+    if type(tree) is not dict:
+        return repr(tree)
+    ((tag, body),) = tree.items()
+    if type(body) is list:
+        match tag, body:
+            case "t", [only]:
+                return f"({_written(only)},)"
+            case "t", _:
+                return f"({_listed(body)})"
+            case "s" | "f", _:
+                text = f"{{{_listed(body)}}}" if body else "set()"
+                return text if tag == "s" else f"frozenset({text if body else ''})"
+            case "d", _ if all(type(pair) is list and len(pair) == 2 for pair in body):
+                return f"{{{', '.join(f'{_written(key)}: {_written(item)}' for key, item in body)}}}"
+            case "n", _:
+                return f"iter([{_listed(body)}])"
+            case "r", [start, stop, step]:
+                return f"range({_listed([start, stop] if step == 1 else body)})"
+            case "x", [str(name), [*contents]]:
+                return f"{name}({_listed(contents)})"
+    elif type(body) is str:
+        match tag:
+            case "b" | "a" | "u":
+                with contextlib.suppress(ValueError):
+                    raw = bytes.fromhex(body)
+                    if tag == "u":
+                        return repr(raw.decode("utf-32-le", "surrogatepass"))
+                    return repr(raw if tag == "b" else bytearray(raw))
+            case "y":
+                return body
+            case "o":
+                return f"<a {body[:80]}>"
+    return text_of(tree)
 
-    def __init__(self, type_name: Any) -> None:
-        self._type_name = str(type_name)[:80]
 
-    def __repr__(self) -> str:
-        return f"<a {self._type_name}>"
+def _listed(trees: list[Any]) -> str:
+    return ", ".join(map(_written, trees))

@@ -18,6 +18,8 @@ from ra3gym.verify.runs import Outcome, Run
 from ra3gym.verify.sandbox.encoding import DecodeError, encode, parse, text_of
 from ra3gym.verify.verdict import Limits, Status, Verdict
 
+_STDOUT_STEP = 1 << 16
+_MESSAGE_CHARS = 1000
 Result = tuple[Status, str]
 """How one test went, and a message when it failed."""
 
@@ -69,7 +71,8 @@ def prepare(task: CodeTask, limits: Limits, stop_early: bool = False) -> Exam:
         programs = [{"kind": "function", "entry_point": task.entry_point, "inputs": inputs}]
     elif isinstance(tests, StdioTests):
         programs = [{"kind": "script", "stdin": text} for text in tests.inputs]
-        stdout_bytes += max(len(output.encode()) for output in tests.outputs)
+        longest = max(len(output.encode()) for output in tests.outputs)
+        stdout_bytes += -(-longest // _STDOUT_STEP) * _STDOUT_STEP  # a program may see it, and guess from the length
         expected = tests.outputs
     else:
         code = _test_code(task, tests) | {"stop_early": stop_early}
@@ -130,6 +133,12 @@ def _context(task: CodeTask) -> tuple[str, set[str]]:
     try:
         return task.prompt, _defined(_parsed(task, task.prompt))
     except DataError:
+        pass
+    last = task.prompt.rstrip().rpartition("\n")[2]
+    whole = f"{task.prompt.rstrip()}\n{' ' * (len(last) - len(last.lstrip()) + 4)}pass\n"
+    try:
+        return whole, _defined(_parsed(task, whole))
+    except DataError:
         return "", set()
 
 
@@ -182,7 +191,7 @@ def verdict(exam: Exam, outcomes: Sequence[Outcome], isolation: str = "namespace
     return Verdict(
         status=status,
         tests=tuple(result is Status.PASSED for result, _ in results),
-        message=message,
+        message=message[:_MESSAGE_CHARS].encode("utf-8", "backslashreplace").decode(),
         seconds=sum(run.seconds for run in outcomes),
         stdout="".join(run.stdout for run in outcomes)[: exam.stdout_bytes],
         isolation=isolation,
@@ -240,15 +249,18 @@ def _failure(frame: dict[str, Any]) -> Result:
 def _value_result(value: Any, exam: Exam, index: int) -> Result:
     tests = exam.task.tests
     assert isinstance(tests, FunctionTests)
+    want = exam.expected[index]
     try:
         got = parse(value) if isinstance(value, str) else None
+        if same(got, want, tests.float_tolerance):
+            return Status.PASSED, ""
+        answer = shown(got)
     except DecodeError as error:
         return Status.WRONG_ANSWER, str(error)
-    want = exam.expected[index]
-    if same(got, want, tests.float_tolerance):
-        return Status.PASSED, ""
+    except RecursionError:
+        return Status.WRONG_ANSWER, "nested too deeply"
     arguments = ", ".join(f"{argument!r:.120}" for argument in tests.inputs[index])
-    return Status.WRONG_ANSWER, f"expected {shown(want)}, got {shown(got)} for ({arguments})"
+    return Status.WRONG_ANSWER, f"expected {shown(want)}, got {answer} for ({arguments})"
 
 
 def _tests_ending(program: Outcome, tests: Outcome) -> Result:

@@ -48,7 +48,6 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "dup": (32, 23),
     "dup2": (33, None),
     "dup3": (292, 24),
-    "fcntl": (72, 25),
     "pipe": (22, None),
     "pipe2": (293, 59),
     "poll": (7, None),
@@ -115,6 +114,16 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "getrandom": (318, 278),
     "umask": (95, 166),
 }
+_FCNTL = (72, 25)
+_FCNTL_COMMANDS = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    1030,
+    1032,
+)  # duplicate, flags, size of a pipe; not its owner, whom the kernel signals
 _CLONE, _CLONE3, _PRLIMIT64 = (56, 220), (435, 435), (302, 261)
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 
@@ -170,6 +179,16 @@ def filter_program(machine: str, read_only: bool = False) -> bytes:
         _instruction(_ANY_BIT, _CLONE_THREAD, 0, 1),
         _instruction(_RETURN, _ALLOW),
         _instruction(_RETURN, denied),
+    ]
+    code += [
+        _instruction(_EQUAL, _FCNTL[column], 0, len(_FCNTL_COMMANDS) + 3),
+        _instruction(_LOAD, _ARGUMENTS + 8),
+        *(
+            _instruction(_EQUAL, command, len(_FCNTL_COMMANDS) - place, 0)
+            for place, command in enumerate(_FCNTL_COMMANDS)
+        ),
+        _instruction(_RETURN, denied),
+        _instruction(_RETURN, _ALLOW),
     ]
     # Limits may be read and lowered, its own alone: the process is argument 0, and 0 means oneself.
     code += [

@@ -2,7 +2,10 @@
 
 A batch comes over the channel as one JSON line, with descriptors: a file that holds what is to run, and a line to the
 other side (program or tests) for each run that has one. Each run is answered by one JSON line,
-`{"frames", "finished", "ended", "stdout", "seconds"}`; what a process reports is passed on as text.
+`{"ended", "seconds", "sizes"}`, and as many bytes of report and of output as the sizes say.
+
+The next program is forked from here, and would find whatever the one before it said. So nothing of that becomes an
+object of this process: it passes through two buffers that are cleared each time.
 """
 
 from __future__ import annotations
@@ -25,13 +28,12 @@ else:
 _REPORT_BYTES = 4 << 20
 _MAX_LINES = 64
 _PATIENCE_MS = 100
-_SKIPPED = {"frames": [], "finished": False, "ended": "skipped", "stdout": "", "seconds": 0.0}
 
 
 class Starter(Protocol):
     """Starts the process of a run, and ends it."""
 
-    def start(self, run: dict[str, Any], file: int, token: str, places: child.Places) -> int:
+    def start(self, run: dict[str, Any], file: int, places: child.Places) -> int:
         """The process id; its report and output go to `places`."""
 
     def end(self, pid: int) -> None:
@@ -59,36 +61,130 @@ def tell(channel: socket.socket, answer: dict[str, Any]) -> None:
     channel.sendall(json.dumps(answer).encode() + b"\n")
 
 
-def serve(channel: socket.socket, role: str, starter: Starter) -> None:
-    """Answer batches until the judge hangs up."""
-    tell(channel, {"ready": True})
-    while (batch := _receive(channel)) is not None:
-        runs, (file, *lines) = batch
-        out_of_time = None
-        for run in runs:
-            line = lines.pop(0) if run["line"] else None
-            if run["job"] == out_of_time:  # and so would its other runs be
-                answer = _SKIPPED
-            else:
-                if line is not None and role == "tester":
-                    _wait_for_word(line)
-                answer = _run(run, file, line, starter)
-            if answer["ended"] == "timeout":
-                out_of_time = run["job"]
-            tell(channel, answer)
-        os.close(file)
+class Server:
+    """Answers batches until the judge hangs up."""
+
+    def __init__(self, channel: socket.socket, role: str, starter: Starter) -> None:
+        self._channel, self._role, self._starter = channel, role, starter
+        self._report, self._stdout = _Stream(), _Stream()
+
+    def serve(self) -> None:
+        """Say that all is ready, then answer."""
+        tell(self._channel, {"ready": True})
+        while (batch := self._receive()) is not None:
+            runs, (file, *lines) = batch
+            out_of_time = None
+            for run in runs:
+                line = lines.pop(0) if run["line"] else None
+                if run["job"] == out_of_time:  # and so would its other runs be
+                    tell(self._channel, {"ended": "skipped", "seconds": 0.0, "sizes": [0, 0]})
+                elif self._answer(run, file, line) == "timeout":
+                    out_of_time = run["job"]
+            os.close(file)
+
+    def _receive(self) -> tuple[list[dict[str, Any]], list[int]] | None:
+        """The runs of the next batch and the descriptors that came with it; `None` at the end."""
+        line, descriptors = b"", []
+        while not line.endswith(b"\n"):
+            piece, received, _, _ = socket.recv_fds(self._channel, 1 << 16, 1 + _MAX_LINES)
+            if not piece:
+                return None
+            line += piece
+            descriptors += received
+        return json.loads(line), descriptors
+
+    def _answer(self, run: dict[str, Any], file: int, line: int | None) -> str:
+        """Have a run made and answer it; what ended it."""
+        if line is not None and self._role == "tester":
+            _wait_for_word(line)
+        report, reported = os.pipe()
+        stdout, printed = os.pipe()
+        started = time.monotonic()
+        pid = self._starter.start(run, file, child.Places(reported, printed, line))
+        for descriptor in (reported, printed, line):
+            if descriptor is not None:  # whoever reads at the other end must see the end
+                os.close(descriptor)
+        self._report.open(report, _REPORT_BYTES)
+        self._stdout.open(stdout, run["stdout_bytes"])
+        ended = self._read(pid, started + run["seconds"])
+        if not ended:
+            ended = "exited" if self._report.ends_with(child.DONE) else _ending(pid)
+        os.close(report)
+        os.close(stdout)
+        self._starter.end(pid)
+        sizes = [self._report.size, self._stdout.size]
+        tell(self._channel, {"ended": ended, "seconds": time.monotonic() - started, "sizes": sizes})
+        self._report.pass_on(self._channel)
+        self._stdout.pass_on(self._channel)
+        return ended
+
+    def _read(self, pid: int, deadline: float) -> str:
+        """Read report and output to their ends; why reading stopped before, or `""`."""
+        streams = {stream.descriptor: stream for stream in (self._report, self._stdout)}
+        poll = select.poll()
+        poll.register(self._channel, 0)  # says whether the judge has hung up
+        for descriptor in streams:
+            poll.register(descriptor, select.POLLIN)
+        still_open = len(streams)
+        while still_open:
+            left = deadline - time.monotonic()
+            ready = poll.poll(max(0, left * 1000)) if left > 0 else []
+            if not ready:
+                return "timeout"
+            for descriptor, _ in ready:
+                if descriptor == self._channel.fileno():
+                    self._starter.end(pid)
+                    os._exit(0)
+                stream = streams[descriptor]
+                if not stream.read():
+                    poll.unregister(descriptor)
+                    still_open -= 1
+                elif stream.overflows:
+                    return "output_limit"
+        return ""
 
 
-def _receive(channel: socket.socket) -> tuple[list[dict[str, Any]], list[int]] | None:
-    """The runs of the next batch and the descriptors that came with it; `None` at the end."""
-    line, descriptors = b"", []
-    while not line.endswith(b"\n"):
-        piece, received, _, _ = socket.recv_fds(channel, 1 << 16, 1 + _MAX_LINES)
-        if not piece:
-            return None
-        line += piece
-        descriptors += received
-    return json.loads(line), descriptors
+class _Stream:
+    """Passes on what comes from a descriptor, up to a cap, through memory that is cleared afterwards."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self.descriptor = -1
+        self._cap = self._used = 0
+
+    def open(self, descriptor: int, cap: int) -> None:
+        """Read from here now."""
+        if len(self._buffer) <= cap:
+            self._buffer = bytearray(cap + 1)
+        self.descriptor, self._cap, self._used = descriptor, cap, 0
+
+    @property
+    def size(self) -> int:
+        """Bytes to pass on."""
+        return min(self._used, self._cap)
+
+    @property
+    def overflows(self) -> bool:
+        """Whether more came than the cap."""
+        return self._used > self._cap
+
+    def read(self) -> int:
+        """Take what has arrived; 0 at the end."""
+        with memoryview(self._buffer) as whole, whole[self._used : self._cap + 1] as room:
+            number = os.readv(self.descriptor, [room])
+        self._used += number
+        return number
+
+    def ends_with(self, line: bytes) -> bool:
+        """Whether this is the last that was read."""
+        with memoryview(self._buffer) as whole:
+            return whole[max(0, self._used - len(line)) : self._used] == line
+
+    def pass_on(self, channel: socket.socket) -> None:
+        """Send what was read, and leave nothing of it."""
+        with memoryview(self._buffer) as whole:
+            channel.sendall(whole[: self.size])
+            whole[: self._used] = bytes(self._used)
 
 
 def _wait_for_word(line: int) -> None:
@@ -96,58 +192,6 @@ def _wait_for_word(line: int) -> None:
     poll = select.poll()
     poll.register(line, select.POLLIN)
     poll.poll()
-
-
-def _run(run: dict[str, Any], file: int, line: int | None, starter: Starter) -> dict[str, Any]:
-    token = os.urandom(16).hex()
-    report, reported = os.pipe()
-    stdout, printed = os.pipe()
-    started = time.monotonic()
-    pid = starter.start(run, file, token, child.Places(reported, printed, line))
-    for descriptor in (reported, printed, line):
-        if descriptor is not None:  # whoever reads at the other end must see the end
-            os.close(descriptor)
-    data, cut = _read({report: _REPORT_BYTES, stdout: run["stdout_bytes"]}, started + run["seconds"])
-    os.close(report)
-    os.close(stdout)
-    *frames, rest = data[report].decode("utf-8", "replace").split("\n")
-    finished = rest == token and not cut  # otherwise it is nothing, or the half of a frame
-    ended = _ending(pid) if not cut and not finished else cut
-    starter.end(pid)
-    if data[report].startswith(child.READY):
-        del frames[0]
-    elif not cut:
-        ended = "broken"
-    return {
-        "frames": frames,
-        "finished": finished,
-        "ended": ended,
-        "stdout": data[stdout].decode("utf-8", "replace"),
-        "seconds": time.monotonic() - started,
-    }
-
-
-def _read(caps: dict[int, int], deadline: float) -> tuple[dict[int, bytes], str]:
-    """What came from each descriptor, and why reading stopped: `""` at the end of all of them."""
-    data = {fd: bytearray() for fd in caps}
-    poll = select.poll()
-    for fd in caps:
-        poll.register(fd, select.POLLIN)
-    still_open, cut = len(caps), ""
-    while still_open and not cut:
-        left = deadline - time.monotonic()
-        ready = poll.poll(max(0, left * 1000)) if left > 0 else []
-        if not ready:
-            cut = "timeout"
-        for fd, _ in ready:
-            piece = os.read(fd, 1 << 16)
-            data[fd] += piece
-            if not piece:
-                poll.unregister(fd)
-                still_open -= 1
-            elif len(data[fd]) > caps[fd]:
-                cut = "output_limit"
-    return {fd: bytes(read[: caps[fd]]) for fd, read in data.items()}, cut
 
 
 def _ending(pid: int) -> str:

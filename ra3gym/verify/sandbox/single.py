@@ -54,7 +54,7 @@ def main() -> None:
             guard.install()
 
     child.set_up(limits)
-    child.run(body, options["token"])
+    child.run(body)
 
 
 if __name__ == "__main__":

@@ -134,4 +134,4 @@ class _Service:
         return [number, type(value).__name__]
 
     def _object(self, body: Any) -> Any:
-        return self._objects[body]
+        return self._named[body] if type(body) is str else self._objects[body]

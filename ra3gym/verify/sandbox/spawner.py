@@ -29,9 +29,9 @@ class Spawner:
     def __init__(self, role: str) -> None:
         self._role = role
 
-    def start(self, run: dict[str, Any], file: int, token: str, places: child.Places) -> int:
+    def start(self, run: dict[str, Any], file: int, places: child.Places) -> int:
         """See `serving.Starter`."""
-        arguments = json.dumps({"role": self._role, "token": token, "run": run, "places": places, "file": file})
+        arguments = json.dumps({"role": self._role, "run": run, "places": places, "file": file})
         for descriptor in (file, *places):
             if descriptor is not None:
                 os.set_inheritable(descriptor, True)
@@ -48,4 +48,4 @@ class Spawner:
 
 if __name__ == "__main__":
     _channel, _role = serving.connect()
-    serving.serve(_channel, _role, Spawner(_role))
+    serving.Server(_channel, _role, Spawner(_role)).serve()

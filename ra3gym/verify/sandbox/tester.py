@@ -73,7 +73,7 @@ def run(exam: Exam) -> bool:
         namespace["candidate"] = Remote(program, exam.entry_point)
         exec(exam.setup, namespace)
         for statement in exam.statements:
-            frame = _outcome(statement, namespace, exam)
+            frame = _outcome(statement, namespace, exam, program)
             child.report(frame)
             if exam.stop_early and "ok" not in frame:
                 return False
@@ -86,7 +86,7 @@ def run(exam: Exam) -> bool:
     return True
 
 
-def _outcome(statement: types.CodeType, namespace: dict[str, Any], exam: Exam) -> dict[str, Any]:
+def _outcome(statement: types.CodeType, namespace: dict[str, Any], exam: Exam, program: _Program) -> dict[str, Any]:
     """The report on one test; `Gone` passes through."""
     try:
         exec(statement, namespace)
@@ -95,10 +95,14 @@ def _outcome(statement: types.CodeType, namespace: dict[str, Any], exam: Exam) -
     except MemoryError:
         return {"memory": True}
     except BaseException as error:
+        if program.gone is not None:
+            raise program.gone from None
         said: str | None = getattr(error, "program_said", None)
         if said is None and isinstance(error, AssertionError):
             return {"wrong": str(error)[:300] or _line_of(error, exam)}
         return {"error": said or child.described(error)}
+    if program.gone is not None:  # a bare `except` of the test's swallowed it
+        raise program.gone
     return {"ok": True}
 
 
@@ -118,14 +122,22 @@ class _Program:
     def __init__(self, line: calls.Line) -> None:
         self._line = line
         self._remotes: dict[int, Remote] = {}
+        self.gone: calls.Gone | None = None
 
     def names(self) -> set[str]:
         """What the program defines of the names asked for; its first word."""
         names = self._answer()
         return {name for name in names if type(name) is str}
 
-    def ask(self, kind: str, target: str | int, *args: Any, **kwargs: Any) -> Any:
+    def ask(self, kind: str, target: str | int, /, *args: Any, **kwargs: Any) -> Any:
         """Do something with a target; arguments that it changed in place are changed here as well."""
+        try:
+            return self._ask(kind, target, args, kwargs)
+        except calls.Gone as gone:
+            self.gone = gone
+            raise
+
+    def _ask(self, kind: str, target: str | int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         trees = [encoding.encode(part, _sent) for part in (list(args), kwargs)]
         self._line.send(encoding.text_of([kind, target, *trees]))
         try:
@@ -169,7 +181,7 @@ class Remote:
     def __init__(self, program: _Program, target: str | int, kind: str = "function") -> None:
         self.__dict__.update(_remote=program, _target=target, _kind=kind)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._remote.ask("call", self._target, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

@@ -41,6 +41,7 @@ _WARM = (
 def main() -> None:
     """Shut this process in, say how that went, and serve batches until the judge hangs up."""
     channel, role = serving.connect()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which pid 1 does not heed; Python's own handler would end it
     try:
         namespaces.enter()
     except OSError as error:
@@ -53,7 +54,7 @@ def main() -> None:
     child.forget_sandbox()
     gc.collect()
     gc.freeze()
-    serving.serve(channel, role, Zygote(role))
+    serving.Server(channel, role, Zygote(role)).serve()
 
 
 class Zygote:
@@ -64,7 +65,7 @@ class Zygote:
         self._filter = seccomp.filter_program(linux.MACHINE)
         self._exams: dict[str, tester.Exam] = {}
 
-    def start(self, run: dict[str, Any], file: int, token: str, places: child.Places) -> int:
+    def start(self, run: dict[str, Any], file: int, places: child.Places) -> int:
         """See `serving.Starter`."""
         exam = self._exam(run, file) if self._is_tester else None
         pid = os.fork()
@@ -80,7 +81,7 @@ class Zygote:
                 linux.install_filter(self._filter)
 
             child.set_up(limits)
-            child.run(body, token)
+            child.run(body)
         finally:
             os._exit(1)
 
