@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import json
 import math
@@ -57,8 +58,10 @@ def arrange_descriptors(places: Places) -> None:
 
 def give_stdin(text: str) -> None:
     """Make `text` what the program reads."""
+    if not text:
+        return  # as `settle` left it
     content = text.encode("utf-8", "replace")
-    if content and hasattr(os, "memfd_create"):
+    if hasattr(os, "memfd_create"):
         file = os.memfd_create("stdin")  # not a pipe: programs ask for its size
         os.write(file, content)
         os.lseek(file, 0, os.SEEK_SET)
@@ -70,10 +73,22 @@ def give_stdin(text: str) -> None:
     sys.stdin = io.TextIOWrapper(raw, encoding="utf-8", errors="replace")
 
 
-def forget_sandbox() -> None:
-    """Leave none of these modules where a program's imports would find them."""
+def settle() -> None:
+    """What every program and all tests find alike, made once for all processes that come from this one."""
+    null, (reader, writer) = os.dup(STDOUT), os.pipe()
+    os.dup2(writer, STDOUT)  # a stream asks what it writes to, and for a program that will be a pipe
+    sys.stdin = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="replace")
+    sys.stdout = os.fdopen(STDOUT, "w", encoding="utf-8", errors="replace", closefd=False)
+    os.dup2(null, STDOUT)
+    for descriptor in (null, reader, writer):
+        os.close(descriptor)
+    sys.argv = ["solution.py"]
+    for name in ("exit", "quit"):  # what the loader of site-packages would have defined
+        setattr(builtins, name, sys.exit)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     here = os.path.dirname(__file__)
-    for name, module in list(sys.modules.items()):
+    for name, module in list(sys.modules.items()):  # a program's imports shall find none of these
         if name != "__main__" and os.path.dirname(getattr(module, "__file__", None) or "") == here:
             del sys.modules[name]
 
@@ -98,7 +113,6 @@ def take_limits(seconds: float, memory_mb: int, threads: bool) -> None:
         ("CPU time", resource.RLIMIT_CPU, cpu, cpu + 1),
         ("file size", resource.RLIMIT_FSIZE, 0, 0),
         ("open files", resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
-        ("core files", resource.RLIMIT_CORE, 0, 0),
         ("processes", resource.RLIMIT_NPROC, _TASKS if threads else 0, _TASKS if threads else 0),
     ]
     if sys.platform == "linux":  # elsewhere the kernel does not keep it
@@ -109,13 +123,10 @@ def take_limits(seconds: float, memory_mb: int, threads: bool) -> None:
         except ValueError:
             most = resource.getrlimit(kind)[1]
             raise ValueError(f"the hard limit on {name} is {most}, below the {soft} asked for (see ulimit)") from None
-    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
 
 
 def run(body: Callable[[], bool]) -> NoReturn:
     """Run `body` and leave; "done" is reported last, when `body` says that it came to its end."""
-    sys.stdout = os.fdopen(STDOUT, "w", encoding="utf-8", errors="replace", closefd=False)
-    sys.argv = ["solution.py"]
     random.seed(0)  # a fork seeds it anew; verdicts repeat
     leave = os._exit
     try:

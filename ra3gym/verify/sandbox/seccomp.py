@@ -157,20 +157,15 @@ def filter_program(machine: str, read_only: bool = False) -> bytes:
     ]
     if machine == "x86_64":
         code += [_instruction(_AT_LEAST, _X32_BIT, 0, 1), _instruction(_RETURN, denied)]
-    for name, numbers in ALLOWED.items():
-        number = numbers[column]
-        if number is None:
-            continue
-        if read_only and name in _FLAGS_ARGUMENT:
-            code += [
-                _instruction(_EQUAL, number, 0, 4),
-                _instruction(_LOAD, _ARGUMENTS + 8 * _FLAGS_ARGUMENT[name]),
-                _instruction(_ANY_BIT, _WRITING, 0, 1),
-                _instruction(_RETURN, denied),
-                _instruction(_RETURN, _ALLOW),
-            ]
-        else:
-            code += [_instruction(_EQUAL, number, 0, 1), _instruction(_RETURN, _ALLOW)]
+    numbers = {name: number for name, pair in ALLOWED.items() if (number := pair[column]) is not None}
+    for name in _FLAGS_ARGUMENT.keys() & numbers.keys() if read_only else ():
+        code += [
+            _instruction(_EQUAL, numbers.pop(name), 0, 4),
+            _instruction(_LOAD, _ARGUMENTS + 8 * _FLAGS_ARGUMENT[name]),
+            _instruction(_ANY_BIT, _WRITING, 0, 1),
+            _instruction(_RETURN, denied),
+            _instruction(_RETURN, _ALLOW),
+        ]
     code += [_instruction(_EQUAL, _CLONE3[column], 0, 1), _instruction(_RETURN, _ERROR | errno.ENOSYS)]
     # A thread shares all there is to share; the kernel refuses new namespaces together with this flag.
     code += [
@@ -192,12 +187,29 @@ def filter_program(machine: str, read_only: bool = False) -> bytes:
     ]
     # Limits may be read and lowered, its own alone: the process is argument 0, and 0 means oneself.
     code += [
-        _instruction(_EQUAL, _PRLIMIT64[column], 0, 3),
+        _instruction(_EQUAL, _PRLIMIT64[column], 0, 4),
         _instruction(_LOAD, _ARGUMENTS),
         _instruction(_EQUAL, 0, 0, 1),
         _instruction(_RETURN, _ALLOW),
+        _instruction(_RETURN, denied),
     ]
-    return b"".join([*code, _instruction(_RETURN, denied)])
+    allowed = set(numbers.values())
+    edges = {edge for number in allowed for edge in (number, number + 1)}
+    bounds = sorted(edge for edge in edges if (edge in allowed) != (edge - 1 in allowed))
+    return b"".join([*code, *_bisected(bounds, False, denied)])
+
+
+def _bisected(bounds: list[int], allowed: bool, denied: int) -> list[bytes]:
+    """Allow ranges of numbers, of which each bound begins or ends one; `allowed` is whether those below the first are.
+
+    Installing a filter, the kernel tries it on every number there is: a filter that is quickly through is cheap.
+    """
+    if not bounds:
+        return [_instruction(_RETURN, _ALLOW if allowed else denied)]
+    middle = len(bounds) // 2
+    below = _bisected(bounds[:middle], allowed, denied)
+    above = _bisected(bounds[middle + 1 :], allowed ^ (middle % 2 == 0), denied)
+    return [_instruction(_AT_LEAST, bounds[middle], len(below), 0), *below, *above]
 
 
 def _instruction(code: int, operand: int, if_true: int = 0, if_false: int = 0) -> bytes:

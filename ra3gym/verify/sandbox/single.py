@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import functools
 import json
 import os
@@ -36,10 +35,8 @@ def main() -> None:
         body = functools.partial(tester.run, tester.compiled(job))
     else:
         body = functools.partial(solution.run, job)
+    child.settle()
     child.arrange_descriptors(child.Places(*options["places"]))
-    for name in ("exit", "quit"):  # what the loader of site-packages would have defined
-        setattr(builtins, name, sys.exit)
-    child.forget_sandbox()
 
     def limits() -> None:
         child.give_stdin(job.get("stdin", ""))

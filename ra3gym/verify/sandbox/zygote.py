@@ -6,7 +6,6 @@ What a program is made of is read by its child alone, so no program finds anothe
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import functools
 import gc
@@ -33,8 +32,8 @@ else:
 
 _MAX_EXAMS = 256
 _WARM = (
-    "abc bisect collections collections.abc copy dataclasses datetime decimal enum fractions functools hashlib heapq "
-    "io itertools json math operator random re statistics string textwrap typing"
+    "abc bisect collections collections.abc copy dataclasses datetime decimal enum fractions functools heapq io "
+    "itertools json math operator random re string typing"
 )
 
 
@@ -49,9 +48,8 @@ def main() -> None:
         os._exit(1)
     for name in _WARM.split():
         __import__(name)
-    for name in ("exit", "quit"):  # what the loader of site-packages would have defined
-        setattr(builtins, name, sys.exit)
-    child.forget_sandbox()
+    compile("0", "<warm>", "exec")  # the first costs an interpreter 2 ms
+    child.settle()
     gc.collect()
     gc.freeze()
     serving.Server(channel, role, Zygote(role)).serve()
