@@ -56,6 +56,16 @@ def arrange_descriptors(places: Places) -> None:
     os.closerange(wanted[-1][0] + 1, 2 * DESCRIPTORS)
 
 
+def keep_descriptors(report: int, others: list[int]) -> list[int]:
+    """Put the report in its place, close all that is not in `others`, and say where those are now."""
+    moved = [os.dup2(descriptor, DESCRIPTORS + 2 + place) for place, descriptor in enumerate([report, *others])]
+    os.closerange(REPORT, DESCRIPTORS + 2)
+    os.dup2(moved[0], REPORT)
+    os.close(moved[0])
+    os.closerange(moved[-1] + 1, 2 * DESCRIPTORS)
+    return moved[1:]
+
+
 def give_stdin(text: str) -> None:
     """Make `text` what the program reads."""
     if not text:
@@ -106,17 +116,20 @@ def set_up(steps: Callable[[], None]) -> None:
     os.write(REPORT, READY)
 
 
-def take_limits(seconds: float, memory_mb: int, threads: bool) -> None:
-    """The resource limits of one run; without `threads`, no new process or thread can be made."""
-    cpu = math.ceil(seconds)
+def take_limits(seconds: float | None, memory_mb: int, threads: bool) -> None:
+    """The resource limits of one run, without one on CPU time if `seconds` is `None`.
+
+    Without `threads`, no new process or thread can be made.
+    """
     limits = [
-        ("CPU time", resource.RLIMIT_CPU, cpu, cpu + 1),
         ("file size", resource.RLIMIT_FSIZE, 0, 0),
         ("open files", resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
         ("processes", resource.RLIMIT_NPROC, _TASKS if threads else 0, _TASKS if threads else 0),
     ]
     if sys.platform == "linux":  # elsewhere the kernel does not keep it
         limits.append(("address space", resource.RLIMIT_AS, memory_mb << 20, memory_mb << 20))
+    if seconds is not None:
+        limits.append(("CPU time", resource.RLIMIT_CPU, math.ceil(seconds), math.ceil(seconds) + 1))
     for name, kind, soft, hard in limits:
         try:
             resource.setrlimit(kind, (soft, hard))

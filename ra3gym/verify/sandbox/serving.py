@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 else:
     import child
 
-_REPORT_BYTES = 4 << 20
+REPORT_BYTES = 4 << 20
 _MAX_LINES = 64
 _PATIENCE_MS = 100
 
@@ -65,28 +65,32 @@ class Server:
     """Answers batches until the judge hangs up."""
 
     def __init__(self, channel: socket.socket, role: str, starter: Starter) -> None:
-        self._channel, self._role, self._starter = channel, role, starter
-        self._report, self._stdout = _Stream(), _Stream()
+        self.channel, self._role, self._starter = channel, role, starter
+        self.report, self._stdout = Stream(), Stream()
 
     def serve(self) -> None:
         """Say that all is ready, then answer."""
-        tell(self._channel, {"ready": True})
+        tell(self.channel, {"ready": True})
         while (batch := self._receive()) is not None:
             runs, (file, *lines) = batch
-            out_of_time = None
-            for run in runs:
-                line = lines.pop(0) if run["line"] else None
-                if run["job"] == out_of_time:  # and so would its other runs be
-                    tell(self._channel, {"ended": "skipped", "seconds": 0.0, "sizes": [0, 0]})
-                elif self._answer(run, file, line) == "timeout":
-                    out_of_time = run["job"]
+            self.serve_batch(runs, file, lines)
             os.close(file)
+
+    def serve_batch(self, runs: list[dict[str, Any]], file: int, lines: list[int]) -> None:
+        """Answer each run, in order; `lines` are those of the runs that have one."""
+        out_of_time = None
+        for run in runs:
+            line = lines.pop(0) if run["line"] else None
+            if run["job"] == out_of_time:  # and so would its other runs be
+                tell(self.channel, {"ended": "skipped", "seconds": 0.0, "sizes": [0, 0]})
+            elif self._answer(run, file, line) == "timeout":
+                out_of_time = run["job"]
 
     def _receive(self) -> tuple[list[dict[str, Any]], list[int]] | None:
         """The runs of the next batch and the descriptors that came with it; `None` at the end."""
         line, descriptors = b"", []
         while not line.endswith(b"\n"):
-            piece, received, _, _ = socket.recv_fds(self._channel, 1 << 16, 1 + _MAX_LINES)
+            piece, received, _, _ = socket.recv_fds(self.channel, 1 << 16, 1 + _MAX_LINES)
             if not piece:
                 return None
             line += piece
@@ -96,7 +100,7 @@ class Server:
     def _answer(self, run: dict[str, Any], file: int, line: int | None) -> str:
         """Have a run made and answer it; what ended it."""
         if line is not None and self._role == "tester":
-            _wait_for_word(line)
+            wait_for_word(line)
         report, reported = os.pipe()
         stdout, printed = os.pipe()
         started = time.monotonic()
@@ -104,25 +108,25 @@ class Server:
         for descriptor in (reported, printed, line):
             if descriptor is not None:  # whoever reads at the other end must see the end
                 os.close(descriptor)
-        self._report.open(report, _REPORT_BYTES)
+        self.report.open(report, REPORT_BYTES)
         self._stdout.open(stdout, run["stdout_bytes"])
         ended = self._read(pid, started + run["seconds"])
         if not ended:
-            ended = "exited" if self._report.ends_with(child.DONE) else _ending(pid)
+            ended = "exited" if self.report.ends_with(child.DONE) else ending(pid)
         os.close(report)
         os.close(stdout)
         self._starter.end(pid)
-        sizes = [self._report.size, self._stdout.size]
-        tell(self._channel, {"ended": ended, "seconds": time.monotonic() - started, "sizes": sizes})
-        self._report.pass_on(self._channel)
-        self._stdout.pass_on(self._channel)
+        sizes = [self.report.size, self._stdout.size]
+        tell(self.channel, {"ended": ended, "seconds": time.monotonic() - started, "sizes": sizes})
+        self.report.pass_on(self.channel)
+        self._stdout.pass_on(self.channel)
         return ended
 
     def _read(self, pid: int, deadline: float) -> str:
         """Read report and output to their ends; why reading stopped before, or `""`."""
-        streams = {stream.descriptor: stream for stream in (self._report, self._stdout)}
+        streams = {stream.descriptor: stream for stream in (self.report, self._stdout)}
         poll = select.poll()
-        poll.register(self._channel, 0)  # says whether the judge has hung up
+        poll.register(self.channel, 0)  # says whether the judge has hung up
         for descriptor in streams:
             poll.register(descriptor, select.POLLIN)
         still_open = len(streams)
@@ -132,7 +136,7 @@ class Server:
             if not ready:
                 return "timeout"
             for descriptor, _ in ready:
-                if descriptor == self._channel.fileno():
+                if descriptor == self.channel.fileno():
                     self._starter.end(pid)
                     os._exit(0)
                 stream = streams[descriptor]
@@ -144,7 +148,7 @@ class Server:
         return ""
 
 
-class _Stream:
+class Stream:
     """Passes on what comes from a descriptor, up to a cap, through memory that is cleared afterwards."""
 
     def __init__(self) -> None:
@@ -187,14 +191,14 @@ class _Stream:
             whole[: self._used] = bytes(self._used)
 
 
-def _wait_for_word(line: int) -> None:
+def wait_for_word(line: int) -> None:
     """Wait until the program at the other end has loaded, or ended: which it does within its own limit."""
     poll = select.poll()
     poll.register(line, select.POLLIN)
     poll.poll()
 
 
-def _ending(pid: int) -> str:
+def ending(pid: int) -> str:
     """How a process ended that reports no more; one that lives on nevertheless counts as having left."""
     found = None
     for _ in range(_PATIENCE_MS):

@@ -12,11 +12,10 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ra3gym.verify.sandbox import child, linux, namespaces, seccomp, serving, solution, tester
+    from ra3gym.verify.sandbox import child, linux, namespaces, seccomp, serving, solution, testing
 else:
     _HERE = os.path.dirname(os.path.abspath(__file__))
     sys.path.insert(0, _HERE)
@@ -26,11 +25,10 @@ else:
     import seccomp
     import serving
     import solution
-    import tester
+    import testing
 
     sys.path.remove(_HERE)
 
-_MAX_EXAMS = 256
 _WARM = (
     "abc bisect collections collections.abc copy dataclasses datetime decimal enum fractions functools heapq io "
     "itertools json math operator random re string typing"
@@ -52,36 +50,42 @@ def main() -> None:
     child.settle()
     gc.collect()
     gc.freeze()
-    serving.Server(channel, role, Zygote(role)).serve()
+    zygote = Zygote()
+    if role == "solution":
+        serving.Server(channel, role, zygote).serve()
+    else:
+        testing.TestServer(channel, zygote, zygote.shut_in_tests).serve()
 
 
 class Zygote:
     """Forks the process of each run; as pid 1 of its namespace it can end all there is in it."""
 
-    def __init__(self, role: str) -> None:
-        self._is_tester = role == "tester"
+    def __init__(self) -> None:
         self._filter = seccomp.filter_program(linux.MACHINE)
-        self._exams: dict[str, tester.Exam] = {}
 
     def start(self, run: dict[str, Any], file: int, places: child.Places) -> int:
         """See `serving.Starter`."""
-        exam = self._exam(run, file) if self._is_tester else None
         pid = os.fork()
         if pid != 0:
             return pid
         try:
-            body, stdin = _program(run, file) if exam is None else (functools.partial(tester.run, exam), "")
+            job = child.read_json(file, run["at"])
             child.arrange_descriptors(places)
 
-            def limits() -> None:
-                child.give_stdin(stdin)
+            def shut_in() -> None:
+                child.give_stdin(job.get("stdin", ""))
                 child.take_limits(run["seconds"], run["memory_mb"], threads=True)
                 linux.install_filter(self._filter)
 
-            child.set_up(limits)
-            child.run(body)
+            child.set_up(shut_in)
+            child.run(functools.partial(solution.run, job))
         finally:
             os._exit(1)
+
+    def shut_in_tests(self, run: dict[str, Any]) -> None:
+        """Take the limits of tests for this process; of time, the wall clock's is enough."""
+        child.take_limits(None, run["memory_mb"], threads=True)
+        linux.install_filter(self._filter)
 
     def end(self, pid: int) -> None:
         """See `serving.Starter`."""
@@ -89,19 +93,6 @@ class Zygote:
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)
         os.waitpid(pid, 0)
-
-    def _exam(self, run: dict[str, Any], file: int) -> tester.Exam:
-        """The tests of a run, compiled once for all programs."""
-        exam = self._exams.pop(run["exam"], None) or tester.compiled(child.read_json(file, run["at"]))
-        self._exams[run["exam"]] = exam
-        if len(self._exams) > _MAX_EXAMS:
-            del self._exams[next(iter(self._exams))]
-        return exam
-
-
-def _program(run: dict[str, Any], file: int) -> tuple[Callable[[], bool], str]:
-    job = child.read_json(file, run["at"])
-    return functools.partial(solution.run, job), job.get("stdin", "")
 
 
 if __name__ == "__main__":
