@@ -163,7 +163,7 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def test_closed_while_busy() -> None:
-    """What is running is judged, what has not begun is cancelled, nothing is left."""
+    """What is running is ended, what has not begun is cancelled, no verdict is made up, and nothing is left."""
     me = psutil.Process()
     before, files = me.children(recursive=True), me.num_fds()
     judge = Judge(workers=2, limits=LIMITS, cache_size=0)
@@ -172,14 +172,9 @@ def test_closed_while_busy() -> None:
     until(lambda: len(me.children(recursive=True)) >= len(before) + 6, 30, "two running programs")
     busy.start()
     busy.join()
-    verdicts, cancelled = [], 0
     for future in endless:
-        try:
-            verdicts += future.result()
-        except JudgeError:
-            cancelled += 1
-    assert {verdict.status for verdict in verdicts} == {Status.TIMEOUT}
-    assert cancelled >= 16
+        with pytest.raises(JudgeError, match="closed before"):
+            future.result()
     assert me.children(recursive=True) == before
     assert me.num_fds() <= files
 

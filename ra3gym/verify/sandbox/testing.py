@@ -58,14 +58,12 @@ class TestServer(serving.Server):
             os.write(process.go, _GO)
             self.report.open(process.report, serving.REPORT_BYTES)
             ended = self._read_tests(process, started + run["seconds"])
-            if ended:
+            if ended or index == len(runs) - 1:
                 self._end(process)
                 process = None
             answer = {"ended": ended or "exited", "seconds": time.monotonic() - started, "sizes": [self.report.size, 0]}
             serving.tell(self.channel, answer)
             self.report.pass_on(self.channel)
-        if process is not None:
-            self._end(process)
 
     def _exam(self, run: dict[str, Any], file: int) -> tester.Exam:
         """The tests of a run, compiled once for all programs."""
