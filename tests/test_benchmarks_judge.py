@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +17,8 @@ import pytest
 from ra3gym.tasks import load_tasks
 from ra3gym.tasks.task import CheckTests, CodeTask, FunctionTests
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "judge.py"
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+SCRIPT = BENCHMARKS / "judge.py"
 SOURCE = '''\
 def helper(x):
     return x + 1
@@ -34,19 +36,21 @@ def f(values, low=0):
 needs_data = pytest.mark.skipif("RA3GYM_DATA" not in os.environ, reason="RA3GYM_DATA names no folder of benchmarks")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def beside_the_script() -> Iterator[None]:
+    """The benchmarks import each other as a script does, from their own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield
+
+
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_of_the_judge", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def programs() -> ModuleType:
+    return importlib.import_module("judge_programs")
 
 
-def test_every_mutation_is_made_once_and_in_the_function_alone(benchmark: ModuleType) -> None:
-    made = list(benchmark.mutants(SOURCE, "f", seed=0))
+def test_every_mutation_is_made_once_and_in_the_function_alone(programs: ModuleType) -> None:
+    made = list(programs.mutants(SOURCE, "f", seed=0))
     operators = {operator for operator, _ in made}
     assert operators == {"comparison", "arithmetic", "and/or", "constant", "condition", "return", "statement"}
     assert len({program for _, program in made}) == len(made)
@@ -56,20 +60,20 @@ def test_every_mutation_is_made_once_and_in_the_function_alone(benchmark: Module
         assert ast.unparse(function) != ast.unparse(ast.parse(SOURCE).body[1])
 
 
-def test_mutants_repeat_by_their_seed(benchmark: ModuleType) -> None:
-    assert list(benchmark.mutants(SOURCE, "f", 1)) == list(benchmark.mutants(SOURCE, "f", 1))
-    assert list(benchmark.mutants(SOURCE, "f", 1)) != list(benchmark.mutants(SOURCE, "f", 2))
+def test_mutants_repeat_by_their_seed(programs: ModuleType) -> None:
+    assert list(programs.mutants(SOURCE, "f", 1)) == list(programs.mutants(SOURCE, "f", 1))
+    assert list(programs.mutants(SOURCE, "f", 1)) != list(programs.mutants(SOURCE, "f", 2))
 
 
-def test_calls_are_recorded_as_they_were_before_the_function_changed_its_arguments(benchmark: ModuleType) -> None:
+def test_calls_are_recorded_as_they_were_before_the_function_changed_its_arguments(programs: ModuleType) -> None:
     check = "def check(candidate):\n    assert candidate([2, 1]) == [1, 2]\n    assert candidate([0.5]) == [0.5]\n"
     prompt = "def f(values):\n"
     task = CodeTask("t", prompt, "f", CheckTests(check), "    values.sort()\n    return values\n")
     expected = FunctionTests((([2, 1],), ([0.5],)), ([1, 2], [0.5]), float_tolerance=1e-6)
-    assert benchmark.recorded_calls(task, seed=0) == expected
+    assert programs.recorded_calls(task, seed=0) == expected
 
 
-def test_ratios_compare_passes_of_the_same_round_and_number_of_workers(benchmark: ModuleType) -> None:
+def test_ratios_compare_passes_of_the_same_round_and_number_of_workers() -> None:
     rates = {  # (round, system): gradings per second; round 0 warms up
         (0, "ra3gym"): 1.0,
         (0, "peer"): 1.0,
@@ -92,17 +96,28 @@ def test_ratios_compare_passes_of_the_same_round_and_number_of_workers(benchmark
         for tests in (("function", "assert") if system == "ra3gym" else ("assert",))
     ]
     starts = [{"round": 1, "workers": 1, "constructed_seconds": 0.2}]
-    systems = benchmark.summarise(passes, starts)["systems"]
+    systems = importlib.import_module("judge").summarise(passes, starts)["systems"]
     (peer,) = [entry for entry in systems if entry["system"] == "peer"]
     assert peer["per_second"] == {"median": 20.0, "min": 10.0, "max": 30.0}
     assert peer["ratios"]["function"] == {"median": 3.0, "min": 2.0, "max": 4.0}
 
 
 @needs_data
-def test_all_of_humaneval_has_function_tests(benchmark: ModuleType) -> None:
-    recorded = [benchmark.recorded_calls(task, seed=0) for task in load_tasks("humaneval")]
+def test_all_of_humaneval_has_function_tests(programs: ModuleType) -> None:
+    recorded = [programs.recorded_calls(task, seed=0) for task in load_tasks("humaneval")]
     assert len(recorded) == 164
     assert all(len(tests) for tests in recorded)
+
+
+def test_a_peers_process_needs_the_standard_library_alone() -> None:
+    program = {"source": "def f():\n    return 1\n", "test": "def check(f):\n    assert f() == 1\n", "entry_point": "f"}
+    wrong = program | {"source": "def f():\n    return 2\n"}
+    posed = {"programs": [each | {"calls": "([], [])"} for each in (program, wrong)], "seconds": 60.0}
+    command = [sys.executable, "-I", "-S", str(BENCHMARKS / "judge_peers.py"), "subprocess -I -S"]
+    done = subprocess.run(command, input=json.dumps(posed) + "\n2\n", capture_output=True, text=True)
+    about, graded = map(json.loads, done.stdout.splitlines())
+    assert about.keys() == {"version", "python"}
+    assert graded["passed"] == [True, False]
 
 
 @needs_data
