@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import contextlib
 import datetime
 import decimal
 import fractions
@@ -96,6 +97,7 @@ _LIBRARY: dict[type, tuple[Callable[[Any], Any], Callable[..., Any]]] = {
     datetime.date: (lambda d: [d.year, d.month, d.day], datetime.date),
     datetime.timedelta: (lambda d: [d.days, d.seconds, d.microseconds], datetime.timedelta),
 }
+_ATOMS = frozenset((type(None), bool, int, float, str))
 _BUILTIN_TYPES: dict[Any, str] = {kind: name for name, kind in vars(builtins).items() if isinstance(kind, type)}
 _BY_NAME = {kind.__name__: put_together for kind, (_, put_together) in _LIBRARY.items()}
 
@@ -114,9 +116,9 @@ def _encode(value: Any, opaque: Opaque, depth: int) -> Any:
         return value if -_LONG_INT < value < _LONG_INT else {"i": hex(value)}
     if depth < MAX_DEPTH:
         if kind is list:
-            return [_encode(item, opaque, depth + 1) for item in value]
+            return _encode_items(value, opaque, depth)
         if kind is tuple:
-            return {"t": [_encode(item, opaque, depth + 1) for item in value]}
+            return {"t": _encode_items(value, opaque, depth)}
         if kind is dict:
             return {
                 "d": [
@@ -145,10 +147,22 @@ def _encode(value: Any, opaque: Opaque, depth: int) -> Any:
     return {"o": opaque(value)}
 
 
+def _encode_items(items: Any, opaque: Opaque, depth: int) -> list[Any]:
+    """The trees of a list's or tuple's items; at once where all are atoms that stand for themselves, as most are."""
+    kinds = set(map(type, items))
+    if kinds <= _ATOMS and not (int in kinds and any(type(item) is int and abs(item) >= _LONG_INT for item in items)):
+        with contextlib.suppress(UnicodeEncodeError):
+            "".join([item for item in items if type(item) is str]).encode()
+            return list(items)
+    return [_encode(item, opaque, depth + 1) for item in items]
+
+
 def _decode(tree: Any, opaque: Opaque, depth: int) -> Any:
     if depth > MAX_DEPTH + 1:
         raise DecodeError("nested too deeply")
     if type(tree) is list:
+        if _ATOMS.issuperset(map(type, tree)):
+            return list(tree)
         return [_decode(item, opaque, depth + 1) for item in tree]
     if type(tree) is not dict:
         return tree
