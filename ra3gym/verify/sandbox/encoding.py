@@ -14,13 +14,11 @@ them would keep its reader busy for minutes. `decode` makes the values; it is fo
 from __future__ import annotations
 
 import builtins
-import collections
 import contextlib
-import datetime
-import decimal
-import fractions
+import importlib
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -86,20 +84,20 @@ def _one_tag(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _decoder = json.JSONDecoder(object_pairs_hook=_one_tag)
 
-# Exact types of the standard library: how each is taken apart (into values) and put together again.
-_LIBRARY: dict[type, tuple[Callable[[Any], Any], Callable[..., Any]]] = {
-    collections.Counter: (lambda c: [dict(c)], collections.Counter),
-    collections.OrderedDict: (lambda d: [list(d.items())], collections.OrderedDict),
-    collections.defaultdict: (lambda d: [dict(d)], lambda d: collections.defaultdict(None, d)),
-    collections.deque: (lambda d: [list(d), d.maxlen], collections.deque),
-    decimal.Decimal: (lambda d: [str(d)], decimal.Decimal),
-    fractions.Fraction: (lambda f: [f.numerator, f.denominator], fractions.Fraction),
-    datetime.date: (lambda d: [d.year, d.month, d.day], datetime.date),
-    datetime.timedelta: (lambda d: [d.days, d.seconds, d.microseconds], datetime.timedelta),
+# Types of the standard library: where each is from, and what to call it with for an equal one. None is imported before
+# it is met: a program has such a value only if it imported the module, and small processes are quickly forked.
+_LIBRARY: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
+    "Counter": ("collections", lambda counts: [dict(counts)]),
+    "OrderedDict": ("collections", lambda pairs: [list(pairs.items())]),
+    "defaultdict": ("collections", lambda pairs: [None, dict(pairs)]),
+    "deque": ("collections", lambda items: [list(items), items.maxlen]),
+    "Decimal": ("decimal", lambda number: [str(number)]),
+    "Fraction": ("fractions", lambda number: [number.numerator, number.denominator]),
+    "date": ("datetime", lambda day: [day.year, day.month, day.day]),
+    "timedelta": ("datetime", lambda time: [time.days, time.seconds, time.microseconds]),
 }
 _ATOMS = frozenset((type(None), bool, int, float, str))
 _BUILTIN_TYPES: dict[Any, str] = {kind: name for name, kind in vars(builtins).items() if isinstance(kind, type)}
-_BY_NAME = {kind.__name__: put_together for kind, (_, put_together) in _LIBRARY.items()}
 
 
 def _encode(value: Any, opaque: Opaque, depth: int) -> Any:
@@ -128,9 +126,10 @@ def _encode(value: Any, opaque: Opaque, depth: int) -> Any:
         if kind is set or kind is frozenset:
             members = [_encode(item, opaque, depth + 1) for item in value]
             return {"s" if kind is set else "f": sorted(members, key=_to_json)}
-        if kind in _LIBRARY:
-            take_apart, _ = _LIBRARY[kind]
-            return {"x": [kind.__name__, _encode(take_apart(value), opaque, depth + 1)]}
+        if kind.__name__ in _LIBRARY:
+            module, take_apart = _LIBRARY[kind.__name__]
+            if getattr(sys.modules.get(module), kind.__name__, None) is kind:
+                return {"x": [kind.__name__, _encode(take_apart(value), opaque, depth + 1)]}
         if isinstance(value, Iterator):
             items = itertools.islice(value, MAX_ITEMS)
             return {"n": [_encode(item, opaque, depth + 1) for item in items]}
@@ -186,9 +185,10 @@ def _decode(tree: Any, opaque: Opaque, depth: int) -> Any:
         return {_decode(key, opaque, depth + 1): _decode(item, opaque, depth + 1) for key, item in body}
     if tag == "x":
         name, contents = body
-        if name not in _BY_NAME:
+        if name not in _LIBRARY:
             raise DecodeError(f"unknown type {str(name)[:80]!r}")
-        return _BY_NAME[name](*_decode(contents, opaque, depth + 1))
+        kind = getattr(importlib.import_module(_LIBRARY[name][0]), name)
+        return kind(*_decode(contents, opaque, depth + 1))
     if tag == "c":
         real, imaginary = body
         return complex(float(real), float(imaginary))

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import builtins
 import types
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from ra3gym.verify.sandbox import calls, child, encoding
@@ -24,8 +23,7 @@ _FILE = "<tests>"
 _ENDS_LOOPS = (StopIteration, StopAsyncIteration)
 
 
-@dataclass(frozen=True)
-class Exam:
+class Exam(NamedTuple):
     """Tests, compiled.
 
     `context` is the task's own prompt, whose helpers the tests may call. `names` are the program's to define; without
