@@ -25,7 +25,7 @@ ALL_ARMS = (
 )
 RLVR_ARMS = ("ntp", "pseudo", "ra3", "ra3-as-pseudo", "oracle")
 TUNED_ARMS = ("pseudo", "latents", "ra3", "oracle")
-# The best mean pass@1 on the tune split of seeds 20 and 21 (`ra3gym run tune`); where an arm hardly ever passes there,
+# The best mean pass@1 on the tune split of seeds 20 and 21 (`ra3gym run tune`, benchmarks/results); where an arm hardly ever passes there,
 # and so has nothing to choose by, it takes the rate of the strongest control.
 _CONTROL_RATE, _RA3_RATE = 3e-4, 1e-3
 RLVR_LEARNING_RATES = {
