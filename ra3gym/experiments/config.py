@@ -25,8 +25,8 @@ ALL_ARMS = (
 )
 RLVR_ARMS = ("ntp", "pseudo", "ra3", "ra3-as-pseudo", "oracle")
 TUNED_ARMS = ("pseudo", "latents", "ra3", "oracle")
-# The best mean pass@1 on the tune split of seeds 20 and 21 (`ra3gym run tune`, benchmarks/results); where an arm hardly ever passes there,
-# and so has nothing to choose by, it takes the rate of the strongest control.
+# The best mean pass@1 on the tune split of seeds 20 and 21, by `ra3gym run tune` (benchmarks/results); where an arm
+# hardly ever passes there, and so has nothing to choose by, it takes the rate of the strongest control.
 _CONTROL_RATE, _RA3_RATE = 3e-4, 1e-3
 RLVR_LEARNING_RATES = {
     **dict.fromkeys(("ntp", "latents", "pseudo", "ra3-shuffled", "ra3-as-pseudo", "ntp-long"), _CONTROL_RATE),
