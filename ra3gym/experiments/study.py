@@ -94,7 +94,10 @@ def _run_units(run: RunFolder, config: StudyConfig, console: Console) -> None:
             initargs=(progress.reporter,),
         )
         try:
-            pending = {pool.submit(_run_seed, run.path, seed) for seed in waiting}
+            try:
+                pending = {pool.submit(_run_seed, run.path, seed) for seed in waiting}
+            except OSError as error:  # a worker died while the others were being started
+                raise BrokenProcessPool(str(error)) from error
             while pending:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:

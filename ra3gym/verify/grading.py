@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import hashlib
 import json
 import warnings
@@ -20,6 +21,9 @@ from ra3gym.verify.verdict import Limits, Status, Verdict
 
 _STDOUT_STEP = 1 << 16
 _MESSAGE_CHARS = 1000
+_LONGEST_CODE = 1000
+"""Characters of a text in a test that may be code."""
+
 Result = tuple[Status, str]
 """How one test went, and a message when it failed."""
 
@@ -105,7 +109,7 @@ def _test_code(task: CodeTask, tests: CheckTests | AssertTests) -> dict[str, Any
         setup, statements = tests.setup, list(tests.asserts)
     trees = [_parsed(task, text) for text in (setup, *statements)]
     context, helpers = _context(task)
-    used = {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    used = set().union(*map(_used, trees))
     # A helper that stands in the prompt is taken from there: a program could make it say whatever passes.
     names = used - helpers - _defined(trees[0]) - set(dir(builtins)) - {"candidate"} | {task.entry_point}
     return {
@@ -115,6 +119,19 @@ def _test_code(task: CodeTask, tests: CheckTests | AssertTests) -> dict[str, Any
         "names": sorted(names),
         "entry_point": task.entry_point,
     }
+
+
+def _used(tree: ast.AST) -> set[str]:
+    """The names that tests use, in code that they hold as text too, as doctests do."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < _LONGEST_CODE:
+            with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                names |= {part.id for part in ast.walk(ast.parse(node.value)) if isinstance(part, ast.Name)}
+    return names
 
 
 def _parsed(task: CodeTask, text: str) -> ast.Module:

@@ -2,10 +2,10 @@
 
 `None`, `bool`, `int`, `float`, `str` and `list` are themselves in JSON; the rest is an object with one key, its tag:
 `t` tuple, `d` dict (pairs), `s` set, `f` frozenset, `b` bytes and `a` bytearray (hex), `c` complex, `i` an int too long
-for decimal digits (hex), `u` a str with lone surrogates (hex of UTF-32), `r` range, `y` a builtin type, `n` an iterator
-(what it yields, up to a cap), `x` a value of one of the standard library's types below (name and contents), `o`
-anything else. Only exact types count: an instance of a subclass of `int` is "anything else", and the judge holds that
-equal to no value.
+for decimal digits (hex), `u` a str with lone surrogates (hex of UTF-32), `r` range, `y` a type by its name (a builtin,
+or one of the standard library's below), `x` a value of one of those (name and contents), `n` an iterator (what it
+yields, up to a cap), `o` anything else. Only exact types count: an instance of a subclass of `int` is "anything else",
+and the judge holds that equal to no value.
 
 `parse` stops at the tree, which hashes nothing: a program may choose values whose hashes collide, and a dict or set of
 them would keep its reader busy for minutes. `decode` makes the values; it is for where time is limited.
@@ -97,7 +97,6 @@ _LIBRARY: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
     "timedelta": ("datetime", lambda time: [time.days, time.seconds, time.microseconds]),
 }
 _ATOMS = frozenset((type(None), bool, int, float, str))
-_BUILTIN_TYPES: dict[Any, str] = {kind: name for name, kind in vars(builtins).items() if isinstance(kind, type)}
 
 
 def _encode(value: Any, opaque: Opaque, depth: int) -> Any:
@@ -127,8 +126,8 @@ def _encode(value: Any, opaque: Opaque, depth: int) -> Any:
             members = [_encode(item, opaque, depth + 1) for item in value]
             return {"s" if kind is set else "f": sorted(members, key=_to_json)}
         if kind.__name__ in _LIBRARY:
-            module, take_apart = _LIBRARY[kind.__name__]
-            if getattr(sys.modules.get(module), kind.__name__, None) is kind:
+            _, take_apart = _LIBRARY[kind.__name__]
+            if _known_type(kind.__name__) is kind:
                 return {"x": [kind.__name__, _encode(take_apart(value), opaque, depth + 1)]}
         if isinstance(value, Iterator):
             items = itertools.islice(value, MAX_ITEMS)
@@ -139,11 +138,28 @@ def _encode(value: Any, opaque: Opaque, depth: int) -> Any:
         return {"a": value.hex()}
     if kind is complex:
         return {"c": [value.real, value.imag]}
-    if isinstance(value, type) and value in _BUILTIN_TYPES:
-        return {"y": _BUILTIN_TYPES[value]}
+    if isinstance(value, type) and _known_type(value.__name__) is value:
+        return {"y": value.__name__}
     if kind is range:
         return {"r": [_encode(part, opaque, depth) for part in (value.start, value.stop, value.step)]}
     return {"o": opaque(value)}
+
+
+def _known_type(name: str) -> Any:
+    """The builtin type of this name, or the library's where its module was imported; `None` where there is none."""
+    if name in _LIBRARY:
+        return getattr(sys.modules.get(_LIBRARY[name][0]), name, None)
+    return getattr(builtins, name, None)
+
+
+def _type_named(name: str) -> Any:
+    """`_known_type` that imports what it needs; `DecodeError` when there is no such type."""
+    if name in _LIBRARY:
+        importlib.import_module(_LIBRARY[name][0])
+    kind = _known_type(name)
+    if not isinstance(kind, type):
+        raise DecodeError(f"unknown type {name[:80]!r}")
+    return kind
 
 
 def _encode_items(items: Any, opaque: Opaque, depth: int) -> list[Any]:
@@ -172,9 +188,7 @@ def _decode(tree: Any, opaque: Opaque, depth: int) -> Any:
         if type(body) is not str:
             raise DecodeError(f"tag {tag!r} needs a string")
         if tag == "y":
-            if not isinstance(getattr(builtins, body, None), type):
-                raise DecodeError(f"not a builtin type: {body[:80]!r}")
-            return getattr(builtins, body)
+            return _type_named(body)
         if tag == "i":
             return int(body, 16)
         raw = bytes.fromhex(body)
@@ -187,8 +201,7 @@ def _decode(tree: Any, opaque: Opaque, depth: int) -> Any:
         name, contents = body
         if name not in _LIBRARY:
             raise DecodeError(f"unknown type {str(name)[:80]!r}")
-        kind = getattr(importlib.import_module(_LIBRARY[name][0]), name)
-        return kind(*_decode(contents, opaque, depth + 1))
+        return _type_named(name)(*_decode(contents, opaque, depth + 1))
     if tag == "c":
         real, imaginary = body
         return complex(float(real), float(imaginary))
