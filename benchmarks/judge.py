@@ -27,23 +27,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import judge_peers
 import psutil
 import tyro
 from judge_peers import MEMORY_MB, PEERS
 from judge_programs import KINDS, Program, describe, load_programs
+from judge_systems import OwnSystem, Pass, PeerSystem, children, memory_mb_per_worker, total
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -52,7 +50,6 @@ from ra3gym.cli import PIPE_WIDTH
 from ra3gym.errors import Ra3GymError
 from ra3gym.experiments.manifest import describe_start
 from ra3gym.experiments.runs import write_json
-from ra3gym.tasks import CodeTask
 from ra3gym.tasks.benchmarks import DATA_FOLDER_VARIABLE
 from ra3gym.verify import Judge, Limits
 
@@ -85,118 +82,6 @@ class Options:
     """A smoke run: one round, eight problems, one and two workers."""
     soak: int = 0
     """Instead of all that, grade so many programs and watch memory, descriptors and processes."""
-
-
-# --- What processes use -----------------------------------------------------------------------------------------------
-
-
-def children() -> list[psutil.Process]:
-    """All processes below this one."""
-    return list(psutil.Process().children(recursive=True))
-
-
-def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
-    """User and system time of the processes and of those that they have waited for."""
-    return sum(sum(process.cpu_times()[:4]) for process in processes)
-
-
-def total(figure: Callable[[psutil.Process], float], processes: Iterable[psutil.Process]) -> float | None:
-    """The sum of a figure over the processes; `None` where the kernel does not say."""
-    try:
-        return sum(map(figure, processes))
-    except (AttributeError, psutil.AccessDenied):
-        return None
-
-
-def memory_mb_per_worker(processes: Iterable[psutil.Process], workers: int) -> float | None:
-    """What a judge's processes hold together, in proportional set size, for each of its workers."""
-    held = total(lambda process: process.memory_full_info().pss, processes)
-    return None if held is None else held / 2**20 / workers
-
-
-# --- Systems ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pass:
-    """All programs graded once by one system; `latencies` (seconds) with one worker only."""
-
-    seconds: float
-    cpu_seconds: float
-    passed: list[bool]
-    latencies: list[float] | None
-
-
-class PeerSystem:
-    """A peer in its process; `unavailable` says why there is none."""
-
-    def __init__(self, name: str, programs: Sequence[Program], options: Options) -> None:
-        self.name = name
-        self.tests = PEERS[name].tests
-        self._process = subprocess.Popen(
-            [str(options.peers_python or sys.executable), judge_peers.__file__, name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        posed = {"programs": [program.for_peers() for program in programs], "seconds": options.seconds}
-        self.about = self._ask(json.dumps(posed))
-        self.unavailable: str | None = self.about.get("unavailable")
-
-    def measure(self, workers: int) -> Pass:
-        """Grade all programs once."""
-        before = cpu_seconds(self._processes())
-        answer = self._ask(str(workers))
-        spent = cpu_seconds(self._processes()) - before
-        return Pass(answer["seconds"], spent, answer["passed"], answer["latencies"] if workers == 1 else None)
-
-    def close(self) -> None:
-        """Let it end."""
-        self._process.communicate()
-
-    def _processes(self) -> list[psutil.Process]:
-        process = psutil.Process(self._process.pid)
-        return [process, *process.children(recursive=True)]
-
-    def _ask(self, line: str) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it ended, so there is no answer either
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-        answered = self._process.stdout.readline()
-        if not answered:
-            raise RuntimeError(f"the process of {self.name!r} ended with exit code {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(answered)
-        return answer
-
-
-class OwnSystem:
-    """The judge, with one kind of tests."""
-
-    name = "ra3gym"
-
-    def __init__(self, tests: str, programs: Sequence[Program], judges: dict[int, Judge]) -> None:
-        self.tests = tests
-        self._pairs = [program.posed(tests) for program in programs]
-        self._judges = judges
-
-    def measure(self, workers: int) -> Pass:
-        """Grade all programs once as a batch, and with one worker once more, each by itself, for the latencies."""
-        judge = self._judges[workers]
-        before, own = cpu_seconds(children()), time.process_time()
-        started = time.perf_counter()
-        verdicts = judge.grade(self._pairs)
-        seconds = time.perf_counter() - started
-        spent = cpu_seconds(children()) - before + time.process_time() - own
-        latencies = [_latency(judge, pair) for pair in self._pairs] if workers == 1 else None
-        return Pass(seconds, spent, [verdict.passed for verdict in verdicts], latencies)
-
-
-def _latency(judge: Judge, pair: tuple[CodeTask, str]) -> float:
-    started = time.perf_counter()
-    judge.grade([pair])
-    return time.perf_counter() - started
 
 
 # --- Measuring --------------------------------------------------------------------------------------------------------
@@ -239,7 +124,7 @@ def available_peers(
     """The peers that are installed, each in a process that ends with `stack`; says which are left out."""
     peers = []
     for name in PEERS:
-        peer = PeerSystem(name, programs, options)
+        peer = PeerSystem(name, programs, options.peers_python, options.seconds)
         stack.callback(peer.close)
         if peer.unavailable:
             console.print(f"{name!r} is left out, it is not installed: {peer.unavailable}", markup=False)

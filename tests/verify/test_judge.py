@@ -25,11 +25,10 @@ ISOLATIONS: list[Isolation] = ["namespaces", "process-as-root" if os.geteuid() =
 
 @pytest.fixture(scope="module", params=ISOLATIONS)
 def judge(request: pytest.FixtureRequest) -> Iterator[Judge]:
-    """A judge of each isolation; where the machine has no namespaces, the first is left out."""
-    try:
-        judge = Judge(workers=2, limits=LIMITS, isolation=request.param)
-    except SandboxUnavailable as error:
-        pytest.skip(str(error))
+    """A judge of each isolation; the first is left out only where RA3GYM_ISOLATION says to do without namespaces."""
+    if request.param == "namespaces" and "process" in os.environ.get("RA3GYM_ISOLATION", ""):
+        pytest.skip("RA3GYM_ISOLATION asks for plain processes")
+    judge = Judge(workers=2, limits=LIMITS, isolation=request.param)
     with judge:
         yield judge
 
