@@ -142,7 +142,7 @@ class RunFolder:
     def exclusive(self) -> Iterator[None]:
         """Hold the run for this process and its forks; `RunFolderError` when another process holds it.
 
-        The lock dies with its holders, so a killed run can be resumed at once.
+        The lock dies with its holders, so a killed run can be resumed at once; what they had half written is removed.
         """
         with (self.path / ".lock").open("w") as lock:
             try:
@@ -151,6 +151,11 @@ class RunFolder:
                 raise RunFolderError(
                     f"another process is working on {self.path}; wait for it or end it, then resume again"
                 ) from error
+            for unfinished in list(self.path.rglob(".*.tmp")):
+                if unfinished.is_dir():
+                    shutil.rmtree(unfinished)
+                else:
+                    unfinished.unlink(missing_ok=True)
             yield
 
     def merge_metrics(self) -> Path:

@@ -138,6 +138,17 @@ def test_two_processes_cannot_work_on_one_run(run: RunFolder) -> None:
     assert other_process() == "entered"
 
 
+def test_what_a_killed_process_had_half_written_is_removed_and_nothing_else(run: RunFolder) -> None:
+    checkpoint = run.path / "checkpoints" / ".base.x1y2.tmp"
+    (checkpoint / "new").mkdir(parents=True)
+    (checkpoint / "new" / "config.json").write_text("{")
+    (run.path / ".summary.json.77.tmp").write_text("{")
+    (run.path / ".notes").write_text("the user's")
+    with run.exclusive():
+        hidden = {path.name for path in run.path.rglob(".*")}
+    assert hidden == {".lock", ".notes"}
+
+
 @pytest.mark.parametrize("name", ["../up", "a/b", ".", "..", ".hidden", "a~b", "ünder", "pass@1", "ra3-shuffled"])
 def test_names_stay_inside_their_folder(tmp_path: Path, name: str) -> None:
     quoted = quote_name(name)
