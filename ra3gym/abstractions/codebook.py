@@ -21,14 +21,16 @@ without any switch, so at full weight the undocumented majority talks EM out of 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.cluster.vq import kmeans2, vq
+from scipy.sparse import csr_array
 
 from ra3gym.abstractions.corpus import BACKGROUND_WORD, NO_PROMPT_WORD, LineCorpus
-from ra3gym.abstractions.sticky_hmm import expected_counts, viterbi_paths
+from ra3gym.abstractions.posterior import LatentChain, Posterior, posterior, viterbi_paths
 from ra3gym.errors import ConfigError
 
 FloatArray = npt.NDArray[np.float64]
@@ -109,25 +111,47 @@ class LatentPath:
         return tuple(z for z, switch in zip(self.latents, self.switches, strict=True) if switch)
 
 
-def learn_codebook(corpus: LineCorpus, config: CodebookConfig, rng: np.random.Generator) -> Codebook:
-    """Fit by EM from `config.restarts` initialisations and keep the one with the highest evidence."""
-    runs = [_fit(corpus, config, np.random.default_rng(seed)) for seed in rng.integers(2**63, size=config.restarts)]
+Infer = Callable[[LatentChain], Posterior]
+"""Finds what an EM iteration needs: expected counts under a posterior, and its evidence (or a bound on it)."""
+
+
+def learn_codebook(
+    corpus: LineCorpus,
+    config: CodebookConfig,
+    rng: np.random.Generator,
+    new_infer: Callable[[np.random.Generator], Infer] = lambda _: posterior,
+) -> Codebook:
+    """Fit by EM from `config.restarts` initialisations and keep the one with the highest evidence.
+
+    `new_infer` makes the E-step of one restart: exact forward-backward by default; one that learns may carry over what
+    it learned from iteration to iteration.
+    """
+    runs = []
+    for seed in rng.integers(2**63, size=config.restarts):
+        generator = np.random.default_rng(seed)
+        runs.append(_fit(corpus, config, generator, new_infer(generator)))
     return max(runs, key=lambda codebook: codebook.evidence[-1])
 
 
 def viterbi(corpus: LineCorpus, codebook: Codebook) -> list[LatentPath]:
     """The most probable path of each trace."""
-    latent_N, switch_N = viterbi_paths(
-        codebook.emission_PK,
-        corpus.pair_N,
-        codebook.keep_L1[corpus.previous_N],
-        _trace_priors(corpus, codebook.word_WK),
-        corpus.offsets,
-    )
+    latent_N, switch_N = viterbi_paths(latent_chain(corpus, codebook))
     return [
         LatentPath(tuple(latent_N[a:b].tolist()), tuple(switch_N[a:b].tolist()))
         for a, b in zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True)
     ]
+
+
+def latent_chain(corpus: LineCorpus, codebook: Codebook) -> LatentChain:
+    """What the posterior over the corpus' latents depends on."""
+    return LatentChain(
+        log_emission_RK=np.log(codebook.emission_PK),
+        row_N=corpus.pair_N,
+        keep_N=codebook.keep_L1[corpus.previous_N],
+        fresh_SK=_trace_priors(corpus, codebook.word_WK),
+        fresh_row_M=np.arange(corpus.num_traces),
+        offsets=corpus.offsets,
+    )
 
 
 def words_by_latent(corpus: LineCorpus, codebook: Codebook, share: float = 0.15) -> list[tuple[str, ...]]:
@@ -146,33 +170,25 @@ def words_by_latent(corpus: LineCorpus, codebook: Codebook, share: float = 0.15)
     return named
 
 
-def _fit(corpus: LineCorpus, config: CodebookConfig, rng: np.random.Generator) -> Codebook:
-    K, num_lines = config.num_latents, len(corpus.line_N)
+def _fit(corpus: LineCorpus, config: CodebookConfig, rng: np.random.Generator, infer: Infer) -> Codebook:
+    K = config.num_latents
     weight_M = np.where(corpus.documented_M, 1.0, config.undocumented_weight if corpus.documented_M.any() else 1.0)
+    corpus, weight_M = corpus.traces(weight_M > 0), weight_M[weight_M > 0]
     weight_N = np.repeat(weight_M, np.diff(corpus.offsets))
+    lines_by_pair = csr_array(
+        (weight_N, (corpus.pair_N, np.arange(len(weight_N)))), (len(corpus.pair_line_P), len(weight_N))
+    )
     emission_PK = _emissions(corpus, _initial_counts(corpus, config, weight_N, rng), config.backoff)
     keep_L1 = np.full(len(corpus.templates) + 1, 0.5)
     word_WK = rng.dirichlet(np.full(K, 10.0), size=len(corpus.words))
     evidence: list[float] = []
     for _ in range(config.iterations):
-        counts_PK = np.full((len(corpus.pair_line_P), K), 1e-9)
-        keep_count_N, switch_counts_MK = np.zeros(num_lines), np.zeros((corpus.num_traces, K))
-        prior_MK = _trace_priors(corpus, word_WK)
-        log_evidence = expected_counts(
-            emission_PK,
-            corpus.pair_N,
-            keep_L1[corpus.previous_N],
-            prior_MK,
-            corpus.offsets,
-            weight_M,
-            counts_PK,
-            keep_count_N,
-            switch_counts_MK,
-        )
-        evidence.append(log_evidence / weight_N.sum())
-        emission_PK = _emissions(corpus, counts_PK, config.backoff)
-        keep_L1 = _gate(corpus, keep_count_N, weight_N, config.gate_prior)
-        word_WK = _word_distributions(corpus, word_WK, prior_MK, switch_counts_MK)
+        chain = latent_chain(corpus, Codebook(emission_PK, keep_L1, word_WK, ()))
+        found = infer(chain)
+        evidence.append(float(weight_M @ found.log_evidence_M / weight_N.sum()))
+        emission_PK = _emissions(corpus, 1e-9 + lines_by_pair @ found.marginal_NK, config.backoff)
+        keep_L1 = _gate(corpus, weight_N * (1.0 - found.switch_N), weight_N, config.gate_prior)
+        word_WK = _word_distributions(corpus, word_WK, chain.fresh_SK, weight_M[:, None] * found.fresh_MK)
     return Codebook(emission_PK, keep_L1, word_WK, tuple(evidence))
 
 

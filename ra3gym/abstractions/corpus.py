@@ -10,7 +10,7 @@ import io
 import keyword
 import tokenize
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -92,6 +92,20 @@ class LineCorpus:
     def documented_M(self) -> npt.NDArray[np.bool_]:
         """Which traces have a prompt with words."""
         return np.equal(self.word_ids[self.word_offsets[:-1]], BACKGROUND_WORD)
+
+    def traces(self, chosen_M: npt.NDArray[np.bool_]) -> LineCorpus:
+        """The corpus of the chosen traces alone, over the same line types, pairs and words."""
+        lengths_M, word_counts_M = np.diff(self.offsets), np.diff(self.word_offsets)
+        chosen_N = np.repeat(chosen_M, lengths_M)
+        return replace(
+            self,
+            line_N=self.line_N[chosen_N],
+            previous_N=self.previous_N[chosen_N],
+            pair_N=self.pair_N[chosen_N],
+            offsets=np.concatenate([[0], np.cumsum(lengths_M[chosen_M])]),
+            word_ids=self.word_ids[np.repeat(chosen_M, word_counts_M)],
+            word_offsets=np.concatenate([[0], np.cumsum(word_counts_M[chosen_M])]),
+        )
 
 
 def encode_traces(traces: Sequence[ExpertTrace]) -> LineCorpus:

@@ -1,0 +1,153 @@
+"""Approximate posteriors over latents, and how good they are: what E-step agents learn, scored against the exact one.
+
+An inference agent is any object with `fit(problem, rng) -> PathPosterior`; a path posterior is any object with
+`log_probs(line_B, previous_B)`. The exact posterior and the Viterbi path are two of them; the others learn by
+reinforcement in `TraceInference-v0`.
+
+Shape suffixes: N lines in all, B of them asked about, M traces, K latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ra3gym.abstractions.inference_problem import NO_LATENT, Float32Array, InferenceProblem
+from ra3gym.abstractions.posterior import FloatArray, IntArray, soft_values, viterbi_paths
+
+
+class PathPosterior(Protocol):
+    """A distribution over the latents of a problem's traces, line by line: `q(z_t | z_{t-1}, trace)`."""
+
+    def log_probs(self, line_B: IntArray, previous_B: IntArray) -> FloatArray:
+        """`log q` in nats, shape (B, K), of lines (indices into the problem's N) given the latents behind them.
+
+        `previous_B` is `NO_LATENT` at first lines. A deterministic posterior has zeros and `-inf`.
+        """
+        ...
+
+
+class InferenceAgent(Protocol):
+    """Finds a posterior over latents with emissions and prior fixed."""
+
+    def fit(self, problem: InferenceProblem, rng: np.random.Generator) -> PathPosterior:
+        """The posterior found; the same `rng` state gives the same one."""
+        ...
+
+
+@dataclass(frozen=True)
+class ObservationPosterior:
+    """A posterior that reads observations: `policy` maps float32 (B, O) to log-probabilities (B, K)."""
+
+    problem: InferenceProblem
+    policy: Callable[[Float32Array], FloatArray]
+
+    def log_probs(self, line_B: IntArray, previous_B: IntArray) -> FloatArray:
+        """See `PathPosterior`."""
+        return self.policy(self.problem.observations(line_B, previous_B))
+
+
+class ExactAgent:
+    """The exact posterior, from soft values."""
+
+    def fit(self, problem: InferenceProblem, rng: np.random.Generator) -> PathPosterior:
+        """See `InferenceAgent`; `rng` is not read."""
+        return _ExactPosterior(problem, soft_values(problem.chain))
+
+
+@dataclass(frozen=True)
+class _ExactPosterior:
+    problem: InferenceProblem
+    value_NK: FloatArray
+
+    def log_probs(self, line_B: IntArray, previous_B: IntArray) -> FloatArray:
+        last_B = np.isin(line_B + 1, self.problem.chain.offsets)
+        ahead_BK = np.where(last_B[:, None], 0.0, self.value_NK[np.where(last_B, line_B, line_B + 1)])
+        value_B = self.value_NK[line_B, np.maximum(previous_B, 0)]
+        return np.asarray(self.problem.rewards(line_B, previous_B) + ahead_BK - value_B[:, None])
+
+
+class ViterbiAgent:
+    """The most probable path, with certainty."""
+
+    def fit(self, problem: InferenceProblem, rng: np.random.Generator) -> PathPosterior:
+        """See `InferenceAgent`; `rng` is not read."""
+        return CertainPosterior(viterbi_paths(problem.chain)[0], problem.num_latents)
+
+
+@dataclass(frozen=True)
+class CertainPosterior:
+    """All mass on one path, `latent_N`."""
+
+    latent_N: IntArray
+    num_latents: int
+
+    def log_probs(self, line_B: IntArray, previous_B: IntArray) -> FloatArray:
+        """See `PathPosterior`."""
+        chosen_BK = np.arange(self.num_latents) == self.latent_N[line_B][:, None]
+        return np.where(chosen_BK, 0.0, -np.inf)
+
+
+class UniformPosterior:
+    """Every latent is as likely as any other: where learning starts, and what gaps are compared with."""
+
+    def __init__(self, num_latents: int) -> None:
+        self.num_latents = num_latents
+
+    def log_probs(self, line_B: IntArray, previous_B: IntArray) -> FloatArray:
+        """See `PathPosterior`."""
+        return np.full((len(line_B), self.num_latents), -np.log(self.num_latents))
+
+
+@dataclass(frozen=True)
+class SampledPaths:
+    """One path per trace, drawn from a posterior q.
+
+    latent_N: the latents. log_joint_M: `log p(trace, path)`. log_q_M: `log q(path | trace)`; both in nats.
+    """
+
+    latent_N: IntArray
+    log_joint_M: FloatArray
+    log_q_M: FloatArray
+
+    @property
+    def elbo_M(self) -> FloatArray:
+        """`log p(trace, path) - log q(path | trace)`, in nats: an unbiased estimate of each trace's temporal ELBO.
+
+        At the exact posterior it has no variance: it is the log evidence, whatever the path.
+        """
+        return self.log_joint_M - self.log_q_M
+
+
+def sample_paths(
+    problem: InferenceProblem, posterior: PathPosterior, rng: np.random.Generator, *, greedy: bool = False
+) -> SampledPaths:
+    """Walk all traces at once, a line at a time; `greedy` takes the likeliest latent instead of a sample."""
+    offsets = problem.chain.offsets
+    length_M = np.diff(offsets)
+    latent_N = np.empty(offsets[-1], dtype=np.int64)
+    log_joint_M, log_q_M = np.zeros(len(length_M)), np.zeros(len(length_M))
+    for t in range(int(length_M.max())):
+        (trace_B,) = np.nonzero(length_M > t)
+        line_B = offsets[trace_B] + t
+        previous_B = latent_N[line_B - 1] if t else np.full(len(trace_B), NO_LATENT)
+        log_q_BK = posterior.log_probs(line_B, previous_B)
+        # The largest of log q plus Gumbel noise is a sample of q.
+        noise_BK = 0.0 if greedy else rng.gumbel(size=log_q_BK.shape)
+        chosen_B = (log_q_BK + noise_BK).argmax(axis=1)
+        rows = np.arange(len(trace_B))
+        latent_N[line_B] = chosen_B
+        log_q_M[trace_B] += log_q_BK[rows, chosen_B]
+        log_joint_M[trace_B] += problem.rewards(line_B, previous_B)[rows, chosen_B]
+    return SampledPaths(latent_N, log_joint_M, log_q_M)
+
+
+def elbo_gap(
+    problem: InferenceProblem, posterior: PathPosterior, rng: np.random.Generator, *, samples: int = 4
+) -> float:
+    """`E_q[log evidence - ELBO]` in nats per line, from `samples` paths per trace; 0 for the exact posterior."""
+    elbos = [sample_paths(problem, posterior, rng).elbo_M for _ in range(samples)]
+    return float((problem.log_evidence_M - np.mean(elbos, axis=0)).sum() / len(problem.chain.row_N))
