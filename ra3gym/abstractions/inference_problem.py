@@ -123,22 +123,25 @@ def _log_priors(
 
 
 def lookahead_features(chain: LatentChain, ahead: int = 2) -> Float32Array:
-    """Features from the chain itself: `log p(k | line)` under equal priors, of each line and of `ahead` that follow.
+    """Features from the chain itself, enough to act on: what each line, and `ahead` lines that follow, say of latents.
 
-    They come with the trace's log distribution of fresh latents and the line's keep probability; float32, shape
-    (N, K (ahead + 2) + 1), every log raised to at least -20. Behind a trace's end stand zeros.
+    For each of these lines `log p(k | line)` under equal priors and the line's keep probability; then the trace's log
+    distribution of fresh latents. Every log is raised to at least -20; behind a trace's end stand zeros. float32, shape
+    (N, (K + 1) (ahead + 1) + K).
     """
-    N = len(chain.row_N)
     trace_N = np.repeat(np.arange(chain.num_traces), np.diff(chain.offsets))
-    floored_RK = np.maximum(log_softmax(np.maximum(chain.log_emission_RK, -1e30), axis=1), -20.0).astype(np.float32)
+    log_posterior_RK = log_softmax(np.maximum(chain.log_emission_RK, -1e30), axis=1)
     with np.errstate(divide="ignore"):
-        log_fresh_SK = np.maximum(np.log(chain.fresh_SK), -20.0).astype(np.float32)
-    blocks = [floored_RK[chain.row_N], log_fresh_SK[chain.fresh_row_M[trace_N]], chain.keep_N[:, None]]
+        log_fresh_SK = np.log(chain.fresh_SK)
+    line_NJ = np.concatenate(
+        [np.maximum(log_posterior_RK, -20.0)[chain.row_N], chain.keep_N[:, None]], axis=1, dtype=np.float32
+    )
+    blocks = [line_NJ]
     for distance in range(1, ahead + 1):
-        following_NK = np.zeros_like(blocks[0])
-        following_NK[:-distance] = blocks[0][distance:] * (trace_N[distance:] == trace_N[:-distance])[:, None]
-        blocks.append(following_NK)
-    assert len(blocks[0]) == N
+        following_NJ = np.zeros_like(line_NJ)
+        following_NJ[:-distance] = line_NJ[distance:] * (trace_N[distance:] == trace_N[:-distance])[:, None]
+        blocks.append(following_NJ)
+    blocks.append(np.maximum(log_fresh_SK, -20.0)[chain.fresh_row_M[trace_N]])
     return np.concatenate(blocks, axis=1, dtype=np.float32)
 
 

@@ -89,9 +89,10 @@ def test_observations_show_features_the_latent_behind_and_the_position(problem: 
 
 
 def test_features_do_not_look_past_a_trace(problem: InferenceProblem) -> None:
-    last_of_first = LENGTHS[0] - 1
-    assert not problem.feature_NF[last_of_first, -2 * K :].any()
-    assert problem.feature_NF[0, -2 * K :].all()
+    following = slice(K + 1, 3 * (K + 1))
+    assert not problem.feature_NF[LENGTHS[0] - 1, following].any()
+    assert problem.feature_NF[0, following].all()
+    np.testing.assert_array_equal(problem.feature_NF[0, following], problem.feature_NF[[1, 2], : K + 1].ravel())
 
 
 def test_unfit_features_are_refused(problem: InferenceProblem) -> None:
