@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ra3gym.abstractions.codebook import LatentPath
-from ra3gym.agents.annotations import Annotations, random_latents, shuffled
+from ra3gym.agents.annotations import Annotations, names_by_company, random_latents, shuffled
+from ra3gym.errors import DataError
+from ra3gym.tasks import CodeTask, ExpertTrace, FunctionTests
 
 NUM_LATENTS = 5
 
@@ -68,3 +71,29 @@ def test_both_lose_the_meaning() -> None:
     for control, expected in [(shuffled(inferred, rng), 1 / 2), (random_latents(inferred, rng), 1 / 4)]:
         share = np.mean([path.latents[0] == 0 for path in control.paths[: 3 * copies]])
         assert abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / (3 * copies))
+
+
+def test_gains_belong_to_paths() -> None:
+    paths = (LatentPath((0, 0), (True, False)), LatentPath((1,), (True,)))
+    inferred = Annotations(paths, ((), ()), gains=((0.5, -0.1), (2.0,)))
+    for control in (shuffled(inferred, np.random.default_rng(0)), random_latents(inferred, np.random.default_rng(0))):
+        assert control.gains is None
+    with pytest.raises(DataError, match="gains for 1 lines in trace 0, but the paths have 2"):
+        Annotations(paths, ((), ()), gains=((0.5,), (2.0,)))
+    with pytest.raises(DataError, match="gains for 1 traces, but the paths have 2"):
+        Annotations(paths, ((), ()), gains=((0.5, 0.1),))
+
+
+def test_a_word_names_the_latent_it_goes_with_most() -> None:
+    def trace(prompt: str, lines: int) -> ExpertTrace:
+        return ExpertTrace(CodeTask("mine/0", prompt, "f", FunctionTests((), ())), ("    pass\n",) * lines)
+
+    traces = [trace("# up\n", 2), trace("# down up\n", 3), trace("# down\n", 2), trace("def f(n):\n", 1)]
+    paths = [
+        LatentPath((2, 0), (True, True)),
+        LatentPath((1, 2, 0), (True, True, True)),
+        LatentPath((1, 0), (True, True)),
+        LatentPath((3,), (True,)),
+    ]
+    assert names_by_company(traces, paths, 4) == ((), ("down",), ("up",), ())
+    assert names_by_company(traces[3:], paths[3:], 4) == ((), (), (), ())
