@@ -36,15 +36,17 @@ class InferenceProblem:
     """Traces to infer latents over, and what a policy sees of them.
 
     chain: emissions and prior. feature_NF: float32, what is known of each line: its own features and those of the lines
-    around it; none of them may depend on a latent. trace_ids: one name per trace, none twice.
+    around it; none of them may depend on a latent. trace_ids: one name per trace, none twice. line_texts: the lines
+    themselves, N of them, where they are known; they are shown, never learned from.
 
     Raises:
-        DataError: features that do not fit the chain or are not finite, or names that do not.
+        DataError: features that do not fit the chain or are not finite, or names or texts that do not.
     """
 
     chain: LatentChain
     feature_NF: Float32Array
     trace_ids: tuple[str, ...]
+    line_texts: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         N, M = len(self.chain.row_N), self.chain.num_traces
@@ -61,6 +63,8 @@ class InferenceProblem:
             raise DataError(
                 f"{len(set(self.trace_ids))} different trace ids for {M} traces: give each a name of its own"
             )
+        if self.line_texts is not None and len(self.line_texts) != N:
+            raise DataError(f"{len(self.line_texts)} line texts for {N} lines: give one for each, or None")
 
     @property
     def num_latents(self) -> int:
@@ -96,6 +100,13 @@ class InferenceProblem:
         observed_BO = self.known_NO[line_B]
         (rows,) = np.nonzero(previous_B >= 0)
         observed_BO[rows, self.feature_NF.shape[1] + previous_B[rows]] = 1.0
+        return observed_BO
+
+    def end_observations(self, previous_B: IntArray) -> Float32Array:
+        """What is seen behind a trace's last line, float32 (B, O): no features, the last latent, position (1, 0)."""
+        observed_BO = np.zeros((len(previous_B), self.observation_size), dtype=np.float32)
+        observed_BO[np.arange(len(previous_B)), self.feature_NF.shape[1] + previous_B] = 1.0
+        observed_BO[:, -2] = 1.0
         return observed_BO
 
     def log_priors(self, line_B: IntArray, previous_B: IntArray) -> FloatArray:

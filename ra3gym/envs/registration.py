@@ -15,3 +15,11 @@ def register_envs() -> None:
             entry_point="ra3gym.envs.token_code:TokenCodeEnv",
             max_episode_steps=None,
         )
+    if "ra3gym/TraceInference-v0" not in gym.registry:
+        # An episode is as long as its trace.
+        gym.register(
+            id="ra3gym/TraceInference-v0",
+            entry_point="ra3gym.envs.trace_inference:TraceInferenceEnv",
+            vector_entry_point="ra3gym.envs.trace_inference_vector:TraceInferenceVectorEnv",
+            max_episode_steps=None,
+        )
