@@ -30,10 +30,16 @@ from scipy.cluster.vq import kmeans2, vq
 from scipy.sparse import csr_array
 
 from ra3gym.abstractions.corpus import BACKGROUND_WORD, NO_PROMPT_WORD, LineCorpus
-from ra3gym.abstractions.posterior import LatentChain, Posterior, posterior, viterbi_paths
+from ra3gym.abstractions.posterior import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    LatentChain,
+    Posterior,
+    posterior,
+    viterbi_paths,
+)
 from ra3gym.errors import ConfigError
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,11 @@ def learn_codebook(
 
 def viterbi(corpus: LineCorpus, codebook: Codebook) -> list[LatentPath]:
     """The most probable path of each trace."""
-    latent_N, switch_N = viterbi_paths(latent_chain(corpus, codebook))
+    return paths_of(corpus, *viterbi_paths(latent_chain(corpus, codebook)))
+
+
+def paths_of(corpus: LineCorpus, latent_N: IntArray, switch_N: BoolArray) -> list[LatentPath]:
+    """Latents and switches of all lines, cut into traces."""
     return [
         LatentPath(tuple(latent_N[a:b].tolist()), tuple(switch_N[a:b].tolist()))
         for a, b in zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True)

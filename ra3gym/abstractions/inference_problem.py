@@ -118,6 +118,31 @@ class InferenceProblem:
         """`log p(line_t | z_t) + log p(z_t | z_{t-1})` in nats for every z_t, shape (B, K)."""
         return self.chain.log_emission_RK[self.chain.row_N[line_B]] + self.log_priors(line_B, previous_B)
 
+    def rewards_of(self, line_B: IntArray, previous_B: IntArray, latent_B: IntArray) -> FloatArray:
+        """The reward of one choice in each line, in nats, shape (B,)."""
+        chain = self.chain
+        return _rewards_of(*chain._arrays[:4], chain.fresh_row_M[self.trace_N[line_B]], line_B, previous_B, latent_B)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _rewards_of(
+    log_emission_RK: FloatArray,
+    row_N: IntArray,
+    keep_N: FloatArray,
+    fresh_SK: FloatArray,
+    fresh_row_B: IntArray,
+    line_B: IntArray,
+    previous_B: IntArray,
+    latent_B: IntArray,
+) -> FloatArray:
+    reward_B = np.empty(len(line_B))
+    for b in range(len(line_B)):
+        line, latent = line_B[b], latent_B[b]
+        keep = keep_N[line] if previous_B[b] >= 0 else 0.0
+        prior = (1.0 - keep) * fresh_SK[fresh_row_B[b], latent] + (keep if latent == previous_B[b] else 0.0)
+        reward_B[b] = np.log(prior) + log_emission_RK[row_N[line], latent]
+    return reward_B
+
 
 @numba.njit(cache=True, error_model="numpy")
 def _log_priors(

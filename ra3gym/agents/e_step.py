@@ -8,13 +8,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
-from ra3gym.abstractions.codebook import CodebookConfig, LatentPath, learn_codebook, viterbi, words_by_latent
-from ra3gym.abstractions.corpus import encode_traces, prompt_words
-from ra3gym.agents.annotations import Annotations
+from ra3gym.abstractions.codebook import (
+    CodebookConfig,
+    LatentPath,
+    latent_chain,
+    learn_codebook,
+    viterbi,
+    words_by_latent,
+)
+from ra3gym.abstractions.corpus import encode_traces
+from ra3gym.abstractions.diagnosis import line_gains
+from ra3gym.agents.agent_e_step import AgentEStep
+from ra3gym.agents.annotations import Annotations, names_by_company
+from ra3gym.agents.controls import AstEStep, MacroEStep, PauseEStep, RandomEStep, ShuffledEStep
+from ra3gym.agents.inference import ViterbiAgent
+from ra3gym.agents.policy_gradient import PolicyGradientAgent
 from ra3gym.errors import DataError, UnknownNameError
 from ra3gym.tasks import ExpertTrace
 
@@ -39,14 +52,16 @@ class ExactEStep:
         corpus = encode_traces(traces)
         codebook = learn_codebook(corpus, self.config, rng)
         names = words_by_latent(corpus, codebook)
+        paths = tuple(viterbi(corpus, codebook))
         return Annotations(
-            paths=tuple(viterbi(corpus, codebook)),
+            paths=paths,
             names=tuple(names),
             metrics={
                 "evidence": codebook.evidence[-1],
                 "latents_named": float(sum(bool(words) for words in names)),
                 "seconds": time.perf_counter() - started,
             },
+            gains=line_gains(latent_chain(corpus, codebook), paths),
         )
 
 
@@ -66,27 +81,20 @@ class OracleEStep:
             switches = [True, *(a != b for a, b in zip(trace.planted, trace.planted[1:], strict=False))]
             paths.append(LatentPath(trace.planted, tuple(switches)))
         num_latents = 1 + max(max(path.latents) for path in paths)
-        return Annotations(paths=tuple(paths), names=_names_by_company(traces, paths, num_latents))
+        return Annotations(paths=tuple(paths), names=names_by_company(traces, paths, num_latents))
 
 
-def _names_by_company(
-    traces: Sequence[ExpertTrace], paths: Sequence[LatentPath], num_latents: int
-) -> tuple[tuple[str, ...], ...]:
-    """Each word names the latent it goes with most: `p(word | latent used) p(latent used | word)`, over traces."""
-    words = sorted({word for trace in traces for word in prompt_words(trace.prompt)})
-    together = np.zeros((len(words), num_latents))
-    alone = np.full(num_latents, 1e-9)
-    index = {word: i for i, word in enumerate(words)}
-    for trace, path in zip(traces, paths, strict=True):
-        used, named = sorted(set(path.latents)), [index[word] for word in prompt_words(trace.prompt)]
-        if named:
-            alone[used] += 1
-            together[np.ix_(named, used)] += 1
-    best = (together**2 / alone).argmax(axis=1) if words else np.zeros(0, dtype=int)
-    return tuple(tuple(words[i] for i in np.flatnonzero(best == latent)) for latent in range(num_latents))
-
-
-_E_STEPS: dict[str, Callable[[], EStep]] = {"exact": ExactEStep, "oracle": OracleEStep}
+_E_STEPS: dict[str, Callable[[], EStep]] = {
+    "exact": ExactEStep,
+    "viterbi": partial(AgentEStep, ViterbiAgent(), samples=1, final_samples=0, final_fits=1),
+    "policy_gradient": partial(AgentEStep, PolicyGradientAgent(updates=100)),
+    "pause": partial(PauseEStep, ExactEStep()),
+    "random": partial(RandomEStep, ExactEStep()),
+    "shuffled": partial(ShuffledEStep, ExactEStep()),
+    "macro": MacroEStep,
+    "ast": AstEStep,
+    "oracle": OracleEStep,
+}
 
 
 def register_e_step(name: str, factory: Callable[[], EStep]) -> None:

@@ -1,8 +1,8 @@
 """Approximate posteriors over latents, and how good they are: what E-step agents learn, scored against the exact one.
 
-An inference agent is any object with `fit(problem, rng) -> PathPosterior`; a path posterior is any object with
-`log_probs(line_B, previous_B)`. The exact posterior and the Viterbi path are two of them; the others learn by
-reinforcement in `TraceInference-v0`.
+An inference agent is any object with `fit(problem, rng, start=None) -> PathPosterior`; a path posterior is any object
+with `log_probs(line_B, previous_B)`. The exact posterior and the Viterbi path are two of them; other agents learn
+theirs from rewards.
 
 Shape suffixes: N lines in all, B of them asked about, M traces, K latents.
 """
@@ -33,8 +33,13 @@ class PathPosterior(Protocol):
 class InferenceAgent(Protocol):
     """Finds a posterior over latents with emissions and prior fixed."""
 
-    def fit(self, problem: InferenceProblem, rng: np.random.Generator) -> PathPosterior:
-        """The posterior found; the same `rng` state gives the same one."""
+    def fit(
+        self, problem: InferenceProblem, rng: np.random.Generator, start: PathPosterior | None = None
+    ) -> PathPosterior:
+        """The posterior found; the same arguments and `rng` state give the same one.
+
+        `start` is what it found for a like problem, to go on from; an agent may leave it unread.
+        """
         ...
 
 
@@ -53,8 +58,10 @@ class ObservationPosterior:
 class ExactAgent:
     """The exact posterior, from soft values."""
 
-    def fit(self, problem: InferenceProblem, rng: np.random.Generator) -> PathPosterior:
-        """See `InferenceAgent`; `rng` is not read."""
+    def fit(
+        self, problem: InferenceProblem, rng: np.random.Generator, start: PathPosterior | None = None
+    ) -> PathPosterior:
+        """See `InferenceAgent`; only the problem is read."""
         return _ExactPosterior(problem, soft_values(problem.chain))
 
 
@@ -73,8 +80,10 @@ class _ExactPosterior:
 class ViterbiAgent:
     """The most probable path, with certainty."""
 
-    def fit(self, problem: InferenceProblem, rng: np.random.Generator) -> PathPosterior:
-        """See `InferenceAgent`; `rng` is not read."""
+    def fit(
+        self, problem: InferenceProblem, rng: np.random.Generator, start: PathPosterior | None = None
+    ) -> PathPosterior:
+        """See `InferenceAgent`; only the problem is read."""
         return CertainPosterior(viterbi_paths(problem.chain)[0], problem.num_latents)
 
 
@@ -135,14 +144,19 @@ def sample_paths(
         line_B = offsets[trace_B] + t
         previous_B = latent_N[line_B - 1] if t else np.full(len(trace_B), NO_LATENT)
         log_q_BK = posterior.log_probs(line_B, previous_B)
-        # The largest of log q plus Gumbel noise is a sample of q.
-        noise_BK = 0.0 if greedy else rng.gumbel(size=log_q_BK.shape)
-        chosen_B = (log_q_BK + noise_BK).argmax(axis=1)
-        rows = np.arange(len(trace_B))
+        chosen_B = log_q_BK.argmax(axis=1) if greedy else _draw(log_q_BK, rng)
         latent_N[line_B] = chosen_B
-        log_q_M[trace_B] += log_q_BK[rows, chosen_B]
-        log_joint_M[trace_B] += problem.rewards(line_B, previous_B)[rows, chosen_B]
+        log_q_M[trace_B] += log_q_BK[np.arange(len(trace_B)), chosen_B]
+        log_joint_M[trace_B] += problem.rewards_of(line_B, previous_B, chosen_B)
     return SampledPaths(latent_N, log_joint_M, log_q_M)
+
+
+def _draw(log_q_BK: FloatArray, rng: np.random.Generator) -> IntArray:
+    """One latent per row, by inversion of the cumulative distribution; never one of probability 0."""
+    reached_BK = np.exp(log_q_BK).cumsum(axis=1)
+    # A uniform number in (0, 1]: the first latent to reach it has mass of its own.
+    target_B = (1.0 - rng.random(len(log_q_BK))) * reached_BK[:, -1]
+    return np.asarray((reached_BK < target_B[:, None]).sum(axis=1))
 
 
 def elbo_gap(

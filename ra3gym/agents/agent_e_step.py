@@ -1,0 +1,108 @@
+"""An E-step around any inference agent: EM on a codebook, with the agent's paths in the place of exact posteriors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ra3gym.abstractions.codebook import (
+    CodebookConfig,
+    Infer,
+    latent_chain,
+    learn_codebook,
+    paths_of,
+    words_by_latent,
+)
+from ra3gym.abstractions.corpus import encode_traces
+from ra3gym.abstractions.diagnosis import line_gains
+from ra3gym.abstractions.inference_problem import InferenceProblem, problem_from_chain
+from ra3gym.abstractions.path_counts import counts_of_paths, switch_probabilities
+from ra3gym.abstractions.posterior import IntArray, LatentChain, Posterior
+from ra3gym.agents.annotations import Annotations
+from ra3gym.agents.inference import InferenceAgent, PathPosterior, elbo_gap, sample_paths
+from ra3gym.errors import ConfigError
+from ra3gym.tasks import ExpertTrace
+
+
+@dataclass(frozen=True)
+class AgentEStep:
+    """Learns a codebook by EM in which an agent's sampled paths stand in for exact posteriors.
+
+    With an agent that learns from rewards nothing in it runs forward-backward: a restart is chosen by the bound that
+    its own paths attain, each trace gets the best of its sampled paths, and exact evidence is for the metrics only.
+
+    Attributes:
+        agent: finds the posterior of each iteration's codebook. It goes on from the last iteration's if it can.
+        config: the codebook, as for the exact E-step.
+        samples: paths drawn of each trace for the counts of an iteration, 2 to 16.
+        final_samples: paths drawn of each trace, beside the greedy one, to choose the final one from.
+        final_fits: how often the agent goes on with the learned codebook, now on every trace.
+    """
+
+    agent: InferenceAgent
+    config: CodebookConfig = field(default_factory=lambda: CodebookConfig(restarts=4))
+    samples: int = 4
+    final_samples: int = 16
+    final_fits: int = 3
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.final_samples < 0 or self.final_fits < 1:
+            raise ConfigError(
+                f"samples={self.samples}, final_samples={self.final_samples}, final_fits={self.final_fits}: give at "
+                "least 1, 0 and 1"
+            )
+
+    def infer(self, traces: Sequence[ExpertTrace], rng: np.random.Generator) -> Annotations:
+        """See `EStep.infer`; metrics are the exact one's, and `elbo_gap` (nats per line) of the final posterior."""
+        started = time.perf_counter()
+        corpus = encode_traces(traces)
+        codebook = learn_codebook(corpus, self.config, rng, self._new_infer)
+        problem = problem_from_chain(latent_chain(corpus, codebook))
+        posterior: PathPosterior | None = None
+        for _ in range(self.final_fits):
+            posterior = self.agent.fit(problem, rng, posterior)
+        assert posterior is not None
+        latent_N = self._best_paths(problem, posterior, rng)
+        switch_N = switch_probabilities(problem.chain, latent_N[None])[0] > 0.5
+        names = words_by_latent(corpus, codebook)
+        paths = tuple(paths_of(corpus, latent_N, switch_N))
+        return Annotations(
+            paths=paths,
+            names=tuple(names),
+            metrics={
+                "evidence": codebook.evidence[-1],
+                "elbo_gap": elbo_gap(problem, posterior, rng),
+                "latents_named": float(sum(bool(words) for words in names)),
+                "seconds": time.perf_counter() - started,
+            },
+            gains=line_gains(problem.chain, paths),
+        )
+
+    def _new_infer(self, rng: np.random.Generator) -> Infer:
+        """The E-step of one restart, which keeps its posterior from iteration to iteration."""
+        posterior: PathPosterior | None = None
+
+        def infer(chain: LatentChain) -> Posterior:
+            nonlocal posterior
+            problem = problem_from_chain(chain)
+            posterior = self.agent.fit(problem, rng, posterior)
+            drawn = [sample_paths(problem, posterior, rng) for _ in range(self.samples)]
+            return counts_of_paths(
+                chain, np.stack([one.latent_N for one in drawn]), np.stack([one.elbo_M for one in drawn])
+            )
+
+        return infer
+
+    def _best_paths(self, problem: InferenceProblem, posterior: PathPosterior, rng: np.random.Generator) -> IntArray:
+        """Of each trace's greedy and sampled paths the one most probable together with it."""
+        best = sample_paths(problem, posterior, rng, greedy=True)
+        latent_N, log_joint_M = best.latent_N, best.log_joint_M
+        for _ in range(self.final_samples):
+            drawn = sample_paths(problem, posterior, rng)
+            better_M = drawn.log_joint_M > log_joint_M
+            latent_N = np.where(better_M[problem.trace_N], drawn.latent_N, latent_N)
+            log_joint_M = np.maximum(drawn.log_joint_M, log_joint_M)
+        return latent_N
