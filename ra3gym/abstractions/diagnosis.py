@@ -32,6 +32,8 @@ NEAR_ZERO_GAIN = 0.02
 NEAR_ONE_PERPLEXITY = 1.5
 NEAR_NO_SWITCHES = 0.01
 
+_LINES_AT_ONCE = 1 << 16
+
 
 def usage_perplexity(counts_K: npt.ArrayLike) -> float:
     """`exp` of the entropy of usage: how many latents, used alike, would be as diverse; between 1 and K.
@@ -107,13 +109,15 @@ def line_gains(chain: LatentChain, paths: Sequence[LatentPath]) -> tuple[tuple[f
     """
     latent_N, _ = _joined(paths, chain.offsets)
     log_emission_RK = _emissions(chain, latent_N)
-    gain_N = np.empty(len(latent_N))
     with np.errstate(divide="ignore"):
         log_fresh_SK = np.log(chain.fresh_SK)
-    for m, (start, stop) in enumerate(zip(chain.offsets[:-1], chain.offsets[1:], strict=True)):
-        log_line_TK = log_emission_RK[chain.row_N[start:stop]]
-        under_latent_T = log_line_TK[np.arange(stop - start), latent_N[start:stop]]
-        gain_N[start:stop] = under_latent_T - logsumexp(log_line_TK + log_fresh_SK[chain.fresh_row_M[m]], axis=1)
+    fresh_row_N = np.repeat(chain.fresh_row_M, np.diff(chain.offsets))
+    gain_N = np.empty(len(latent_N))
+    for start in range(0, len(latent_N), _LINES_AT_ONCE):
+        block = slice(start, start + _LINES_AT_ONCE)
+        log_line_BK = log_emission_RK[chain.row_N[block]]
+        marginal_B = logsumexp(log_line_BK + log_fresh_SK[fresh_row_N[block]], axis=1)
+        gain_N[block] = log_line_BK[np.arange(len(log_line_BK)), latent_N[block]] - marginal_B
     return tuple(
         tuple(gain_N[start:stop].tolist()) for start, stop in zip(chain.offsets[:-1], chain.offsets[1:], strict=True)
     )
