@@ -75,6 +75,7 @@ class State(NamedTuple):
 
 
 def make_tables(problem: InferenceProblem) -> Tables:
+    """The tables of a problem, in types and layouts that one compiled version of the passes serves."""
     chain = problem.chain
     fresh_row_N = chain.fresh_row_M[problem.trace_N]
     first_N = np.zeros(len(chain.row_N), dtype=np.bool_)
@@ -101,56 +102,50 @@ def _plain(array: npt.NDArray[Any], dtype: type) -> npt.NDArray[Any]:
     return np.ascontiguousarray(array, dtype=dtype)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _begin(tables: Tables, state: State, e: int, trace: int) -> None:
-    """Begin a trace; the next one drawn when `trace` is negative."""
-    if trace < 0:
-        trace = state.drawn_EB[e, state.cursor_E[e]]
-        state.cursor_E[e] += 1
-    state.trace_E[e] = trace
-    state.line_E[e] = tables.offsets[trace]
-    state.previous_E[e] = -1
-    state.log_joint_E[e] = 0.0
-    state.ended_E[e] = False
+# Numba counts references to each array whenever a tuple of arrays is passed on or read from, which costs more than the
+# rest of the loop: so tuples are unpacked ahead of the loops, and no loop calls a function.
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _write(tables: Tables, state: State, e: int, obs_EO: Float32Array, mask_EK: Int8Array) -> None:
-    """Observation and mask of one environment."""
-    line, previous = state.line_E[e], state.previous_E[e]
-    K = mask_EK.shape[1]
-    obs_EO[e] = tables.known_NO[line]
-    mask_EK[e] = tables.legal_NK[line]
-    if previous < 0:
-        return
-    obs_EO[e, obs_EO.shape[1] - 2 - K + previous] = 1.0
-    if line < len(tables.row_N):
-        if tables.keep_N[line] > 0.0 and tables.log_emission_RK[tables.row_N[line], previous] > -np.inf:
-            mask_EK[e, previous] = 1
-        if not tables.some_N[line] and mask_EK[e, previous] == 0:
-            mask_EK[e] = 1
+def begin_chosen(tables: Tables, state: State, chosen_E: BoolArray, pinned_E: IntArray) -> None:
+    """Begin traces in the chosen environments: `pinned_E`, or the next one drawn where it is -1."""
+    offsets, drawn_EB, cursor_E = tables.offsets, state.drawn_EB, state.cursor_E
+    trace_E, line_E, previous_E = state.trace_E, state.line_E, state.previous_E
+    log_joint_E, ended_E = state.log_joint_E, state.ended_E
+    for e in range(len(chosen_E)):
+        if chosen_E[e]:
+            trace = pinned_E[e]
+            if trace < 0:
+                trace = drawn_EB[e, cursor_E[e]]
+                cursor_E[e] += 1
+            trace_E[e] = trace
+            line_E[e] = offsets[trace]
+            previous_E[e] = -1
+            log_joint_E[e] = 0.0
+            ended_E[e] = False
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def look(tables: Tables, state: State, obs_EO: Float32Array, mask_EK: Int8Array) -> None:
-    """Observations and masks of all environments as they are."""
-    for e in range(len(state.line_E)):
-        _write(tables, state, e, obs_EO, mask_EK)
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def begin_chosen(
-    tables: Tables,
-    state: State,
-    chosen_E: BoolArray,
-    pinned_E: IntArray,
-    obs_EO: Float32Array,
-    mask_EK: Int8Array,
-) -> None:
-    for e in range(len(chosen_E)):
-        if chosen_E[e]:
-            _begin(tables, state, e, pinned_E[e])
-        _write(tables, state, e, obs_EO, mask_EK)
+    """Write observations and masks of all environments as they are."""
+    known_NO, legal_NK, some_N = tables.known_NO, tables.legal_NK, tables.some_N
+    row_N, keep_N, log_emission_RK = tables.row_N, tables.keep_N, tables.log_emission_RK
+    line_E, previous_E = state.line_E, state.previous_E
+    size, K = obs_EO.shape[1], mask_EK.shape[1]
+    for e in range(len(line_E)):
+        line, previous = line_E[e], previous_E[e]
+        for o in range(size):
+            obs_EO[e, o] = known_NO[line, o]
+        for k in range(K):
+            mask_EK[e, k] = legal_NK[line, k]
+        if previous >= 0:
+            obs_EO[e, size - 2 - K + previous] = 1.0
+            if line < len(row_N):
+                if keep_N[line] > 0.0 and log_emission_RK[row_N[line], previous] > -np.inf:
+                    mask_EK[e, previous] = 1
+                if not some_N[line] and mask_EK[e, previous] == 0:
+                    for k in range(K):
+                        mask_EK[e, k] = 1
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -165,34 +160,41 @@ def step_all(
     reward_E: FloatArray,
     terminated_E: BoolArray,
 ) -> int:
-    """Step every environment; the first one with a wrong action, and then nothing is changed, or -1."""
-    K = mask_EK.shape[1]
-    for e in range(len(action_E)):
-        if not state.ended_E[e] and not 0 <= action_E[e] < K:
+    """Step every environment and write what comes of it; begin the next episode where one had ended, or, with
+    `same_step`, ends now.
+
+    Returns:
+        -1; or the first environment whose action is no latent, and then nothing has changed.
+    """
+    K, E, end = mask_EK.shape[1], len(action_E), len(tables.row_N)
+    row_N, keep_N, fresh_row_N, offsets = tables.row_N, tables.keep_N, tables.fresh_row_N, tables.offsets
+    log_emission_RK, fresh_SK = tables.log_emission_RK, tables.fresh_SK
+    trace_E, line_E, previous_E = state.trace_E, state.line_E, state.previous_E
+    log_joint_E, path_ET, ended_E = state.log_joint_E, state.path_ET, state.ended_E
+    last_trace_E, last_latent_E = state.last_trace_E, state.last_latent_E
+    last_log_joint_E = state.last_log_joint_E
+    for e in range(E):
+        if not ended_E[e] and not 0 <= action_E[e] < K:
             return e
-    for e in range(len(action_E)):
+    begins_E = ended_E.copy()
+    for e in range(E):
         reward_E[e], terminated_E[e] = 0.0, False
-        if state.ended_E[e]:
-            _begin(tables, state, e, -1)
-        else:
-            trace, line, previous, latent = state.trace_E[e], state.line_E[e], state.previous_E[e], action_E[e]
-            keep = tables.keep_N[line] if previous >= 0 else 0.0
-            fresh = tables.fresh_SK[tables.fresh_row_N[line], latent]
+        if not ended_E[e]:
+            trace, line, previous, latent = trace_E[e], line_E[e], previous_E[e], action_E[e]
+            keep = keep_N[line] if previous >= 0 else 0.0
+            fresh = fresh_SK[fresh_row_N[line], latent]
             log_prior = np.log((1.0 - keep) * fresh + (keep if latent == previous else 0.0))
-            gain = tables.log_emission_RK[tables.row_N[line], latent] + log_prior
+            gain = log_emission_RK[row_N[line], latent] + log_prior
             reward_E[e] = max(gain, floor)
-            state.log_joint_E[e] += gain
-            state.path_ET[e, line - tables.offsets[trace]] = latent
-            state.previous_E[e] = latent
-            state.line_E[e] = line + 1
-            if line + 1 == tables.offsets[trace + 1]:
+            log_joint_E[e] += gain
+            path_ET[e, line - offsets[trace]] = latent
+            previous_E[e] = latent
+            line_E[e] = line + 1
+            if line + 1 == offsets[trace + 1]:
                 terminated_E[e] = True
-                state.line_E[e] = len(tables.row_N)
-                state.last_trace_E[e] = trace
-                state.last_latent_E[e] = latent
-                state.last_log_joint_E[e] = state.log_joint_E[e]
-                state.ended_E[e] = not same_step
-                if same_step:
-                    _begin(tables, state, e, -1)
-        _write(tables, state, e, obs_EO, mask_EK)
+                line_E[e] = end
+                last_trace_E[e], last_latent_E[e], last_log_joint_E[e] = trace, latent, log_joint_E[e]
+                ended_E[e], begins_E[e] = not same_step, same_step
+    begin_chosen(tables, state, begins_E, np.full(E, -1))
+    look(tables, state, obs_EO, mask_EK)
     return -1

@@ -1,13 +1,13 @@
 """Many `TraceInference-v0` at once, as arrays: one compiled pass over all environments per step.
 
-Shape suffixes: E environments, W of them concerned, N lines in all, M traces, K latents, O observed numbers.
+Shape suffixes: E environments, W of them concerned (`_Where`), N lines in all, M traces, K latents, O observed numbers.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -136,12 +136,11 @@ class TraceInferenceVectorEnv(gym.vector.VectorEnv[Observation, npt.NDArray[np.i
         pinned_E = self._pinned(options)
         self._seed(seed, chosen_E)
         obs_EO, mask_EK = self._blank()
-        begin_chosen(self._tables, self._state, chosen_E, pinned_E, obs_EO, mask_EK)
-        self._redraw()
+        begin_chosen(self._tables, self._state, chosen_E, pinned_E)
+        look(self._tables, self._state, obs_EO, mask_EK)
         self._begun = True
-        (where_W,) = np.nonzero(chosen_E)
         info: Info = {}
-        self._add_current(info, where_W, mask_EK)
+        self._add_current(info, _Where.of(chosen_E), mask_EK)
         return self._observation_of(obs_EO, mask_EK), info
 
     def step(self, actions: npt.NDArray[np.int64]) -> tuple[Observation, FloatArray, BoolArray, BoolArray, Info]:
@@ -164,6 +163,7 @@ class TraceInferenceVectorEnv(gym.vector.VectorEnv[Observation, npt.NDArray[np.i
         began_E = state.ended_E.copy()
         reward_E, terminated_E = np.empty(E), np.empty(E, dtype=np.bool_)
         obs_EO, mask_EK = self._blank()
+        self._redraw()
         same_step = self._mode is AutoresetMode.SAME_STEP
         wrong = step_all(self._tables, state, action_E, self._floor, same_step, obs_EO, mask_EK, reward_E, terminated_E)
         if wrong >= 0:
@@ -171,21 +171,18 @@ class TraceInferenceVectorEnv(gym.vector.VectorEnv[Observation, npt.NDArray[np.i
             raise gym.error.InvalidAction(
                 f"action {action_E[wrong]} of environment {wrong} is no latent: give 0 to {K - 1}"
             )
-        self._redraw()
 
         info: Info = {}
-        (ended_W,) = np.nonzero(terminated_E)
-        if same_step:
-            if len(ended_W):
-                self._add_final(info, ended_W)
-            (stepped_W,) = np.nonzero(~terminated_E)
-        else:
-            (stepped_W,) = np.nonzero(~began_E)
-            if len(ended_W):
-                self._add_outcome(info, ended_W)
-        self._add_current(info, np.arange(E), mask_EK)
-        if len(stepped_W):
-            self._add_duration(info, stepped_W)
+        ended = _Where.of(terminated_E)
+        if len(ended.rows_W):
+            if same_step:
+                self._add_final(info, ended)
+            else:
+                self._add_outcome(info, ended)
+        self._add_current(info, _Where.everywhere(E), mask_EK)
+        stepped_E = ~(terminated_E if same_step else began_E)
+        if stepped_E.any():
+            _add_duration(info, stepped_E)
         return self._observation_of(obs_EO, mask_EK), reward_E, terminated_E, np.zeros(E, dtype=np.bool_), info
 
     def action_masks(self) -> BoolArray:
@@ -228,7 +225,7 @@ class TraceInferenceVectorEnv(gym.vector.VectorEnv[Observation, npt.NDArray[np.i
         self._redraw()
 
     def _redraw(self) -> None:
-        """Draw traces ahead for environments that have used theirs up."""
+        """Draw traces ahead for environments that have used theirs up; a step or reset takes one at most."""
         state = self._state
         for e in np.flatnonzero(state.cursor_E == BLOCK).tolist():
             rng = self._rngs[e]
@@ -269,60 +266,69 @@ class TraceInferenceVectorEnv(gym.vector.VectorEnv[Observation, npt.NDArray[np.i
     def _observation_of(self, obs_EO: Float32Array, mask_EK: Int8Array) -> Observation:
         return obs_EO if self._observation == "features" else {"obs": obs_EO, "mask": mask_EK.copy()}
 
-    def _put(self, info: Info, key: str, values_W: npt.NDArray[Any], where_W: IntArray) -> None:
-        """`info[key]`, an array over all environments, and `info["_" + key]`, where it holds, as Gymnasium has it."""
-        E = self.num_envs
-        if len(where_W) == E:
-            info[key], info[f"_{key}"] = values_W, np.ones(E, dtype=np.bool_)
-            return
-        blank: Any = np.full(E, None, dtype=object) if values_W.dtype == object else None
-        values_E = np.zeros((E, *values_W.shape[1:]), dtype=values_W.dtype) if blank is None else blank
-        values_E[where_W] = values_W
-        info[key], info[f"_{key}"] = values_E, self._where(where_W)
-
-    def _where(self, where_W: IntArray) -> BoolArray:
-        where_E = np.zeros(self.num_envs, dtype=np.bool_)
-        where_E[where_W] = True
-        return where_E
-
-    def _add_current(self, info: Info, where_W: IntArray, mask_EK: Int8Array) -> None:
+    def _add_current(self, info: Info, where: _Where, mask_EK: Int8Array) -> None:
         """What holds of the line ahead."""
-        state = self._state
-        self._put(info, "trace_id", self._name_M[state.trace_E[where_W]], where_W)
-        self._put(info, "line", self._text_N[state.line_E[where_W]], where_W)
-        self._put(info, "log_joint", state.log_joint_E[where_W], where_W)
-        self._put(info, "action_mask", mask_EK if len(where_W) == self.num_envs else mask_EK[where_W], where_W)
+        state, rows_W = self._state, where.rows_W
+        where.put(info, "trace_id", self._name_M[state.trace_E[rows_W]])
+        where.put(info, "line", self._text_N[state.line_E[rows_W]])
+        where.put(info, "log_joint", state.log_joint_E[rows_W].copy())
+        where.put(info, "action_mask", mask_EK[rows_W])
 
-    def _add_duration(self, info: Info, where_W: IntArray) -> None:
-        lines: Info = {}
-        self._put(lines, "lines", np.ones(len(where_W), dtype=np.int64), where_W)
-        info["duration"], info["_duration"] = lines, self._where(where_W)
-
-    def _add_outcome(self, info: Info, where_W: IntArray) -> None:
+    def _add_outcome(self, info: Info, where: _Where) -> None:
         """How the episodes that have just ended went."""
-        evidence_W = self.problem.log_evidence_M[self._state.last_trace_E[where_W]]
-        self._put(info, "evidence", evidence_W, where_W)
-        self._put(info, "gap", evidence_W - self._state.last_log_joint_E[where_W], where_W)
+        evidence_W = self.problem.log_evidence_M[self._state.last_trace_E[where.rows_W]]
+        where.put(info, "evidence", evidence_W)
+        where.put(info, "gap", evidence_W - self._state.last_log_joint_E[where.rows_W])
 
-    def _add_final(self, info: Info, where_W: IntArray) -> None:
+    def _add_final(self, info: Info, where: _Where) -> None:
         """`final_obs` and `final_info` of environments that have gone on to another trace within this step."""
-        state, K = self._state, self.problem.num_latents
-        obs_WO = self.problem.end_observations(state.last_latent_E[where_W])
+        state, rows_W = self._state, where.rows_W
+        obs_WO = self.problem.end_observations(state.last_latent_E[rows_W])
+        mask_WK = np.ones((len(obs_WO), self.problem.num_latents), dtype=np.int8)
         final_obs_E = np.full(self.num_envs, None, dtype=object)
-        for w, e in enumerate(where_W.tolist()):
-            features = obs_WO[w]
-            final_obs_E[e] = (
-                features if self._observation == "features" else {"obs": features, "mask": np.ones(K, dtype=np.int8)}
-            )
+        for e, obs_O, mask_K in zip(np.flatnonzero(where.mask_E), obs_WO, mask_WK, strict=True):
+            final_obs_E[e] = obs_O if self._observation == "features" else {"obs": obs_O, "mask": mask_K.copy()}
         final: Info = {}
-        self._put(final, "trace_id", self._name_M[state.last_trace_E[where_W]], where_W)
-        self._put(final, "line", self._text_N[np.full(len(where_W), -1)], where_W)
-        self._put(final, "log_joint", state.last_log_joint_E[where_W], where_W)
-        self._put(final, "action_mask", np.ones((len(where_W), K), dtype=np.int8), where_W)
-        self._add_duration(final, where_W)
-        self._add_outcome(final, where_W)
-        info["final_obs"], info["_final_obs"] = final_obs_E, self._where(where_W)
-        info["final_info"], info["_final_info"] = final, self._where(where_W)
+        where.put(final, "trace_id", self._name_M[state.last_trace_E[rows_W]])
+        where.put(final, "line", np.repeat(self._text_N[-1:], len(obs_WO)))
+        where.put(final, "log_joint", state.last_log_joint_E[rows_W])
+        where.put(final, "action_mask", mask_WK)
+        _add_duration(final, where.mask_E)
+        self._add_outcome(final, where)
+        info["final_obs"], info["_final_obs"] = final_obs_E, where.mask_E.copy()
+        info["final_info"], info["_final_info"] = final, where.mask_E.copy()
+
+
+class _Where(NamedTuple):
+    """Some of the environments: as an index that picks them, and as a mask."""
+
+    rows_W: Any
+    mask_E: BoolArray
+
+    @classmethod
+    def of(cls, mask_E: BoolArray) -> _Where:
+        return cls(np.flatnonzero(mask_E), mask_E)
+
+    @classmethod
+    def everywhere(cls, num_envs: int) -> _Where:
+        return cls(slice(None), np.ones(num_envs, dtype=np.bool_))
+
+    def put(self, info: Info, key: str, values_W: npt.NDArray[Any]) -> None:
+        """Set `info[key]`, an array over all environments, and `info["_" + key]`, where it holds; Gymnasium's way.
+
+        `values_W` must be new: it becomes the caller's.
+        """
+        values_E = values_W
+        if not isinstance(self.rows_W, slice):
+            nothing = None if values_W.dtype == object else 0
+            values_E = np.full((len(self.mask_E), *values_W.shape[1:]), nothing, dtype=values_W.dtype)
+            values_E[self.rows_W] = values_W
+        info[key], info[f"_{key}"] = values_E, self.mask_E.copy()
+
+
+def _add_duration(info: Info, stepped_E: BoolArray) -> None:
+    info["duration"] = {"lines": stepped_E.astype(np.int64), "_lines": stepped_E.copy()}
+    info["_duration"] = stepped_E.copy()
 
 
 def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
