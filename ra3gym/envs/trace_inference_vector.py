@@ -286,8 +286,12 @@ class TraceInferenceVectorEnv(gym.vector.VectorEnv[Observation, npt.NDArray[np.i
         obs_WO = self.problem.end_observations(state.last_latent_E[rows_W])
         mask_WK = np.ones((len(obs_WO), self.problem.num_latents), dtype=np.int8)
         final_obs_E = np.full(self.num_envs, None, dtype=object)
-        for e, obs_O, mask_K in zip(np.flatnonzero(where.mask_E), obs_WO, mask_WK, strict=True):
-            final_obs_E[e] = obs_O if self._observation == "features" else {"obs": obs_O, "mask": mask_K.copy()}
+        if self._observation == "features":
+            for e, obs_O in zip(rows_W.tolist(), obs_WO, strict=True):
+                final_obs_E[e] = obs_O
+        else:
+            for e, obs_O, mask_K in zip(rows_W.tolist(), obs_WO, mask_WK.copy(), strict=True):
+                final_obs_E[e] = {"obs": obs_O, "mask": mask_K}
         final: Info = {}
         where.put(final, "trace_id", self._name_M[state.last_trace_E[rows_W]])
         where.put(final, "line", np.repeat(self._text_N[-1:], len(obs_WO)))
