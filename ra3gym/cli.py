@@ -142,6 +142,36 @@ def report(arguments: Sequence[str], console: Console) -> None:
         show_summary(opened.summary, console)
 
 
+def inspect(arguments: Sequence[str], console: Console) -> None:
+    """Show what a run inferred: its expert traces, coloured by their latents."""
+    from ra3gym.experiments.inspection import inspect_traces
+
+    @dataclass(frozen=True)
+    class Traces:
+        run: tyro.conf.Positional[Path]
+        """The run folder, as `ra3gym run` printed it, or a file of annotated traces (.jsonl, .parquet)."""
+        output: Path | None = None
+        """Where the page goes; beside the traces by default."""
+        limit: int = 200
+        """Traces on the page, at most. What it says of latents is over all traces."""
+        latent: int | None = None
+        """Only traces with this latent, a number."""
+        task: str | None = None
+        """Only traces of this task, by its id."""
+
+    things = {"traces": "expert traces coloured by their latents, in the terminal and on a page"}
+    name, *options = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        _print_choices("ra3gym inspect traces RUN [options]", "what to inspect", things, console)
+    elif name not in things:
+        raise UnknownNameError("thing to inspect", name, things)
+    else:
+        chosen = _parsed(Traces, options or ["--help"], prog="ra3gym inspect traces", description=inspect.__doc__)
+        inspect_traces(
+            chosen.run, console, output=chosen.output, limit=chosen.limit, latent=chosen.latent, task=chosen.task
+        )
+
+
 def _parsed(kind: type[T], arguments: Sequence[str], **options: Any) -> T:
     """An instance of `kind` from the command line; `SystemExit` after help, or after tyro's words on a wrong flag.
 
@@ -204,6 +234,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     "eval": evaluate,
     "judge": judge,
     "report": report,
+    "inspect": inspect,
     "doctor": doctor,
 }
 """Each returns its exit status, `None` for 0."""
