@@ -1,8 +1,9 @@
 """The log evidence of traces under a sticky prior as a torch function that differentiates.
 
-On the CPU the numba kernels of `posterior` do the work; on other devices a loop over the lines of the longest trace,
-all traces at once. Either way the gradient is exact and nothing is recorded step by step: for the log emissions it is
-the posterior marginals (Fisher's identity), for alpha the expected keeps over alpha less the draws over 1 - alpha.
+On the CPU the numba kernels of `posterior` do the work; on other devices the recursions of `posterior_kernels`, line by
+line to the end of the longest trace, all traces at once. Either way the gradient is exact and nothing is recorded step
+by step: for the log emissions it is the posterior marginals (Fisher's identity), for alpha the expected keeps over
+alpha less the draws over 1 - alpha.
 
 Shape suffixes: B traces, T lines of the longest, K latents.
 """
@@ -68,45 +69,52 @@ def _on_cpu(log_emission_BTK: Tensor, length_B: Tensor, alpha: float) -> tuple[T
     B, T, K = log_emission_BTK.shape
     lengths = length_B.numpy()
     inside_BT = np.arange(T) < lengths[:, None]
+    full = bool(inside_BT.all())  # then nothing has to be picked out, and results go where they belong
+    emission_BTK = log_emission_BTK.numpy()
     chain = LatentChain(
-        log_emission_RK=log_emission_BTK.numpy()[inside_BT].astype(np.float64, copy=False),
+        log_emission_RK=emission_BTK.reshape(-1, K) if full else emission_BTK[inside_BT],
         row_N=np.arange(int(lengths.sum())),
         keep_N=np.full(int(lengths.sum()), alpha),
         fresh_SK=np.full((1, K), 1.0 / K),
         fresh_row_M=np.zeros(B, dtype=np.int64),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
     )
-    found = posterior(chain)
-    marginal_BTK = np.zeros((B, T, K))
-    marginal_BTK[inside_BT] = found.marginal_NK
+    marginal_BTK = np.empty((B, T, K)) if full else np.zeros((B, T, K))
+    found = posterior(chain, out=marginal_BTK.reshape(-1, K) if full else None)
+    if not full:
+        marginal_BTK[inside_BT] = found.marginal_NK
     draws_B = np.add.reduceat(found.switch_N, chain.offsets[:-1]) - 1.0
     return torch.from_numpy(found.log_evidence_M), torch.from_numpy(marginal_BTK), torch.from_numpy(draws_B)
 
 
 def _on_device(log_emission_BTK: Tensor, length_B: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """See `_on_cpu`; the recursions are those of `posterior`, with traces that have ended carried along unchanged."""
+    """See `_on_cpu`. Behind a trace's end, every latent emits with probability 1: such lines change nothing."""
     B, T, K = log_emission_BTK.shape
-    log_b_TBK = log_emission_BTK.double().transpose(0, 1)
     inside_TB = torch.arange(T, device=length_B.device)[:, None] < length_B
-    filtered_TBK = torch.zeros(T, B, K, dtype=torch.float64, device=log_b_TBK.device)
-    evidence_B = torch.zeros(B, dtype=torch.float64, device=log_b_TBK.device)
-    before_BK = torch.full((B, K), 1.0 / K, dtype=torch.float64, device=log_b_TBK.device)
+    log_b_TBK = log_emission_BTK.double().transpose(0, 1)
+    log_b_TBK = torch.where(inside_TB[:, :, None], log_b_TBK, 0.0)
+    highest_TB = log_b_TBK.amax(2)
+    if not bool(torch.isfinite(highest_TB).all()):
+        raise DataError(
+            "a trace is impossible under every path, or its emissions hold NaN or +inf: no posterior exists"
+        )
+    q_TBK = torch.exp(log_b_TBK - highest_TB[:, :, None])
+    marginal_TBK = torch.empty_like(q_TBK)
+    total_TB1 = torch.empty(T, B, 1, dtype=q_TBK.dtype, device=q_TBK.device)
+    predicted_BK = torch.full_like(q_TBK[0], 1.0 / K)
     for t in range(T):
-        keep = alpha if t > 0 else 0.0
-        joint_BK = torch.log(keep * before_BK + (1.0 - keep) / K) + log_b_TBK[t]
-        gain_B = torch.logsumexp(joint_BK, 1)
-        evidence_B = torch.where(inside_TB[t], evidence_B + gain_B, evidence_B)
-        filtered_TBK[t] = torch.exp(joint_BK - gain_B[:, None])
-        before_BK = filtered_TBK[t]
-    if not bool(torch.isfinite(evidence_B).all()):
-        raise DataError("a trace is impossible under every path, or its emissions hold NaN: no posterior exists")
-    marginal_TBK = filtered_TBK.clone()
-    draws_B = torch.zeros_like(evidence_B)
-    for t in range(T - 1, 0, -1):
-        predicted_BK = alpha * filtered_TBK[t - 1] + (1.0 - alpha) / K
-        ratio_BK = marginal_TBK[t] / predicted_BK
-        drawn_B = (1.0 - alpha) * ratio_BK.mean(1)
-        smoothed_BK = filtered_TBK[t - 1] * (alpha * ratio_BK + drawn_B[:, None])
-        marginal_TBK[t - 1] = torch.where(inside_TB[t][:, None], smoothed_BK, filtered_TBK[t - 1])
-        draws_B += torch.where(inside_TB[t], drawn_B, 0.0)
+        joint_BK = q_TBK[t] * predicted_BK
+        torch.sum(joint_BK, 1, keepdim=True, out=total_TB1[t])
+        torch.div(joint_BK, total_TB1[t], out=marginal_TBK[t])
+        predicted_BK = torch.add((1.0 - alpha) / K, marginal_TBK[t], alpha=alpha)
+    evidence_B = (torch.log(total_TB1[:, :, 0]) + highest_TB).sum(0)
+    q_TBK /= total_TB1
+    drawn_TB1 = torch.zeros_like(total_TB1)
+    beta_BK = torch.ones_like(predicted_BK)
+    for t in range(T - 1, 0, -1):  # marginal_TBK[t] is smoothed already; q_TBK[t] becomes the q of `posterior_kernels`
+        q_TBK[t] *= beta_BK
+        torch.mul(q_TBK[t].mean(1, keepdim=True), 1.0 - alpha, out=drawn_TB1[t])
+        beta_BK = torch.add(drawn_TB1[t], q_TBK[t], alpha=alpha)
+        marginal_TBK[t - 1] *= beta_BK
+    draws_B = (drawn_TB1[:, :, 0] * inside_TB).sum(0)
     return evidence_B, (marginal_TBK * inside_TB[:, :, None]).transpose(0, 1), draws_B
