@@ -20,7 +20,7 @@ from ra3gym.abstractions.corpus import encode_traces
 from ra3gym.abstractions.diagnosis import LatentDiagnosis, diagnose
 from ra3gym.agents.annotated_traces import AnnotatedTrace, Names, read_annotated
 from ra3gym.errors import ConfigError, RunFolderError
-from ra3gym.experiments.latent_legend import LatentInfo, describe_latents
+from ra3gym.experiments.latent_legend import DARK_COLOURS, LatentInfo, describe_latents
 from ra3gym.experiments.runs import write_atomic
 from ra3gym.tasks import CodeTask, ExpertTrace, FunctionTests
 
@@ -120,8 +120,8 @@ def trace_files(source: Path) -> list[Path]:
         raise RunFolderError(f"{source} holds several runs: give one of {', '.join(dict.fromkeys(inside))}")
     if not (source / "config.json").is_file():
         raise RunFolderError(
-            f"{source} is neither a run nor a file of annotated traces: give the folder that `ra3gym run` printed at its "
-            "start, or a .jsonl or .parquet file that save_annotated wrote"
+            f"{source} is neither a run nor a file of annotated traces: give the folder that `ra3gym run` printed at "
+            "its start, or a .jsonl or .parquet file that save_annotated wrote"
         )
     raise RunFolderError(
         f"{source} has no annotated traces (traces/*.jsonl): `ra3gym run STUDY` writes them with each seed's E-step: "
@@ -211,11 +211,8 @@ def _print_traces(console: Console, traces: Sequence[AnnotatedTrace], legend: Ma
         for z, start, stop in trace.segments:
             info = legend[z]
             for n in range(start, stop):
-                label = f"{'z' + str(z) if n == start else '':>4} "
-                shown = Text(label, f"bold {info.colour}")
-                shown.append(_STROKES[info.stroke] + " ", info.colour)
-                shown.append(printable(trace.lines[n].rstrip("\r\n")), info.colour)
-                console.print(shown)
+                shown = _label(info, f"z{z}" if n == start else "")
+                console.print(shown.append(printable(trace.lines[n].rstrip("\r\n"))))
         console.print()
     seen = [info for z, info in legend.items() if any(z in trace.path.latents for trace in traces)]
     table = Table(box=box.SIMPLE_HEAD)
@@ -224,7 +221,7 @@ def _print_traces(console: Console, traces: Sequence[AnnotatedTrace], legend: Ma
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for info in seen:
         table.add_row(
-            Text(f"{_STROKES[info.stroke]} z{info.latent}", f"bold {info.colour}"),
+            _label(info, f"z{info.latent}"),
             Text(printable(" ".join(info.names))),
             f"{info.share:.1%}",
             f"{info.duration:.1f}",
@@ -234,6 +231,12 @@ def _print_traces(console: Console, traces: Sequence[AnnotatedTrace], legend: Ma
     console.print(table)
     if len(seen) < len(legend):
         console.print(f"{len(legend) - len(seen)} other latents are on the page.", highlight=False)
+
+
+def _label(info: LatentInfo, text: str) -> Text:
+    """`text` on the latent's colour, then its stroke; code beside it keeps the terminal's own colours, to be read."""
+    ink = "#ffffff" if info.colour in DARK_COLOURS else "#000000"
+    return Text.assemble((f"{text:>4} ", f"bold {ink} on {info.colour}"), (f"{_STROKES[info.stroke]} ", info.colour))
 
 
 def printable(text: str) -> str:

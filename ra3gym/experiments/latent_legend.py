@@ -1,7 +1,7 @@
 """What each latent of annotated traces is about, and the colour it is shown in.
 
-Colours are those of Okabe and Ito (2008), which remain distinct under the common kinds of colour blindness. There are
-more latents than colours, so that a latent is a colour and a stroke, and its number always stands beside it.
+Colours are those of Okabe and Ito (2008), with violet for black: distinct under the common kinds of colour blindness.
+There are more latents than colours, so that a latent is a colour and a stroke, and its number always stands beside it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import numpy as np
 from ra3gym.abstractions.corpus import line_template
 from ra3gym.agents.annotated_traces import AnnotatedTrace
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#d6c400", "#8a8f98")
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#7a52f0")
+DARK_COLOURS = frozenset({"#0072b2", "#7a52f0"})
+"""Those that white text reads better on than black."""
 STROKES = ("solid", "dashed", "dotted", "double")
 """Border styles of CSS."""
 
