@@ -104,21 +104,23 @@ def line_features(
 
     First the last layer's state at the end of the prefix, prompt included, then its mean over the line's own tokens.
     No latent is in the text. (A policy may see the prompt; only the emission must not.) With `context_lines`, prefixes
-    are that many lines of prompt and code.
+    are that many lines of prompt and code. Where nothing else is ahead of a line, the begin token is, if there is one.
 
     Raises:
         ConfigError: `context_lines` below 0.
         DataError: as `model_emissions`.
     """
     _check_context_lines(context_lines)
-    begin = _begin_ids(tokenizer)
+    begin, empty = _begin_ids(tokenizer), encode_prompt(tokenizer, "")
     rows: list[Float32Array] = []
     with _evaluating(model):
         for trace in _nonempty(traces):
             prompt = [_encode(tokenizer, line) for line in trace.prompt.splitlines(keepends=True)]
             lines = prompt + _encode_lines(tokenizer, trace)
-            _check_lengths(model, trace, begin, lines, context_lines, extra=0, prompt_lines=len(prompt))
-            rows += _features(model, begin or encode_prompt(tokenizer, ""), lines, len(prompt), context_lines)
+            bare = not begin and (not prompt or context_lines == 0)
+            extra = len(empty) if bare else 0
+            _check_lengths(model, trace, begin, lines, context_lines, extra=extra, prompt_lines=len(prompt))
+            rows += _features(model, begin, empty, lines, len(prompt), context_lines)
     return np.stack(rows)
 
 
@@ -188,16 +190,22 @@ def _score(model: Any, cache: Any, latents_R: torch.Tensor, line: list[int]) -> 
 
 
 def _features(
-    model: Any, begin: list[int], lines: list[list[int]], prompt_lines: int, context_lines: int | None
+    model: Any,
+    begin: list[int],
+    empty: list[int],
+    lines: list[list[int]],
+    prompt_lines: int,
+    context_lines: int | None,
 ) -> list[Float32Array]:
-    """`(2 D,)` for each line behind the first `prompt_lines`."""
+    """`(2 D,)` for each line behind the first `prompt_lines`; `empty` stands for a prefix without tokens."""
     if context_lines is None:
-        states_LD = _states(model, begin + [i for line in lines for i in line])
-        ends = np.cumsum([len(begin), *map(len, lines)]).tolist()
+        ahead = begin if begin or prompt_lines else empty
+        states_LD = _states(model, ahead + [i for line in lines for i in line])
+        ends = np.cumsum([len(ahead), *map(len, lines)]).tolist()
         return [_prefix_and_line(states_LD, ends[t], ends[t + 1]) for t in range(prompt_lines, len(lines))]
     features = []
     for t in range(prompt_lines, len(lines)):
-        prefix = begin + [i for line in lines[max(0, t - context_lines) : t] for i in line]
+        prefix = begin + [i for line in lines[max(0, t - context_lines) : t] for i in line] or empty
         states_LD = _states(model, prefix + lines[t])
         features.append(_prefix_and_line(states_LD, len(prefix), len(states_LD)))
     return features
@@ -215,7 +223,7 @@ def _states(model: Any, ids: list[int]) -> torch.Tensor:
 
 
 def _prefix_and_line(states_LD: torch.Tensor, start: int, stop: int) -> Float32Array:
-    # Without begin token, prompt and context, a first line has no prefix, and so no state ahead of it.
+    # Where even a begin token is lacking, no state is ahead of the line.
     prefix_D = states_LD[start - 1] if start else torch.zeros_like(states_LD[0])
     return np.asarray(torch.cat([prefix_D, states_LD[start:stop].mean(dim=0)]).numpy())
 
