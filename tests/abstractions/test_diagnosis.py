@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -256,3 +258,10 @@ def test_what_does_not_fit_is_refused() -> None:
         mutual_information_lines(corpus, [path([0, 1]), path([1])], rng(), shuffles=0)
     with pytest.raises(ConfigError, match=r"share=1\.5"):
         dead_latents([1, 2], share=1.5)
+
+
+def test_the_example_of_the_docs_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "inspection.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    exec(example, {})
+    assert capsys.readouterr().out.startswith("The latents are used and say something about the lines")
