@@ -229,8 +229,8 @@ def _print_traces(console: Console, traces: Sequence[AnnotatedTrace], legend: Ma
             Text(printable(info.typical[0] if info.typical else "")),
         )
     console.print(table)
-    if len(seen) < len(legend):
-        console.print(f"{len(legend) - len(seen)} other latents are on the page.", highlight=False)
+    if more := len(legend) - len(seen):
+        console.print(f"{more} other latent{' is' if more == 1 else 's are'} on the page.", highlight=False)
 
 
 def _label(info: LatentInfo, text: str) -> Text:

@@ -192,7 +192,7 @@ def test_choosing_by_latent_and_task(file: Path) -> None:
     pressed = {attrs["data-z"]: attrs["aria-pressed"] for attrs in page.with_class("entry")}
     assert pressed == {"0": "false", "2": "false", "1": "true"}
     assert "3 traces under 3 latents" in page.text
-    assert "1 other latents are on the page" in printed
+    assert "1 other latent is on the page" in printed
     page, printed = show(file, task="mine/none")
     assert [attrs["data-z"] for attrs in page.with_class("trace")] == ["0"]
     assert "mine/up" not in printed
