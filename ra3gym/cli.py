@@ -21,6 +21,7 @@ from ra3gym import __version__
 from ra3gym.errors import ConfigError, Ra3GymError, RunFolderError, UnknownNameError
 
 T = TypeVar("T")
+C = TypeVar("C")
 
 PIPE_WIDTH = 110
 """Columns of the tables where no terminal says how many it has."""
@@ -31,7 +32,7 @@ INTERRUPTED = 130
 
 def run(arguments: Sequence[str], console: Console) -> None:
     """Run a study, every arm on every seed; --resume goes on after a kill."""
-    from ra3gym.experiments.config import STUDIES, STUDY_DESCRIPTIONS, StudyConfig
+    from ra3gym.experiments.config import STUDIES, STUDY_DESCRIPTIONS
     from ra3gym.experiments.regimes import REGIMES, RegimesConfig, resume_regimes, start_regimes
     from ra3gym.experiments.study import resume_study, start_study
 
@@ -43,7 +44,43 @@ def run(arguments: Sequence[str], console: Console) -> None:
         name, options = "quickstart", ["--help"]
     if name not in descriptions:
         raise UnknownNameError("study", name, descriptions)
-    default: StudyConfig | RegimesConfig = RegimesConfig() if name == REGIMES else STUDIES[name]
+    prog = f"ra3gym run {name}"
+    if name == REGIMES:
+        _start_or_resume(prog, descriptions[name], options, RegimesConfig(), start_regimes, resume_regimes, console)
+    else:
+        _start_or_resume(prog, descriptions[name], options, STUDIES[name], start_study, resume_study, console)
+
+
+def study(arguments: Sequence[str], console: Console) -> None:
+    """Measure one part of the method, its variants side by side; --resume goes on after a kill."""
+    from ra3gym.experiments.e_step_study import (
+        E_STEP_STUDY,
+        EStepStudyConfig,
+        resume_e_step_study,
+        start_e_step_study,
+    )
+
+    descriptions = {E_STEP_STUDY: "E-steps: the gap to the exact posterior, and pass@1 after the M-step"}
+    name, *options = arguments or ["--help"]
+    if name.startswith("-"):
+        _print_choices("ra3gym study PART [options]", "parts", descriptions, console)
+        return
+    if name not in descriptions:
+        raise UnknownNameError("part to study", name, descriptions)
+    prog, config = f"ra3gym study {name}", EStepStudyConfig()
+    _start_or_resume(prog, descriptions[name], options, config, start_e_step_study, resume_e_step_study, console)
+
+
+def _start_or_resume(
+    prog: str,
+    description: str,
+    options: Sequence[str],
+    default: C,
+    start: Callable[[str, C, Console], object],
+    resume: Callable[[str, Path, Console], object],
+    console: Console,
+) -> None:
+    """Parse a study's options over `default`, then start it, or go on with the folder that --resume names."""
 
     @dataclass(frozen=True)
     class Run:
@@ -51,8 +88,8 @@ def run(arguments: Sequence[str], console: Console) -> None:
         resume: Path | None = None
         """Go on with this run folder, under its own configuration. Give no other option then."""
 
-    chosen = _parsed(Run, options, prog=f"ra3gym run {name}", description=descriptions[name], default=Run(default))
-    start, resume = (start_regimes, resume_regimes) if name == REGIMES else (start_study, resume_study)
+    name = prog.split()[-1]
+    chosen = _parsed(Run, options, prog=prog, description=description, default=Run(default))
     if chosen.resume is None:
         start(name, chosen.config, console)
     elif chosen.config == default:
@@ -117,8 +154,10 @@ def _versions() -> str:
 def report(arguments: Sequence[str], console: Console) -> None:
     """Show a finished run's tables again, and redraw a study's report page."""
     from ra3gym.experiments.config import config_from_json
+    from ra3gym.experiments.e_step_study import E_STEP_STUDY, show_e_step_study
+    from ra3gym.experiments.grid import is_grid
     from ra3gym.experiments.model_evaluation import EVALUATION, show_summary
-    from ra3gym.experiments.regimes import is_grid, show_regimes
+    from ra3gym.experiments.regimes import show_regimes
     from ra3gym.experiments.runs import RunFolder
     from ra3gym.experiments.study import finish
 
@@ -133,7 +172,7 @@ def report(arguments: Sequence[str], console: Console) -> None:
     folder = chosen.run
     opened = RunFolder.open(folder)
     if is_grid(opened):
-        show_regimes(opened, console)
+        (show_e_step_study if opened.study == E_STEP_STUDY else show_regimes)(opened, console)
     elif opened.study != EVALUATION:
         finish(opened, config_from_json(opened.config, folder / "config.json"), console, chosen.threshold)
     elif opened.summary is None:
@@ -231,6 +270,7 @@ def _print_choices(usage: str, heading: str, choices: Mapping[str, str], console
 
 COMMANDS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     "run": run,
+    "study": study,
     "eval": evaluate,
     "judge": judge,
     "report": report,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -27,6 +27,7 @@ from ra3gym.agents.agent_e_step import AgentEStep
 from ra3gym.agents.annotations import Annotations, names_by_company
 from ra3gym.agents.controls import AstEStep, MacroEStep, PauseEStep, RandomEStep, ShuffledEStep
 from ra3gym.agents.inference import ViterbiAgent
+from ra3gym.agents.inference_agents import inference_agent_names, make_inference_agent
 from ra3gym.agents.policy_gradient import PolicyGradientAgent
 from ra3gym.errors import DataError, UnknownNameError
 from ra3gym.tasks import ExpertTrace
@@ -102,8 +103,33 @@ def register_e_step(name: str, factory: Callable[[], EStep]) -> None:
     _E_STEPS[name] = factory
 
 
-def make_e_step(name: str) -> EStep:
-    """The E-step registered under `name`; `UnknownNameError` lists the known ones."""
-    if name not in _E_STEPS:
-        raise UnknownNameError("E-step", name, _E_STEPS, "Add your own with ra3gym.agents.register_e_step.")
-    return _E_STEPS[name]()
+def make_e_step(name: str, codebook: CodebookConfig | None = None) -> EStep:
+    """The E-step registered under `name`; the name of any inference agent gives EM around that agent.
+
+    Args:
+        name: "exact", "policy_gradient", "sb3:PPO", "macro", ..., or one of your own.
+        codebook: takes the place of the default codebook in the E-steps that learn one. An agent that learns anew in
+            every iteration is slow in EM: by default those of other libraries get one restart of five iterations.
+
+    Raises:
+        UnknownNameError: no such E-step; the message lists them.
+    """
+    if name in _E_STEPS:
+        e_step = _E_STEPS[name]()
+    elif name in inference_agent_names():
+        e_step = AgentEStep(make_inference_agent(name), CodebookConfig(restarts=1, iterations=5), final_fits=1)
+    else:
+        known = [*_E_STEPS, *(agent for agent in inference_agent_names() if agent not in _E_STEPS)]
+        raise UnknownNameError("E-step", name, known, "Add your own with ra3gym.agents.register_e_step.")
+    return with_codebook(e_step, codebook) if codebook is not None else e_step
+
+
+def with_codebook(e_step: EStep, codebook: CodebookConfig) -> EStep:
+    """The same E-step with another codebook, where it learns one; else as it is."""
+    if isinstance(e_step, ExactEStep | AgentEStep):
+        return replace(e_step, config=codebook)
+    if isinstance(e_step, PauseEStep | RandomEStep | ShuffledEStep):
+        return replace(e_step, segments=with_codebook(e_step.segments, codebook))
+    if isinstance(e_step, MacroEStep):
+        return replace(e_step, num_latents=codebook.num_latents)
+    return e_step

@@ -115,10 +115,10 @@ class StudyConfig:
     Attributes:
         seeds: one independent repetition each: its own domain, tokenizer, model and random numbers.
         arms: what to compare; see `ra3gym.experiments.arms`.
-        e_step: the E-step by name ("exact" reads `codebook`).
+        e_step: the E-step by name; see `ra3gym.agents.e_step.make_e_step`.
         domain: tasks and traces.
         model: the language model.
-        codebook: the exact E-step.
+        codebook: what the E-step learns.
         base: pre-training of the base model that all arms of a seed share.
         m_step: mid-training of each arm.
         rlvr: post-training.

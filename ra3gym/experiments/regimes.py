@@ -5,7 +5,6 @@ Each regime is a run folder of its own below the regimes' run, so that it has it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ra3gym.errors import ConfigError
-from ra3gym.experiments.comparison import arm_score, compare, format_effect, format_score
+from ra3gym.experiments.comparison import compare, format_score
 from ra3gym.experiments.config import StudyConfig, typed_config
-from ra3gym.experiments.results import UnitResult, arm_info, load_results
+from ra3gym.experiments.grid import Cell, effect_text, is_grid, open_cell, percent_text, run_cells
+from ra3gym.experiments.results import arm_info, load_results
 from ra3gym.experiments.runs import RunFolder
-from ra3gym.experiments.study import resume_study, start_study
+from ra3gym.experiments.study import resume_study
 
 REGIMES = "regimes"
 _METHOD, _SCORE = "ra3", "pass@1"
@@ -48,23 +48,22 @@ class RegimesConfig:
             raise ConfigError(
                 f"documented={self.documented}, budgets={self.budgets}: give at least one of each, budgets above 0"
             )
-        for _ in self.regimes():  # a value out of range is an error here, before a run folder exists
-            pass
+        self.cells()  # a value out of range is an error here, before a run folder exists
 
-    def regimes(self) -> Iterator[tuple[float, float, StudyConfig]]:
-        """`(documented, budget, study)` of each regime."""
-        for documented in self.documented:
-            for budget in self.budgets:
-                tokens = round(self.study.m_step.tokens * budget)
-                yield (
-                    documented,
-                    budget,
-                    replace(
-                        self.study,
-                        domain=replace(self.study.domain, documented=documented),
-                        m_step=replace(self.study.m_step, tokens=tokens),
-                    ),
-                )
+    def cells(self) -> list[Cell]:
+        """One study for each share of documented traces and each budget."""
+        return [
+            Cell(
+                f"documented-{documented:g}-tokens-{budget:g}x",
+                replace(
+                    self.study,
+                    domain=replace(self.study.domain, documented=documented),
+                    m_step=replace(self.study.m_step, tokens=round(self.study.m_step.tokens * budget)),
+                ),
+            )
+            for documented in self.documented
+            for budget in self.budgets
+        ]
 
 
 def start_regimes(name: str, config: RegimesConfig, console: Console) -> RunFolder:
@@ -81,11 +80,6 @@ def resume_regimes(name: str, folder: Path, console: Console) -> RunFolder:
     return _run(run, typed_config(RegimesConfig, run.config, run.path / "config.json"), console)
 
 
-def is_grid(run: RunFolder) -> bool:
-    """Whether this is the run of all regimes rather than of one."""
-    return run.study == REGIMES and "study" in run.config
-
-
 def show_regimes(run: RunFolder, console: Console) -> None:
     """Print the table of a run of regimes, and write its `summary.json`."""
     config = typed_config(RegimesConfig, run.config, run.path / "config.json")
@@ -96,22 +90,28 @@ def show_regimes(run: RunFolder, console: Console) -> None:
     for column in ("documented", "tokens", *(arm_info(arm).title for arm in arms), *differences):
         table.add_column(column, justify="right")
     rows: list[dict[str, Any]] = []
-    for documented, budget, study in config.regimes():
-        cell = _cell(run, documented, budget)
-        results = [] if cell is None else load_results(cell)
+    for cell in config.cells():
+        documented, tokens = cell.study.domain.documented, cell.study.m_step.tokens
+        started = open_cell(run, cell)
+        results = [] if started is None else load_results(started)
         table.add_row(
             f"{documented:g}",
-            format_score(study.m_step.tokens, "tokens"),
-            *(_percent(results, arm) for arm in arms),
-            *(_difference(results, arm) for arm in others if differences),
+            format_score(tokens, "tokens"),
+            *(percent_text(results, arm, _SCORE) for arm in arms),
+            *(
+                effect_text(compare(results, _METHOD, arm, _SCORE) if results else None)
+                for arm in others
+                if differences
+            ),
         )
+        summary = None if started is None else started.summary
         rows.append(
             {
                 "documented": documented,
-                "tokens": study.m_step.tokens,
-                "run": None if cell is None else str(cell.path.relative_to(run.path)),
-                "arms": None if cell is None or cell.summary is None else cell.summary["arms"],
-                "comparisons": None if cell is None or cell.summary is None else cell.summary["comparisons"],
+                "tokens": tokens,
+                "run": None if started is None else str(started.path.relative_to(run.path)),
+                "arms": None if summary is None else summary["arms"],
+                "comparisons": None if summary is None else summary["comparisons"],
             }
         )
     run.write_summary({"regimes": rows})
@@ -122,37 +122,6 @@ def show_regimes(run: RunFolder, console: Console) -> None:
 def _run(run: RunFolder, config: RegimesConfig, console: Console) -> RunFolder:
     console.print(f"Run folder: {run.path}", highlight=False, soft_wrap=True)
     with run.exclusive():
-        for documented, budget, study in config.regimes():
-            cell = _cell(run, documented, budget)
-            if cell is None:
-                start_study(REGIMES, replace(study, output=_place(run, documented, budget)), console)
-            elif cell.summary is None:
-                resume_study(REGIMES, cell.path, console)
+        run_cells(run, config.cells(), console)
     show_regimes(run, console)
     return run
-
-
-def _place(run: RunFolder, documented: float, budget: float) -> Path:
-    return run.path / f"documented-{documented:g}-tokens-{budget:g}x"
-
-
-def _cell(run: RunFolder, documented: float, budget: float) -> RunFolder | None:
-    """The regime's own run folder, where it has been started."""
-    started = sorted(_place(run, documented, budget).glob("*/config.json"))
-    return RunFolder.open(started[0].parent) if started else None
-
-
-def _percent(results: list[UnitResult], arm: str) -> str:
-    score = arm_score(results, arm, _SCORE) if results else None
-    if score is None:
-        return "–"
-    interval = f"\n{100 * score.estimate.low:.1f}–{100 * score.estimate.high:.1f}" if score.estimate.n > 1 else ""
-    return format_score(score.estimate.mean, "share") + interval
-
-
-def _difference(results: list[UnitResult], arm: str) -> str:
-    comparison = compare(results, _METHOD, arm, _SCORE) if results else None
-    if comparison is None:
-        return "–"
-    effect, interval = format_effect(comparison)
-    return f"{effect}\n{interval}" if interval else effect

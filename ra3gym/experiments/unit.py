@@ -15,7 +15,7 @@ from scipy.special import entr
 from ra3gym.abstractions.codebook import LatentPath
 from ra3gym.agents.annotations import Annotations
 from ra3gym.agents.documents import DocumentWriter, write_documents
-from ra3gym.agents.e_step import ExactEStep, OracleEStep, make_e_step
+from ra3gym.agents.e_step import OracleEStep, make_e_step
 from ra3gym.agents.m_step import MStepConfig, MStepProgress, distill
 from ra3gym.agents.rlvr import RLVRStep, train_rlvr
 from ra3gym.experiments.arms import ARM_RECIPES, Recipe, arm_documents
@@ -107,7 +107,7 @@ def prepare_seed(config: StudyConfig, seed: int, folder: Path, reporter: UnitRep
     rng = np.random.default_rng([seed, 1])
     reporter.start("e-step")
     reporter.report("e-step", 0, 1)
-    e_step = ExactEStep(config.codebook) if config.e_step == "exact" else make_e_step(config.e_step)
+    e_step = make_e_step(config.e_step, config.codebook)
     inferred = e_step.infer([trace.without_planted() for trace in traces], rng)
     reporter.report("e-step", 1, 1, **inferred.metrics)
     return Seed(config, seed, tokenizer, model, traces, tasks, inferred, OracleEStep().infer(traces, rng))
