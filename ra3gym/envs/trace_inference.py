@@ -241,11 +241,12 @@ def refuse_unknown_options(options: Mapping[str, Any], known: Sequence[str]) -> 
 
 def trace_index(index: Mapping[str, int], trace_id: object) -> int:
     """The index of a trace; `UnknownNameError` with close matches when there is none of that name."""
-    if trace_id not in index:
-        shown = get_close_matches(str(trace_id), index, n=5) or list(index)[:5]
+    name = str(trace_id)  # so that 3 finds trace "3"
+    if name not in index:
+        shown = get_close_matches(name, index, n=5) or list(index)[:5]
         hint = f"The problem holds {len(index)} traces; env.unwrapped.trace_ids lists them all."
-        raise UnknownNameError("trace", trace_id, shown, hint)
-    return index[str(trace_id)]
+        raise UnknownNameError("trace", name, shown, hint)
+    return index[name]
 
 
 def observation_space(problem: InferenceProblem, observation: ObservationKind) -> gym.spaces.Space[Any]:

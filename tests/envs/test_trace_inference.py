@@ -261,6 +261,8 @@ def test_unknown_trace_and_option_name_the_way_out() -> None:
     env = TraceInferenceEnv(make_problem())
     with pytest.raises(UnknownNameError, match=r"'eigth'.*Did you mean 'eight'.*4 traces.*trace_ids"):
         env.reset(options={"trace_id": "eigth"})
+    with pytest.raises(UnknownNameError, match=r"\['eight'\].*Did you mean 'eight'"):
+        env.reset(options={"trace_id": ["eight"]})
     with pytest.raises(ConfigError, match=r"'task_id'.*'trace_id'"):
         env.reset(options={"task_id": "eight"})
 
