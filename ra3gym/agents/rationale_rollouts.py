@@ -202,7 +202,8 @@ def decision_logp(logits_V: Tensor, place: Place, temperature: float, min_think:
     The odds are those of a comment's first token against the expert's own next one; `min_think` is the share of
     decisions that think whatever the odds. `logits_V` may have leading dimensions; the results have these.
     """
-    gap = (logits_V[..., place.starter] - logits_V[..., place.act_ids[place.split]]).float() / temperature
+    comment, line = logits_V[..., place.starter].float(), logits_V[..., place.act_ids[place.split]].float()
+    gap = (comment - line) / temperature
     think_logp, act_logp = F.logsigmoid(gap), F.logsigmoid(-gap)
     if min_think == 0:
         return think_logp, act_logp

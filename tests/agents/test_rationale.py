@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import copy
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -293,3 +295,13 @@ def test_bad_names_and_traces_are_refused(tokenizer: Any, planted: Any) -> None:
         with pytest.raises(DataError, match=message):
             train_rationales(planted, tokenizer, [trace_of(UP), trace_of(body)], QUICK, seed=0)
     assert all(torch.equal(before[name], value) for name, value in planted.state_dict().items())
+
+
+def test_the_example_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "rationale.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(example.splitlines()) < 25
+    exec(compile(example.replace("steps=5", "steps=1, group_size=2"), "docs/rationale.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("RationaleStep(step=1, ")
+    assert "def f(" in printed

