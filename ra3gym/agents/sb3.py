@@ -1,6 +1,6 @@
 """Gymnasium's vector environments for stable-baselines3 and sb3-contrib, which have an interface of their own.
 
-    vector_env = gym.make_vec("ra3gym/TraceInference-v0", 64, vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP})
+    vector_env = gymnasium.make_vec("ra3gym/TraceInference-v0", 64, autoreset_mode="SameStep")
     model = stable_baselines3.PPO("MlpPolicy", as_vec_env(vector_env)).learn(100_000)
 
 Batches stay arrays all the way; only the episodes that end cost Python.
@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from ra3gym.agents.vector_info import action_masks, autoreset_mode, entry, select
+from ra3gym.agents.vector_info import action_masks, autoreset_mode, entries, select
 from ra3gym.errors import ConfigError
 
 MASKS = "action_masks"
@@ -64,7 +64,7 @@ class GymnasiumVecEnv(VecEnv):
         self._reset_options()
         self._was_reset = True
         self._mask_NA = action_masks(observation, self.info)
-        self.reset_infos = [entry(self.info, i) for i in range(self.num_envs)]
+        self.reset_infos = entries(self.info, range(self.num_envs))
         return cast(VecEnvObs, observation)
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
@@ -77,11 +77,11 @@ class GymnasiumVecEnv(VecEnv):
         done_N = np.logical_or(terminated_N, truncated_N)
         self._mask_NA = action_masks(observation, self.info)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for i in np.flatnonzero(done_N).tolist():
-            infos[i] = entry(self.info.get("final_info", {}), i) | {
-                "terminal_observation": select(self.info["final_obs"], i),
-                "TimeLimit.truncated": bool(truncated_N[i] and not terminated_N[i]),
-            }
+        ended = np.flatnonzero(done_N).tolist()
+        for i, final in zip(ended, entries(self.info.get("final_info", {}), ended), strict=True):
+            final["terminal_observation"] = select(self.info["final_obs"], i)
+            final["TimeLimit.truncated"] = bool(truncated_N[i] and not terminated_N[i])
+            infos[i] = final
         # A copy: algorithms add a bootstrapped value to the rewards in place.
         return observation, np.array(reward_N, dtype=np.float32), done_N, infos
 

@@ -1,6 +1,6 @@
 """Gymnasium's vector environments for tianshou 2, and the actor with which its policy gradients honour masks.
 
-    venv = as_vector_env(gym.make_vec("ra3gym/TraceInference-v0", 64, vector_kwargs={"autoreset_mode": SAME_STEP}))
+    venv = as_vector_env(gymnasium.make_vec("ra3gym/TraceInference-v0", 64, autoreset_mode="SameStep"))
     collector = tianshou.data.Collector(algorithm, venv, VectorReplayBuffer(20_000, len(venv)))
 
 tianshou resets by itself, environment by environment, where Gymnasium's vector environments reset what ended. Both
@@ -39,7 +39,7 @@ def as_vector_env(vector_env: VectorEnv[Any, Any, Any]) -> GymnasiumVectorEnv:
     """A tianshou `BaseVectorEnv` over any Gymnasium vector environment in SAME_STEP or DISABLED mode.
 
     Box, Discrete and (nested) Dict observations; a Dict with "obs" and "mask" is the form in which tianshou's DQN
-    family sees masks (for actors, see `MaskedActor`). Infos hold "env_id" only; the batched info is `venv.info`.
+    family sees masks (for actors, see `MaskedActor`). Infos are empty; the batched one is `venv.info`.
 
     Stepping some of the environments (tianshou does so at the end of `collect(n_episode=...)`) steps the others too,
     with a legal action, and forgets what came of it: those must be reset before they are stepped again. In SAME_STEP

@@ -153,6 +153,13 @@ def test_another_autoreset_mode_is_refused_with_the_way_out() -> None:
         as_vec_env(undeclared)
 
 
+def test_it_adapts_what_make_vec_makes(problem: InferenceProblem) -> None:
+    vec_env = as_vec_env(gym.make_vec("ra3gym/TraceInference-v0", 3, problem=problem, autoreset_mode="SameStep"))
+    vec_env.seed(0)
+    expected, _ = trace_envs(problem, 3).reset(seed=0)
+    np.testing.assert_array_equal(vec_env.reset(), expected)
+
+
 def test_seeds_and_options_serve_one_reset(problem: InferenceProblem) -> None:
     vec_env = as_vec_env(countdowns())
     vec_env.seed(3)
