@@ -59,7 +59,7 @@ def recovery(traces: Sequence[ExpertTrace], config: CodebookConfig, seed: int) -
     shown = [without_prompt(trace) if index in hidden else trace for index, trace in enumerate(traces)]
     corpus = encode_traces(shown)
     codebook = learn_codebook(corpus, config, np.random.default_rng(seed))
-    names, paths = words_by_latent(corpus, codebook), viterbi(corpus, codebook)
+    names, paths = words_by_latent(corpus, codebook.word_WK), viterbi(corpus, codebook)
     found = written = wanted = 0.0
     for index in hidden:
         want = Counter(prompt_words(traces[index].prompt))

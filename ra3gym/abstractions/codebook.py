@@ -158,13 +158,13 @@ def latent_chain(corpus: LineCorpus, codebook: Codebook) -> LatentChain:
         log_emission_RK=np.log(codebook.emission_PK),
         row_N=corpus.pair_N,
         keep_N=codebook.keep_L1[corpus.previous_N],
-        fresh_SK=_trace_priors(corpus, codebook.word_WK),
+        fresh_SK=trace_priors(corpus, codebook.word_WK),
         fresh_row_M=np.arange(corpus.num_traces),
         offsets=corpus.offsets,
     )
 
 
-def words_by_latent(corpus: LineCorpus, codebook: Codebook, share: float = 0.15) -> list[tuple[str, ...]]:
+def words_by_latent(corpus: LineCorpus, word_WK: FloatArray, share: float = 0.15) -> list[tuple[str, ...]]:
     """For each latent, the prompt words that call for it, most decided first.
 
     These are the words w with `p(latent | w) >= share`, and above what the background word gives to the latent. Words
@@ -172,8 +172,7 @@ def words_by_latent(corpus: LineCorpus, codebook: Codebook, share: float = 0.15)
     calls for gets none.
     """
     named: list[tuple[str, ...]] = []
-    for latent in range(codebook.num_latents):
-        share_W = codebook.word_WK[:, latent]
+    for share_W in word_WK.T:
         least = max(share, share_W[BACKGROUND_WORD])
         chosen = [word for word in np.argsort(-share_W, kind="stable") if share_W[word] >= least]
         named.append(tuple(corpus.words[word] for word in chosen if word > NO_PROMPT_WORD))
@@ -197,8 +196,8 @@ def _fit(corpus: LineCorpus, config: CodebookConfig, rng: np.random.Generator, i
         found = infer(chain)
         evidence.append(float(weight_M @ found.log_evidence_M / weight_N.sum()))
         emission_PK = _emissions(corpus, 1e-9 + lines_by_pair @ found.marginal_NK, config.backoff)
-        keep_L1 = _gate(corpus, weight_N * (1.0 - found.switch_N), weight_N, config.gate_prior)
-        word_WK = _word_distributions(corpus, word_WK, chain.fresh_SK, weight_M[:, None] * found.fresh_MK)
+        keep_L1 = gate(corpus, weight_N * (1.0 - found.switch_N), weight_N, config.gate_prior)
+        word_WK = word_distributions(corpus, word_WK, chain.fresh_SK, weight_M[:, None] * found.fresh_MK)
     return Codebook(emission_PK, keep_L1, word_WK, tuple(evidence))
 
 
@@ -216,20 +215,21 @@ def _emissions(corpus: LineCorpus, counts_PK: FloatArray, backoff: float) -> Flo
     )
 
 
-def _gate(corpus: LineCorpus, keep_count_N: FloatArray, weight_N: FloatArray, gate_prior: float) -> FloatArray:
+def gate(corpus: LineCorpus, keep_count_N: FloatArray, weight_N: FloatArray, gate_prior: float) -> FloatArray:
+    """p(keep | previous line) from expected numbers of keeps, with `gate_prior` pseudo-counts of each outcome."""
     size = len(corpus.templates) + 1
     kept = np.bincount(corpus.previous_N, weights=keep_count_N, minlength=size)
     total = np.bincount(corpus.previous_N, weights=weight_N, minlength=size)
     return np.asarray((kept + gate_prior) / (total + 2 * gate_prior))
 
 
-def _trace_priors(corpus: LineCorpus, word_WK: FloatArray) -> FloatArray:
+def trace_priors(corpus: LineCorpus, word_WK: FloatArray) -> FloatArray:
     """p(fresh latent | prompt) of each trace: the mean of its words' distributions."""
     summed_MK = np.add.reduceat(word_WK[corpus.word_ids], corpus.word_offsets[:-1], axis=0)
     return np.asarray(summed_MK / np.diff(corpus.word_offsets)[:, None])
 
 
-def _word_distributions(
+def word_distributions(
     corpus: LineCorpus, word_WK: FloatArray, prior_MK: FloatArray, switch_counts_MK: FloatArray
 ) -> FloatArray:
     """IBM model 1's M-step: each fresh latent is credited to the prompt's words in proportion to their shares."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,11 +16,11 @@ from ra3gym.abstractions.codebook import (
     paths_of,
     words_by_latent,
 )
-from ra3gym.abstractions.corpus import encode_traces
+from ra3gym.abstractions.corpus import LineCorpus, encode_traces
 from ra3gym.abstractions.diagnosis import line_gains
-from ra3gym.abstractions.inference_problem import InferenceProblem, problem_from_chain
+from ra3gym.abstractions.inference_problem import problem_from_chain
 from ra3gym.abstractions.path_counts import counts_of_paths, switch_probabilities
-from ra3gym.abstractions.posterior import IntArray, LatentChain, Posterior
+from ra3gym.abstractions.posterior import FloatArray, LatentChain, Posterior
 from ra3gym.agents.annotations import Annotations
 from ra3gym.agents.inference import InferenceAgent, PathPosterior, elbo_gap, sample_paths
 from ra3gym.errors import ConfigError
@@ -56,33 +56,22 @@ class AgentEStep:
             )
 
     def infer(self, traces: Sequence[ExpertTrace], rng: np.random.Generator) -> Annotations:
-        """See `EStep.infer`; metrics are the exact one's, and `elbo_gap` (nats per line) of the final posterior."""
+        """See `EStep.infer`; metrics are the exact one's, and `elbo_gap`, both in nats per line.
+
+        `evidence` is the bound that the agent's paths attained while the codebook was learned; the gap is that of the
+        final posterior, over all traces, to the exact evidence.
+        """
         started = time.perf_counter()
         corpus = encode_traces(traces)
-        codebook = learn_codebook(corpus, self.config, rng, self._new_infer)
-        problem = problem_from_chain(latent_chain(corpus, codebook))
-        posterior: PathPosterior | None = None
-        for _ in range(self.final_fits):
-            posterior = self.agent.fit(problem, rng, posterior)
-        assert posterior is not None
-        latent_N = self._best_paths(problem, posterior, rng)
-        switch_N = switch_probabilities(problem.chain, latent_N[None])[0] > 0.5
-        names = words_by_latent(corpus, codebook)
-        paths = tuple(paths_of(corpus, latent_N, switch_N))
-        return Annotations(
-            paths=paths,
-            names=tuple(names),
-            metrics={
-                "evidence": codebook.evidence[-1],
-                "elbo_gap": elbo_gap(problem, posterior, rng),
-                "latents_named": float(sum(bool(words) for words in names)),
-                "seconds": time.perf_counter() - started,
-            },
-            gains=line_gains(problem.chain, paths),
+        codebook = learn_codebook(corpus, self.config, rng, self.new_infer)
+        annotations = self.annotate(corpus, latent_chain(corpus, codebook), codebook.word_WK, rng)
+        seconds = time.perf_counter() - started
+        return replace(
+            annotations, metrics={**annotations.metrics, "evidence": codebook.evidence[-1], "seconds": seconds}
         )
 
-    def _new_infer(self, rng: np.random.Generator) -> Infer:
-        """The E-step of one restart, which keeps its posterior from iteration to iteration."""
+    def new_infer(self, rng: np.random.Generator) -> Infer:
+        """Expected counts from sampled paths; the posterior is kept from call to call, for the agent to go on from."""
         posterior: PathPosterior | None = None
 
         def infer(chain: LatentChain) -> Posterior:
@@ -96,8 +85,18 @@ class AgentEStep:
 
         return infer
 
-    def _best_paths(self, problem: InferenceProblem, posterior: PathPosterior, rng: np.random.Generator) -> IntArray:
-        """Of each trace's greedy and sampled paths the one most probable together with it."""
+    def annotate(
+        self, corpus: LineCorpus, chain: LatentChain, word_WK: FloatArray, rng: np.random.Generator
+    ) -> Annotations:
+        """Paths under a chain that is learned: each trace's greedy or sampled path that is most probable with it.
+
+        Metrics: `evidence` and `elbo_gap`, nats per line; `latents_named`.
+        """
+        problem = problem_from_chain(chain)
+        posterior: PathPosterior | None = None
+        for _ in range(self.final_fits):
+            posterior = self.agent.fit(problem, rng, posterior)
+        assert posterior is not None
         best = sample_paths(problem, posterior, rng, greedy=True)
         latent_N, log_joint_M = best.latent_N, best.log_joint_M
         for _ in range(self.final_samples):
@@ -105,4 +104,16 @@ class AgentEStep:
             better_M = drawn.log_joint_M > log_joint_M
             latent_N = np.where(better_M[problem.trace_N], drawn.latent_N, latent_N)
             log_joint_M = np.maximum(drawn.log_joint_M, log_joint_M)
-        return latent_N
+        switch_N = switch_probabilities(chain, latent_N[None])[0] > 0.5
+        paths = tuple(paths_of(corpus, latent_N, switch_N))
+        names = words_by_latent(corpus, word_WK)
+        return Annotations(
+            paths=paths,
+            names=tuple(names),
+            metrics={
+                "evidence": float(problem.log_evidence_M.sum() / len(latent_N)),
+                "elbo_gap": elbo_gap(problem, posterior, rng),
+                "latents_named": float(sum(bool(words) for words in names)),
+            },
+            gains=line_gains(chain, paths),
+        )

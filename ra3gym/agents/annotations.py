@@ -46,6 +46,11 @@ class Annotations:
     def num_latents(self) -> int:
         return len(self.names)
 
+    def first(self, num_traces: int) -> Annotations:
+        """Those of the first traces alone."""
+        gains = None if self.gains is None else self.gains[:num_traces]
+        return replace(self, paths=self.paths[:num_traces], gains=gains)
+
 
 def _relabelled(annotations: Annotations, segment_latents: np.ndarray) -> Annotations:
     """The same segments under other latents, given for all segments of the corpus in order."""

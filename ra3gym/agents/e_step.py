@@ -52,7 +52,7 @@ class ExactEStep:
         started = time.perf_counter()
         corpus = encode_traces(traces)
         codebook = learn_codebook(corpus, self.config, rng)
-        names = words_by_latent(corpus, codebook)
+        names = words_by_latent(corpus, codebook.word_WK)
         paths = tuple(viterbi(corpus, codebook))
         return Annotations(
             paths=paths,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
@@ -102,6 +102,37 @@ def distill(
             if stop or seen >= config.tokens:
                 model.eval()
                 return seen
+
+
+class MStep(Protocol):
+    """Trains a model in place on documents, token ids with latents among them; the tokens seen come back."""
+
+    def __call__(
+        self,
+        model: Any,
+        documents: Sequence[list[int]],
+        config: MStepConfig,
+        *,
+        seed: int,
+        on_progress: Callable[[MStepProgress], bool | None] = ...,
+    ) -> int:
+        """See `distill`."""
+        ...
+
+
+_M_STEPS: dict[str, MStep] = {"distill": distill}
+
+
+def register_m_step(name: str, m_step: MStep) -> None:
+    """Make `m_step` available as `make_m_step(name)`; a name that exists is replaced."""
+    _M_STEPS[name] = m_step
+
+
+def make_m_step(name: str) -> MStep:
+    """The M-step registered under `name`; `UnknownNameError` lists the known ones."""
+    if name not in _M_STEPS:
+        raise UnknownNameError("M-step", name, _M_STEPS, "Add your own with ra3gym.agents.register_m_step.")
+    return _M_STEPS[name]
 
 
 def _optimizers(model: Any, config: MStepConfig) -> list[torch.optim.Optimizer]:

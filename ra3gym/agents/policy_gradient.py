@@ -8,14 +8,17 @@ with `r_t` the known reward, `log p(line_t | z_t) + log p(z_t | z_{t-1})`, and V
 which does not depend on z_{t-1}. So q is parametrised by V alone: a network reads the features of a line (which show
 some lines ahead) and writes `V_{t+1}(k)` for every latent k. At V = 0 the policy is greedy about the next line.
 
-It is trained by REINFORCE on the temporal ELBO: G paths are sampled for each trace of a batch, a line's return is the
-sum of `r - log q` from there on (the entropy at temperature 1), and the baseline is the mean return of the trace's
-other G - 1 paths at the same line:
+It is trained by REINFORCE on the temporal ELBO: G paths are sampled for each trace of a batch, and a line's return R_t
+is the sum of `r - log q` from there on (the entropy at temperature 1). The policy's own normaliser,
+`log sum_k exp(r_t(k | z_{t-1}) + V_{t+1}(k))`, is its estimate of R_t; what that misses, U_t, is compared with the U_t
+of the trace's other G - 1 paths at the same line:
 
-    grad = E[ sum_t A_t  d log q(z_t | z_{t-1}) ],        d log q(z | .) / d V(k) = [k = z] - q(k | .).
+    grad = E[ sum_t A_t  d log q(z_t | z_{t-1}) ],    A_t = U_t - mean of the others' U_t,
+    d log q(z | .) / d V(k) = [k = z] - q(k | .).
 
-No forward-backward pass takes part. Rollouts and the gradient with respect to V are one numba kernel; the network sees
-each line once, whatever G is.
+At the posterior every U_t is the same on every path, so that the gradient has no noise there. No forward-backward pass
+takes part. Rollouts and the gradient with respect to V are one numba kernel; the network sees each line once, whatever
+G is.
 
 Shape suffixes: B lines of the batch, K latents, G paths, T lines of the longest trace.
 """
@@ -158,7 +161,8 @@ def _policy_gradient(
         longest = max(longest, offsets[m + 1] - offsets[m])
     q_GTK = np.empty((G, longest, K))
     latent_GT = np.empty((G, longest), dtype=np.int64)
-    return_GT = np.empty((G, longest))
+    missed_GT = np.empty((G, longest))
+    expected_GT = np.empty((G, longest))
     gain_K = np.empty(K)
     fresh_gain_K = np.empty(K)
     base = 0
@@ -192,16 +196,19 @@ def _policy_gradient(
                 for k in range(K):
                     q_GTK[g, t, k] /= total
                 latent_GT[g, t] = chosen
-                return_GT[g, t] = gain_K[chosen] - np.log(q_GTK[g, t, chosen])
-        for t in range(length - 2, -1, -1):
-            for g in range(G):
-                return_GT[g, t] += return_GT[g, t + 1]
+                missed_GT[g, t] = gain_K[chosen] - np.log(q_GTK[g, t, chosen])
+                expected_GT[g, t] = np.log(total) + highest
+        for g in range(G):
+            ahead = 0.0
+            for t in range(length - 1, -1, -1):
+                ahead += missed_GT[g, t]
+                missed_GT[g, t] = ahead - expected_GT[g, t]
         for t in range(length):
             total = 0.0
             for g in range(G):
-                total += return_GT[g, t]
+                total += missed_GT[g, t]
             for g in range(G):
-                advantage = (return_GT[g, t] - (total - return_GT[g, t]) / (G - 1)) / (G * B)
+                advantage = (missed_GT[g, t] - (total - missed_GT[g, t]) / (G - 1)) / (G * B)
                 for k in range(K):
                     gradient_BK[base + t, k] -= advantage * q_GTK[g, t, k]
                 gradient_BK[base + t, latent_GT[g, t]] += advantage

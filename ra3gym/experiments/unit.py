@@ -13,6 +13,7 @@ import numpy as np
 from scipy.special import entr
 
 from ra3gym.abstractions.codebook import LatentPath
+from ra3gym.agents.annotated_traces import annotated_dataset, save_annotated
 from ra3gym.agents.annotations import Annotations
 from ra3gym.agents.documents import DocumentWriter, write_documents
 from ra3gym.agents.e_step import OracleEStep, make_e_step
@@ -32,6 +33,8 @@ from ra3gym.verify import Judge, Limits
 
 _LOG_EVERY_TOKENS = 20_000
 _LOOKS = 20
+_SHOWN_TRACES = 500
+"""As many annotated traces of each seed are kept, for `ra3gym inspect traces`."""
 
 
 @dataclass
@@ -110,6 +113,11 @@ def prepare_seed(config: StudyConfig, seed: int, folder: Path, reporter: UnitRep
     e_step = make_e_step(config.e_step, config.codebook)
     inferred = e_step.infer([trace.without_planted() for trace in traces], rng)
     reporter.report("e-step", 1, 1, **inferred.metrics)
+    save_annotated(
+        annotated_dataset(traces[:_SHOWN_TRACES], inferred.first(_SHOWN_TRACES)),
+        inferred.names,
+        folder.parents[1] / "traces" / f"seed-{seed}.jsonl",
+    )
     return Seed(config, seed, tokenizer, model, traces, tasks, inferred, OracleEStep().infer(traces, rng))
 
 

@@ -83,7 +83,7 @@ def test_segments_are_about_as_long_as_planted(
 
 
 def test_latents_are_named_by_synonyms(corpus: LineCorpus, codebook: Codebook) -> None:
-    named = [words for words in words_by_latent(corpus, codebook) if words]
+    named = [words for words in words_by_latent(corpus, codebook.word_WK) if words]
     assert {word for words in named for word in words} == set(corpus.words[2:])
     alone = [words for words in named if len({WORDS[word] for word in words}) == 1]
     assert len(alone) >= 0.7 * len(named)
@@ -155,7 +155,7 @@ def test_no_documented_trace_at_all(traces: list[ExpertTrace]) -> None:
     codebook = learn(corpus)
     assert codebook.evidence[-1] > codebook.evidence[0]
     assert [len(path.latents) for path in viterbi(corpus, codebook)] == np.diff(corpus.offsets).tolist()
-    assert words_by_latent(corpus, codebook) == [()] * 16
+    assert words_by_latent(corpus, codebook.word_WK) == [()] * 16
 
 
 @pytest.mark.filterwarnings("error")
@@ -176,7 +176,7 @@ def test_words_by_latent_by_hand() -> None:
     )
     word_WK = np.array([[0.3, 0, 0.7], [0, 0, 1.0], [0.6, 0.3, 0.1], [0.9, 0.1, 0], [0.2, 0.2, 0.6]])
     codebook = Codebook(np.ones((1, 3)), np.ones(1), word_WK, (0.0,))
-    assert words_by_latent(corpus, codebook) == [("rise", "up"), ("up", "down"), ()]  # background: 2
+    assert words_by_latent(corpus, codebook.word_WK) == [("rise", "up"), ("up", "down"), ()]  # background: 2
 
 
 def test_a_path_starts_with_a_switch() -> None:

@@ -1,0 +1,150 @@
+"""EM: iterations, what they measure and export, and that a resumption changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+
+from ra3gym import lm
+from ra3gym.abstractions.codebook import CodebookConfig, LatentPath
+from ra3gym.agents import Annotations, MStepConfig, em
+from ra3gym.agents.e_step import ExactEStep
+from ra3gym.agents.inference import ExactAgent
+from ra3gym.agents.model_e_step import ModelEStep
+from ra3gym.agents.policy_gradient import PolicyGradientAgent
+from ra3gym.errors import ConfigError, DataError, RunFolderError, UnknownNameError
+from ra3gym.lm import LoadedModel
+from ra3gym.tasks import ExpertTrace
+
+CONFIG = em.EMConfig(MStepConfig(tokens=20_000, tokens_per_batch=512), measured_traces=20)
+
+
+@pytest.fixture(scope="module")
+def base(tokenizer: Any) -> LoadedModel:
+    model = lm.tiny_llama(tokenizer, hidden=32, layers=2, heads=2, max_length=256, seed=0)
+    return LoadedModel(model, tokenizer)
+
+
+def fresh(base: LoadedModel) -> LoadedModel:
+    return LoadedModel(copy.deepcopy(base.model), base.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def finished(base: LoadedModel, traces: list[ExpertTrace], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("em") / "run"
+    return em.run(fresh(base), traces[:60], iterations=2, config=CONFIG, folder=folder), folder
+
+
+def test_iterations_are_measured(finished: Any, traces: list[ExpertTrace]) -> None:
+    result, _ = finished
+    assert [one.iteration for one in result.history] == [1, 2]
+    for one in result.history:
+        assert one.evidence is not None
+        assert one.elbo == pytest.approx(one.evidence)
+        assert 0 < one.switch_rate <= 1
+        assert one.mean_duration >= 1
+        assert one.tokens >= CONFIG.m_step.tokens
+        assert one.code_nats > 0
+        assert one.ntp_code_nats is not None
+    first, second = result.history
+    assert second.code_nats < first.code_nats, "more training, less loss"
+    assert second.ntp_code_nats < first.ntp_code_nats
+    assert len(result.annotations.paths) == 60
+
+
+def test_traces_are_exported_for_any_trainer(finished: Any, traces: list[ExpertTrace]) -> None:
+    result, folder = finished
+    table = datasets.load_dataset("json", data_files=str(folder / "traces" / "iteration-2.jsonl"), split="train")
+    assert len(table) == 60
+    assert {"text", "latents", "switches", "segments"} <= set(table.column_names)
+    assert tuple(table[3]["latents"]) == result.annotations.paths[3].latents
+    assert "".join(table[3]["lines"]) == "".join(traces[3].steps)
+
+
+def test_resuming_changes_nothing(finished: Any, base: LoadedModel, traces: list[ExpertTrace], tmp_path: Path) -> None:
+    result, _ = finished
+    folder = tmp_path / "run"
+
+    class Stop(Exception):
+        pass
+
+    def stop(_: em.EMIteration) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        em.run(fresh(base), traces[:60], iterations=2, config=CONFIG, folder=folder, on_iteration=stop)
+    assert json.loads((folder / "iteration-1" / "metrics.json").read_text())["iteration"] == 1
+    again = em.run(fresh(base), traces[:60], iterations=2, config=CONFIG, folder=folder, resume=True)
+    assert again.history == result.history
+    assert again.annotations.paths == result.annotations.paths
+    whole, resumed = (one.loaded.model.state_dict() for one in (result, again))
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_folders_are_not_mixed_up(finished: Any, base: LoadedModel, traces: list[ExpertTrace], tmp_path: Path) -> None:
+    _, folder = finished
+    with pytest.raises(RunFolderError, match="not empty"):
+        em.run(fresh(base), traces[:60], config=CONFIG, folder=folder)
+    with pytest.raises(RunFolderError, match="another configuration"):
+        em.run(fresh(base), traces[:60], config=CONFIG, folder=folder, seed=1, resume=True)
+    with pytest.raises(RunFolderError, match="no run of EM"):
+        em.run(fresh(base), traces[:60], config=CONFIG, folder=tmp_path, resume=True)
+
+
+def test_bad_input(base: LoadedModel, traces: list[ExpertTrace]) -> None:
+    with pytest.raises(DataError, match="no traces"):
+        em.run(base, [])
+    with pytest.raises(ConfigError, match="iterations=0"):
+        em.run(base, traces, iterations=0)
+    with pytest.raises(UnknownNameError, match="sb3:PPO"):
+        em.run(base, traces, e_step="sb3:PP0")
+    with pytest.raises(UnknownNameError, match="distill"):
+        em.run(base, traces, m_step="distil")
+
+
+def test_own_steps(base: LoadedModel, traces: list[ExpertTrace]) -> None:
+    """An E-step and an M-step of the user's, as objects."""
+    seen: list[int] = []
+
+    class EveryLine:
+        def infer(self, traces: Sequence[ExpertTrace], rng: np.random.Generator) -> Annotations:
+            paths = [LatentPath(tuple(range(len(t.steps))), (True,) * len(t.steps)) for t in traces]
+            return Annotations(tuple(paths), ((),) * 32)
+
+    def count(model: Any, documents: Sequence[list[int]], config: MStepConfig, **_: Any) -> int:
+        seen.append(len(documents))
+        return 7
+
+    result = em.run(fresh(base), traces[:5], e_step=EveryLine(), m_step=count, iterations=3, config=CONFIG)
+    assert seen == [5] * 6, "the model's and next-token prediction's"
+    assert [one.tokens for one in result.history] == [7] * 3
+    assert [one.evidence for one in result.history] == [None] * 3
+    assert {one.switch_rate for one in result.history} == {1.0}
+
+
+@pytest.mark.parametrize("agent", [ExactAgent(), PolicyGradientAgent(updates=60)])
+def test_latents_under_a_model(agent: Any, finished: Any, traces: list[ExpertTrace]) -> None:
+    result, _ = finished
+    found = ModelEStep(result.loaded, agent, num_latents=8, prior_iterations=3).infer(
+        traces[:20], np.random.default_rng(0)
+    )
+    assert [len(path.latents) for path in found.paths] == [len(trace.steps) for trace in traces[:20]]
+    assert max(max(path.latents) for path in found.paths) < 8
+    assert found.metrics["elbo_gap"] < 0.2
+    assert np.isfinite(found.metrics["evidence"])
+
+
+def test_the_model_learns_what_latents_say(base: LoadedModel, traces: list[ExpertTrace]) -> None:
+    """With enough training, lines are likelier beside their latents than without any."""
+    config = em.EMConfig(MStepConfig(tokens=150_000), measured_traces=40)
+    e_step = ExactEStep(CodebookConfig(num_latents=16, restarts=2, iterations=8))
+    (one,) = em.run(fresh(base), traces, e_step=e_step, config=config).history
+    assert one.ntp_code_nats is not None
+    assert one.code_nats < one.ntp_code_nats
