@@ -43,7 +43,7 @@ from ra3gym.experiments.runs import write_json
 
 RESULTS = Path(__file__).with_name("results")
 ALPHA = 0.7
-WIDTH = 130
+WIDTH = 140
 """Columns of the tables where nobody looks at a terminal."""
 OURS = "ra3gym"
 SCALING, LOGARITHMS = "hmmlearn, scaling", "hmmlearn, logarithms"
@@ -305,9 +305,9 @@ def summarise_sweep(rows: Sequence[Row], traces: int) -> list[Row]:
 
 def show(result: dict[str, Any], options: Options, console: Console) -> None:
     """Print the tables."""
-    title = f"{options.traces} traces of {options.lines} lines: median over the rounds (least–most)"
+    title = f"{options.traces} traces of {options.lines} lines, K latents: median over the rounds (least–most); errors"
     table = Table(title=title)
-    for column in ("latents", "system", "CPU ms", "wall ms", "ns a cell", "times ours", "error, evidence", "marginals"):
+    for column in ("K", "system", "CPU ms", "wall ms", "ns a cell", "times ours", "evidence", "marginals"):
         table.add_column(column, justify="left" if column == "system" else "right", no_wrap=True)
     for row in result["summary"]["systems"]:
         error = result["errors"][row["latents"]].get(row["system"])

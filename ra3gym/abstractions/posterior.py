@@ -159,10 +159,10 @@ class LatentChain:
     @property
     def _kernel_arrays(self) -> ChainArrays:
         """Rows that several lines share are exponentiated here, once; else each line's where it is read."""
-        shared = len(self.log_emission_RK) < len(self.row_N)
-        table_RK, highest_R = kernels.exponentiate(self.log_emission_RK) if shared else (None, np.empty(0))
-        first = self.log_emission_RK if table_RK is None else table_RK
-        return ChainArrays(first, highest_R, shared, *self._arrays[1:])
+        if len(self.log_emission_RK) < len(self.row_N):
+            table_RK, highest_R = kernels.exponentiate(self.log_emission_RK)
+            return ChainArrays(table_RK, highest_R, True, *self._arrays[1:])
+        return ChainArrays(self.log_emission_RK, np.empty(0), False, *self._arrays[1:])
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,8 @@ def posterior(chain: LatentChain, *, out: FloatArray | None = None, threads: int
 
     Args:
         chain: the traces.
-        out: float64, contiguous, (N, K): is filled with the marginals and becomes `marginal_NK`. Memory that is used
-            again saves a fifth to a third of the time at 64 latents and more.
+        out: float64, contiguous, (N, K): is filled with the marginals and becomes `marginal_NK`. Large batches take
+            less time in memory that is used again (`benchmarks/posterior.py` measures how much).
         threads: share the traces out to so many; the result is the same, bit for bit.
 
     Raises:
