@@ -121,15 +121,15 @@ def make_e_step(name: str, codebook: CodebookConfig | None = None) -> EStep:
     else:
         known = [*_E_STEPS, *(agent for agent in inference_agent_names() if agent not in _E_STEPS)]
         raise UnknownNameError("E-step", name, known, "Add your own with ra3gym.agents.register_e_step.")
-    return with_codebook(e_step, codebook) if codebook is not None else e_step
+    return e_step if codebook is None else with_codebook(e_step, lambda _: codebook)
 
 
-def with_codebook(e_step: EStep, codebook: CodebookConfig) -> EStep:
-    """The same E-step with another codebook, where it learns one; else as it is."""
+def with_codebook(e_step: EStep, change: Callable[[CodebookConfig], CodebookConfig]) -> EStep:
+    """The same E-step with its codebook changed, where it learns one; else as it is."""
     if isinstance(e_step, ExactEStep | AgentEStep):
-        return replace(e_step, config=codebook)
+        return replace(e_step, config=change(e_step.config))
     if isinstance(e_step, PauseEStep | RandomEStep | ShuffledEStep):
-        return replace(e_step, segments=with_codebook(e_step.segments, codebook))
+        return replace(e_step, segments=with_codebook(e_step.segments, change))
     if isinstance(e_step, MacroEStep):
-        return replace(e_step, num_latents=codebook.num_latents)
+        return replace(e_step, num_latents=change(CodebookConfig(num_latents=e_step.num_latents)).num_latents)
     return e_step

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,12 +28,12 @@ import torch
 from ra3gym.agents.annotated_traces import annotated_dataset, read_annotated, save_annotated
 from ra3gym.agents.annotations import Annotations
 from ra3gym.agents.documents import DocumentWriter, write_documents
-from ra3gym.agents.e_step import EStep, make_e_step
+from ra3gym.agents.e_step import EStep, make_e_step, with_codebook
 from ra3gym.agents.inference_agents import inference_agent_names, make_inference_agent
 from ra3gym.agents.m_step import MStep, MStepConfig, MStepProgress, make_m_step
 from ra3gym.agents.model_e_step import ModelEStep
 from ra3gym.errors import ConfigError, DataError, RunFolderError
-from ra3gym.lm import LoadedModel, load, save, token_logprobs
+from ra3gym.lm import LoadedModel, latent_ids, load, save, token_logprobs
 from ra3gym.tasks import ExpertTrace
 
 
@@ -113,7 +113,7 @@ def run(
         model: trained in place where it is loaded already; else a name for `ra3gym.lm.load`. Its tokenizer needs
             latents (`ra3gym.lm.add_latents`).
         traces: expert traces; planted labels are hidden from every E-step but "oracle".
-        e_step: a name for `make_e_step`, or an E-step.
+        e_step: a name for `make_e_step` (its codebook is made no larger than the tokenizer's), or an E-step.
         m_step: a name for `make_m_step`, or an M-step.
         iterations: 1 is what studies do; more let the model's own likelihood refine the latents.
         config: `EMConfig()` when `None`.
@@ -135,9 +135,12 @@ def run(
     if not traces:
         raise DataError("there are no traces to learn from")
     named = e_step if isinstance(e_step, str) else None
-    infer = make_e_step(e_step) if isinstance(e_step, str) else e_step
     train = make_m_step(m_step) if isinstance(m_step, str) else m_step
+    infer = make_e_step(e_step) if isinstance(e_step, str) else e_step
     loaded = model if isinstance(model, LoadedModel) else load(model)
+    if named is not None:
+        tokens = len(latent_ids(loaded.tokenizer))
+        infer = with_codebook(infer, lambda codebook: replace(codebook, num_latents=min(codebook.num_latents, tokens)))
     if named != "oracle":
         traces = [trace.without_planted() for trace in traces]
     place = None if folder is None else _open(Path(folder), config, named, seed, len(traces), resume)

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from ra3gym import lm
-from ra3gym.abstractions.codebook import CodebookConfig, LatentPath
+from ra3gym.abstractions.codebook import LatentPath
 from ra3gym.agents import Annotations, MStepConfig, em
-from ra3gym.agents.e_step import ExactEStep
 from ra3gym.agents.inference import ExactAgent
 from ra3gym.agents.model_e_step import ModelEStep
 from ra3gym.agents.policy_gradient import PolicyGradientAgent
 from ra3gym.errors import ConfigError, DataError, RunFolderError, UnknownNameError
 from ra3gym.lm import LoadedModel
 from ra3gym.tasks import ExpertTrace
+from ra3gym.tasks.idioms import IdiomsDomain
 
 CONFIG = em.EMConfig(MStepConfig(tokens=20_000, tokens_per_batch=512), measured_traces=20)
 
@@ -141,10 +141,14 @@ def test_latents_under_a_model(agent: Any, finished: Any, traces: list[ExpertTra
     assert np.isfinite(found.metrics["evidence"])
 
 
-def test_the_model_learns_what_latents_say(base: LoadedModel, traces: list[ExpertTrace]) -> None:
-    """With enough training, lines are likelier beside their latents than without any."""
-    config = em.EMConfig(MStepConfig(tokens=150_000), measured_traces=40)
-    e_step = ExactEStep(CodebookConfig(num_latents=16, restarts=2, iterations=8))
-    (one,) = em.run(fresh(base), traces, e_step=e_step, config=config).history
+def test_the_model_learns_what_latents_say() -> None:
+    """Lines are likelier beside their latents than without any."""
+    domain = IdiomsDomain(length=3, difficulty="easy", documented=0.5, num_compositions=60, num_held_out=1)
+    traces = domain.traces(500)
+    tokenizer: Any = lm.train_tokenizer((trace.task.canonical_program for trace in traces), vocab_size=400)
+    lm.add_latents(None, tokenizer, 16)
+    model = lm.tiny_llama(tokenizer, hidden=32, layers=2, heads=2, max_length=256, seed=0)
+    config = em.EMConfig(MStepConfig(tokens=120_000), prompts=False)
+    (one,) = em.run(LoadedModel(model, tokenizer), traces, config=config).history
     assert one.ntp_code_nats is not None
-    assert one.code_nats < one.ntp_code_nats
+    assert one.code_nats < 0.9 * one.ntp_code_nats
