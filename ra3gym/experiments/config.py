@@ -15,6 +15,7 @@ from ra3gym.agents.m_step import MStepConfig
 from ra3gym.agents.rlvr import RLVRConfig
 from ra3gym.errors import ConfigError, RunFolderError, UnknownNameError
 from ra3gym.experiments.arms import ARM_RECIPES
+from ra3gym.experiments.plugins import import_plugins
 from ra3gym.tasks.idioms import Difficulty, IdiomsDomain
 
 T = TypeVar("T")
@@ -125,6 +126,7 @@ class StudyConfig:
         rlvr_arms: the arms that RLVR goes on from; a `steps` of 0 leaves RLVR out.
         rlvr_learning_rates: per arm, where it differs from `rlvr.learning_rate`; the study `tune` helps to choose.
         rlvr_grid: learning rates to try for every arm and seed, instead; the best on the tune split is kept.
+        plugins: modules to import first, that register E-steps of your own (`ra3gym.agents.register_e_step`).
         workers: processes; each works on one seed at a time with one thread.
         output: the folder that run folders are made in.
     """
@@ -142,10 +144,12 @@ class StudyConfig:
     rlvr_learning_rates: dict[str, float] = field(default_factory=lambda: dict(RLVR_LEARNING_RATES))
     rlvr_grid: tuple[float, ...] = ()
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    plugins: tuple[str, ...] = ()
     workers: int = 2
     output: Path = Path("runs")
 
     def __post_init__(self) -> None:
+        import_plugins(self.plugins)
         for arm in (*self.arms, *self.rlvr_arms, *self.rlvr_learning_rates):
             if arm not in ARM_RECIPES:
                 raise UnknownNameError("arm", arm, ARM_RECIPES)
