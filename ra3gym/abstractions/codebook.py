@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,10 @@ class CodebookConfig:
             line before explains what the latent should.
         undocumented_weight: how much an undocumented trace counts beside a documented one while learning, 0 to 1.
         gate_prior: pseudo-counts of keeping and of switching for each previous line.
+        anneal: the exponent of line likelihoods in the first iteration; it rises linearly to 1, which it has in the
+            second half. 1 leaves annealing out; 0.2 to 0.5 softens what the initialisation decided.
+        revive_below: a latent that stands for less than this share of its fair part of the lines (1 / K) gets a random
+            half of those of the most used one, until three iterations before the end. 0 lets latents die; 0.05 to 0.3.
         window: a line's features at initialisation are its own and those of as many lines that follow (an intent
             often starts with lines that say nothing, `out = []`).
         decay: the weight of each following line, relative to the one before.
@@ -65,6 +69,8 @@ class CodebookConfig:
     backoff: float = 20.0
     undocumented_weight: float = 0.0
     gate_prior: float = 0.5
+    anneal: float = 1.0
+    revive_below: float = 0.0
     window: int = 3
     decay: float = 0.7
 
@@ -77,6 +83,11 @@ class CodebookConfig:
             raise ConfigError(f"backoff={self.backoff}, gate_prior={self.gate_prior}: pseudo-counts must be positive")
         if not 0.0 <= self.undocumented_weight <= 1.0:
             raise ConfigError(f"undocumented_weight={self.undocumented_weight}: give a weight from 0 to 1")
+        if not 0.0 < self.anneal <= 1.0 or not 0.0 <= self.revive_below < 1.0:
+            raise ConfigError(
+                f"anneal={self.anneal}, revive_below={self.revive_below}: give a value above 0, up to 1, and one from 0 "
+                "to below 1"
+            )
         if self.window < 0 or not 0.0 <= self.decay <= 1.0:
             raise ConfigError(f"window={self.window}, decay={self.decay}: give at least 0, and a value from 0 to 1")
 
@@ -191,14 +202,33 @@ def _fit(corpus: LineCorpus, config: CodebookConfig, rng: np.random.Generator, i
     keep_L1 = np.full(len(corpus.templates) + 1, 0.5)
     word_WK = rng.dirichlet(np.full(K, 10.0), size=len(corpus.words))
     evidence: list[float] = []
-    for _ in range(config.iterations):
+    for iteration in range(config.iterations):
         chain = latent_chain(corpus, Codebook(emission_PK, keep_L1, word_WK, ()))
-        found = infer(chain)
+        rise = min(1.0, 2.0 * iteration / config.iterations)
+        exponent = config.anneal + (1.0 - config.anneal) * rise
+        found = infer(replace(chain, log_emission_RK=exponent * chain.log_emission_RK) if exponent < 1.0 else chain)
         evidence.append(float(weight_M @ found.log_evidence_M / weight_N.sum()))
-        emission_PK = _emissions(corpus, 1e-9 + lines_by_pair @ found.marginal_NK, config.backoff)
-        keep_L1 = gate(corpus, weight_N * (1.0 - found.switch_N), weight_N, config.gate_prior)
+        counts_PK = lines_by_pair @ found.marginal_NK
         word_WK = word_distributions(corpus, word_WK, chain.fresh_SK, weight_M[:, None] * found.fresh_MK)
+        if iteration < config.iterations - 3:
+            _revive(counts_PK, word_WK, config.revive_below, rng)
+        emission_PK = _emissions(corpus, 1e-9 + counts_PK, config.backoff)
+        keep_L1 = gate(corpus, weight_N * (1.0 - found.switch_N), weight_N, config.gate_prior)
     return Codebook(emission_PK, keep_L1, word_WK, tuple(evidence))
+
+
+def _revive(counts_PK: FloatArray, word_WK: FloatArray, below: float, rng: np.random.Generator) -> None:
+    """Split the most used latent, in place, for each one used less than `below` of its fair part of the lines."""
+    usage_K = counts_PK.sum(axis=0)
+    for dead in np.flatnonzero(usage_K < below * usage_K.mean()):
+        crowded = int(usage_K.argmax())
+        moved_P = counts_PK[:, crowded] * rng.random(len(counts_PK))
+        counts_PK[:, dead] += moved_P
+        counts_PK[:, crowded] -= moved_P
+        half_W = 0.5 * word_WK[:, crowded]
+        word_WK[:, dead] += half_W
+        word_WK[:, crowded] -= half_W
+        usage_K = counts_PK.sum(axis=0)
 
 
 def _emissions(corpus: LineCorpus, counts_PK: FloatArray, backoff: float) -> FloatArray:

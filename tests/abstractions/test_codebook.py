@@ -99,6 +99,20 @@ def test_evidence_rises(corpus: LineCorpus, codebook: Codebook) -> None:
     assert evidence[-1] < 0
 
 
+def test_dead_latents_are_revived_and_annealing_ends(corpus: LineCorpus) -> None:
+    def used(codebook: Codebook) -> int:
+        counts = np.bincount([z for path in viterbi(corpus, codebook) for z in path.latents], minlength=64)
+        return int((counts > 0.05 * counts.mean()).sum())
+
+    options = {"num_latents": 64, "restarts": 1, "iterations": 12}
+    plain, revived = learn(corpus, **options), learn(corpus, revive_below=0.2, **options)
+    assert used(plain) < used(revived)
+    np.testing.assert_allclose(revived.word_WK.sum(axis=1), 1)
+    annealed = learn(corpus, anneal=0.3, **options)
+    assert annealed.evidence[0] > plain.evidence[0], "likelihoods to a power below 1 are higher"
+    assert annealed.evidence[-1] == pytest.approx(plain.evidence[-1], abs=0.3)
+
+
 def test_restarts_keep_the_best(corpus: LineCorpus) -> None:
     evidence = [learn(corpus, restarts=restarts, iterations=4).evidence[-1] for restarts in (1, 2, 4)]
     assert evidence == sorted(evidence)
