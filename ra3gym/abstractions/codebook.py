@@ -85,8 +85,7 @@ class CodebookConfig:
             raise ConfigError(f"undocumented_weight={self.undocumented_weight}: give a weight from 0 to 1")
         if not 0.0 < self.anneal <= 1.0 or not 0.0 <= self.revive_below < 1.0:
             raise ConfigError(
-                f"anneal={self.anneal}, revive_below={self.revive_below}: give a value above 0, up to 1, and one from 0 "
-                "to below 1"
+                f"anneal={self.anneal}, revive_below={self.revive_below}: give a value in (0, 1], and one in [0, 1)"
             )
         if self.window < 0 or not 0.0 <= self.decay <= 1.0:
             raise ConfigError(f"window={self.window}, decay={self.decay}: give at least 0, and a value from 0 to 1")
