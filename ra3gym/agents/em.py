@@ -25,6 +25,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ra3gym.abstractions.corpus import encode_traces
+from ra3gym.abstractions.diagnosis import LatentDiagnosis, diagnose
 from ra3gym.agents.annotated_traces import annotated_dataset, read_annotated, save_annotated
 from ra3gym.agents.annotations import Annotations
 from ra3gym.agents.documents import DocumentWriter, write_documents
@@ -67,6 +69,8 @@ class EMIteration:
     evidence, elbo: nats per line; the ELBO is the evidence less the gap of the E-step's posterior; `None` where the
         E-step has no likelihood.
     switch_rate, mean_duration: of the annotated traces.
+    perplexity, information: latents in use, and `I(z; line)` in nats; diagnosis: what is wrong with them, or that
+        nothing is (`ra3gym.abstractions.diagnosis`).
     code_nats, ntp_code_nats: cross-entropy of code tokens, latents in the context but not counted, and that of the
         model trained by next-token prediction (`None` without one). The first knows the latents, which were inferred
         from the very lines: the difference is what they tell, not a better model of code.
@@ -78,6 +82,9 @@ class EMIteration:
     elbo: float | None
     switch_rate: float
     mean_duration: float
+    perplexity: float
+    information: float
+    diagnosis: str
     code_nats: float
     latent_nats: float
     ntp_code_nats: float | None
@@ -175,7 +182,9 @@ def run(
         if ntp is not None:
             plain = write_documents(writer, traces, rng=rng)
             train(ntp, plain, config.m_step, seed=m_step_seed, on_progress=lambda _: None)
-        record = _measure(iteration, loaded, ntp, writer, traces[: config.measured_traces], annotations, tokens)
+        diagnosis = diagnose(encode_traces(traces), annotations.paths, annotations.num_latents, rng)
+        measured = traces[: config.measured_traces]
+        record = _measure(iteration, loaded, ntp, writer, measured, annotations, diagnosis, tokens)
         history.append(record)
         if place is not None:
             save_annotated(annotated_dataset(traces, annotations), annotations.names, _traces_file(place, iteration))
@@ -195,10 +204,9 @@ def _measure(
     writer: DocumentWriter,
     traces: Sequence[ExpertTrace],
     annotations: Annotations,
+    diagnosis: LatentDiagnosis,
     tokens: int,
 ) -> EMIteration:
-    switches = [path.switches for path in annotations.paths]
-    lines, segments = sum(map(len, switches)), sum(map(sum, switches))
     paths = annotations.paths[: len(traces)]
     code, latents = _code_nats(loaded.model, writer, traces, [writer.latent_marks(path) for path in paths])
     ntp_code = None
@@ -209,8 +217,11 @@ def _measure(
         iteration=iteration,
         evidence=evidence,
         elbo=None if evidence is None else evidence - annotations.metrics.get("elbo_gap", 0.0),
-        switch_rate=(segments - len(switches)) / max(lines - len(switches), 1),
-        mean_duration=lines / segments,
+        switch_rate=diagnosis.switch_rate,
+        mean_duration=diagnosis.mean_duration,
+        perplexity=diagnosis.perplexity,
+        information=diagnosis.information,
+        diagnosis=diagnosis.text,
         code_nats=code,
         latent_nats=latents,
         ntp_code_nats=ntp_code,
