@@ -39,7 +39,7 @@ def fresh(base: LoadedModel) -> LoadedModel:
 @pytest.fixture(scope="module")
 def finished(base: LoadedModel, traces: list[ExpertTrace], tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("em") / "run"
-    return em.run(fresh(base), traces[:24], iterations=2, config=CONFIG, folder=folder), folder
+    return em.run(fresh(base), traces[:60], iterations=2, config=CONFIG, folder=folder), folder
 
 
 def test_iterations_are_measured(finished: Any, traces: list[ExpertTrace]) -> None:
@@ -59,13 +59,13 @@ def test_iterations_are_measured(finished: Any, traces: list[ExpertTrace]) -> No
     first, second = result.history
     assert second.code_nats < first.code_nats, "more training, less loss"
     assert second.ntp_code_nats < first.ntp_code_nats
-    assert len(result.annotations.paths) == 24
+    assert len(result.annotations.paths) == 60
 
 
 def test_traces_are_exported_for_any_trainer(finished: Any, traces: list[ExpertTrace]) -> None:
     result, folder = finished
     table = datasets.load_dataset("json", data_files=str(folder / "traces" / "iteration-2.jsonl"), split="train")
-    assert len(table) == 24
+    assert len(table) == 60
     assert {"text", "latents", "switches", "segments"} <= set(table.column_names)
     assert tuple(table[3]["latents"]) == result.annotations.paths[3].latents
     assert "".join(table[3]["lines"]) == "".join(traces[3].steps)
@@ -82,9 +82,9 @@ def test_resuming_changes_nothing(finished: Any, base: LoadedModel, traces: list
         raise Stop
 
     with pytest.raises(Stop):
-        em.run(fresh(base), traces[:24], iterations=2, config=CONFIG, folder=folder, on_iteration=stop)
+        em.run(fresh(base), traces[:60], iterations=2, config=CONFIG, folder=folder, on_iteration=stop)
     assert json.loads((folder / "iteration-1" / "metrics.json").read_text())["iteration"] == 1
-    again = em.run(fresh(base), traces[:24], iterations=2, config=CONFIG, folder=folder, resume=True)
+    again = em.run(fresh(base), traces[:60], iterations=2, config=CONFIG, folder=folder, resume=True)
     assert again.history == result.history
     assert again.annotations.paths == result.annotations.paths
     whole, resumed = (one.loaded.model.state_dict() for one in (result, again))
@@ -94,11 +94,11 @@ def test_resuming_changes_nothing(finished: Any, base: LoadedModel, traces: list
 def test_folders_are_not_mixed_up(finished: Any, base: LoadedModel, traces: list[ExpertTrace], tmp_path: Path) -> None:
     _, folder = finished
     with pytest.raises(RunFolderError, match="not empty"):
-        em.run(fresh(base), traces[:24], config=CONFIG, folder=folder)
+        em.run(fresh(base), traces[:60], config=CONFIG, folder=folder)
     with pytest.raises(RunFolderError, match="another configuration"):
-        em.run(fresh(base), traces[:24], config=CONFIG, folder=folder, seed=1, resume=True)
+        em.run(fresh(base), traces[:60], config=CONFIG, folder=folder, seed=1, resume=True)
     with pytest.raises(RunFolderError, match="no run of EM"):
-        em.run(fresh(base), traces[:24], config=CONFIG, folder=tmp_path, resume=True)
+        em.run(fresh(base), traces[:60], config=CONFIG, folder=tmp_path, resume=True)
 
 
 def test_bad_input(base: LoadedModel, traces: list[ExpertTrace]) -> None:
