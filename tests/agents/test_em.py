@@ -23,7 +23,7 @@ from ra3gym.lm import LoadedModel
 from ra3gym.tasks import ExpertTrace
 from ra3gym.tasks.idioms import IdiomsDomain
 
-CONFIG = em.EMConfig(MStepConfig(tokens=8_000), measured_traces=20)
+CONFIG = em.EMConfig(MStepConfig(tokens=20_000), measured_traces=20)
 
 
 @pytest.fixture(scope="module")
