@@ -1,0 +1,140 @@
+"""Many Llama sequences, each at its own length: `ra3gym.lm.batch_stream.Rows` without the overhead of transformers.
+
+Keys and values live in buffers, one slot per row, each filled from the left. Rows that are read together move to the
+first slots, so that a token costs the arithmetic of the rows that want one, and rows that end are refilled in place.
+
+Shape suffixes: S slots, M slots in use for this token, B rows of this call, T prompt positions, L buffer positions,
+K key-value heads, E head size, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ra3gym.lm.llama import _LayerWeights, _rms_norm
+
+_DENSE = 0.8
+"""Rows move to the first slots once at most this share of the slots up to the last of them is wanted."""
+
+
+class LlamaRows:
+    """`ra3gym.lm.batch_stream.Rows` for models that `ra3gym.lm.llama.supports`; weights are read here, once."""
+
+    def __init__(self, model: Any, num_rows: int) -> None:
+        self._model = model
+        self._layers = [_LayerWeights(layer) for layer in model.model.layers]
+        config = model.config
+        self._kv_heads, self._head_size = config.num_key_value_heads, config.head_dim
+        self._scale = self._head_size**-0.5
+        self._row_of_slot = list(range(num_rows))
+        self._slot_of_row = list(range(num_rows))
+        self._length_S = torch.zeros(num_rows, dtype=torch.int64, device=model.device)
+        shape = (num_rows, self._kv_heads, 0, self._head_size)
+        # Zeros: what was never written is masked, but a weight of 0 times a NaN would be NaN.
+        self._keys = [torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in self._layers]
+        self._values = [keys.clone() for keys in self._keys]
+        self._make_room(64)
+
+    def begin(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Forget these rows and read their prompts, all in one pass; next-token logits `(B, V)`, states `(B, D)`."""
+        lengths = [len(prompt) for prompt in prompts]
+        longest = max(lengths)
+        # Padded on the right: what stands behind a prompt is seen by nothing ahead of it, and is written over later.
+        ids_BT = torch.tensor([[*prompt] + [0] * (longest - len(prompt)) for prompt in prompts], device=self._device)
+        output = self._model.model(input_ids=ids_BT, use_cache=True)
+        self._make_room(longest)
+        slots = self._slots(rows)
+        for i, cached in enumerate(output.past_key_values.layers):
+            self._keys[i][slots, :, :longest] = cached.keys
+            self._values[i][slots, :, :longest] = cached.values
+        self._length_S[slots] = torch.tensor(lengths, device=self._device)
+        last_B = torch.tensor(lengths, device=self._device) - 1
+        hidden_BD = output.last_hidden_state[torch.arange(len(rows), device=self._device), last_B]
+        return F.linear(hidden_BD, self._model.lm_head.weight), hidden_BD
+
+    def write(self, rows: Sequence[int], tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Append one token to each of these rows; logits `(B, V)` and states `(B, D)` behind them."""
+        self._gather(rows)
+        slots = self._slots(rows)
+        used = int(slots.max()) + 1
+        token_M = torch.zeros(used, dtype=torch.int64, device=self._device)
+        token_M[slots] = torch.tensor(tokens, device=self._device)
+        self._make_room(int(self._length_S[:used].max()) + 1)
+        hidden_MD = self._read(token_M)
+        # Slots in between whose row was not asked for have read a token too: it is behind their end, where nothing
+        # sees it, and their next one takes its place.
+        self._length_S[slots] += 1
+        hidden_BD = hidden_MD[slots]
+        return F.linear(hidden_BD, self._model.lm_head.weight), hidden_BD
+
+    @property
+    def _device(self) -> torch.device:
+        return self._length_S.device
+
+    def _slots(self, rows: Sequence[int]) -> Tensor:
+        return torch.tensor([self._slot_of_row[row] for row in rows], device=self._device)
+
+    def _make_room(self, positions: int) -> None:
+        """Buffers, and rotations, for so many positions; buffers grow by half at least."""
+        have = self._keys[0].shape[2]
+        if positions <= have:
+            return
+        size = max(positions, have * 3 // 2)
+        self._keys = [F.pad(buffer, (0, 0, 0, size - have)) for buffer in self._keys]
+        self._values = [F.pad(buffer, (0, 0, 0, size - have)) for buffer in self._values]
+        positions_1L = torch.arange(size, device=self._device)[None]
+        cos, sin = self._model.model.rotary_emb(self._keys[0], positions_1L)
+        # rotate_half(x) * sin equals roll(x, E/2) * (sin with its first half negated).
+        half = self._head_size // 2
+        self._cos_LE, self._sin_LE = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+
+    def _gather(self, rows: Sequence[int]) -> None:
+        """Exchange slots so that these rows stand in the first ones, where that spares enough work."""
+        slots = [self._slot_of_row[row] for row in rows]
+        if len(rows) > _DENSE * (max(slots) + 1):
+            return
+        wanted = set(slots)
+        holes = [slot for slot in range(len(rows)) if slot not in wanted]
+        movers = [slot for slot in slots if slot >= len(rows)]
+        here, there = holes + movers, movers + holes
+        end = int(self._length_S.max())
+        for buffer in (*self._keys, *self._values):
+            buffer[here, :, :end] = buffer[there, :, :end]  # the right side is a copy
+        self._length_S[here] = self._length_S[there]
+        for slot, row in zip(here, [self._row_of_slot[slot] for slot in there], strict=True):
+            self._row_of_slot[slot], self._slot_of_row[row] = row, slot
+
+    def _read(self, token_M: Tensor) -> Tensor:
+        """One token in each of the first M slots, at the end of what it holds; the last layer's states `(M, D)`."""
+        M, kv_heads, size = len(token_M), self._kv_heads, self._head_size
+        slot_M, at_M = torch.arange(M, device=self._device), self._length_S[:M]
+        end = int(at_M.max()) + 1
+        cos_M1E, sin_M1E = self._cos_LE[at_M][:, None], self._sin_LE[at_M][:, None]
+        x_MD = F.embedding(token_M, self._model.model.embed_tokens.weight)
+        unseen_M1L = None
+        if end > int(at_M.min()) + 1:
+            unseen_M1L = (torch.arange(end, device=self._device) > at_M[:, None])[:, None]
+        for layer, keys_SKLE, values_SKLE in zip(self._layers, self._keys, self._values, strict=True):
+            qkv = F.linear(_rms_norm(x_MD, layer.norm_1, layer.eps), layer.qkv, layer.qkv_bias).view(M, -1, size)
+            queries_and_key = qkv[:, :-kv_heads]
+            queries_and_key = queries_and_key * cos_M1E + queries_and_key.roll(size // 2, -1) * sin_M1E
+            keys_SKLE[slot_M, :, at_M] = queries_and_key[:, -kv_heads:]
+            values_SKLE[slot_M, :, at_M] = qkv[:, -kv_heads:]
+            query = queries_and_key[:, :-kv_heads].reshape(M * kv_heads, -1, size)
+            keys = keys_SKLE[:M].view(M * kv_heads, -1, size)[:, :end]
+            values = values_SKLE[:M].view(M * kv_heads, -1, size)[:, :end]
+            scores = torch.bmm(query, keys.transpose(1, 2)).mul_(self._scale)
+            if unseen_M1L is not None:
+                scores.view(M, -1, end).masked_fill_(unseen_M1L, -torch.inf)
+            mixed = torch.bmm(torch.softmax(scores, dim=-1), values).view(M, -1)
+            x_MD = x_MD + F.linear(mixed, layer.out, layer.out_bias)
+            h_MD = F.linear(_rms_norm(x_MD, layer.norm_2, layer.eps), layer.gate_up, layer.gate_up_bias)
+            gate, up = h_MD.chunk(2, dim=-1)
+            x_MD = x_MD + F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
+        norm = self._model.model.norm
+        return _rms_norm(x_MD, norm.weight, norm.variance_epsilon)
