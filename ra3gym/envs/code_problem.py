@@ -1,0 +1,193 @@
+"""What all episodes of an environment that writes programs share: a model, tasks, their prompts, and the judge."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from difflib import get_close_matches
+from typing import Any, Literal, TypeAlias, get_args
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ra3gym.errors import ConfigError, UnknownNameError
+from ra3gym.lm import LoadedModel, encode_prompt, load, strip_latents
+from ra3gym.lm.stream import end_ids, writable_mask
+from ra3gym.lm.tokenizer import decode_completion
+from ra3gym.tasks import CodeTask, load_tasks
+from ra3gym.verify import Judge, Verdict
+
+Observation: TypeAlias = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
+ObservationKind = Literal["hidden", "tokens", "dict"]
+RewardKind = Literal["fraction", "all"]
+
+HIDDEN_BOUND = 1e4
+"""Hidden states are clipped to this; what a final normalisation layer gives out stays far below."""
+
+
+class CodeProblem:
+    """A model and the tasks that it is to solve, within a budget of tokens; see `TokenCodeEnv` for the arguments.
+
+    Raises:
+        ConfigError: an option outside its choices, an empty set of tasks, or a prompt too long for the model.
+        ModelError: the model cannot be loaded.
+        UnknownNameError: no such set of tasks.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | LoadedModel,
+        tasks: str | Sequence[CodeTask],
+        split: str | None,
+        *,
+        max_new_tokens: int,
+        observation: ObservationKind,
+        reward: RewardKind,
+        judge_workers: int,
+        device: str,
+        dtype: str,
+    ) -> None:
+        check_choice("observation", observation, ObservationKind)
+        check_choice("reward", reward, RewardKind)
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 1")
+        self.max_new_tokens, self.observation, self.reward_kind = max_new_tokens, observation, reward
+        self.loaded = model if isinstance(model, LoadedModel) else load(model, device=device, dtype=dtype)
+        if split is None and tasks == "idioms":
+            split = "rl"
+        self.tasks = list(load_tasks(tasks, split=split) if isinstance(tasks, str) else tasks)
+        if not self.tasks:
+            raise ConfigError(f"tasks={tasks!r} holds no task")
+        self.index = {task.task_id: i for i, task in enumerate(self.tasks)}
+        self._tasks_name = "the given sequence" if not isinstance(tasks, str) else f"{tasks!r}, split {split!r},"
+        self._judge_workers = judge_workers
+        self._judge: Judge | None = None
+
+        tokenizer: Any = self.loaded.tokenizer
+        config: Any = self.loaded.model.config
+        self.prompts = [encode_prompt(tokenizer, task.prompt) for task in self.tasks]
+        self.length = self._longest(config)
+        """Tokens of the longest prompt and `max_new_tokens`, together."""
+        self.end_ids = end_ids(self.loaded)
+        self.pad_id = min(self.end_ids) if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+        self.writable_V = writable_mask(self.loaded)
+        """bool: the tokens that a completion may hold."""
+        self.vocab_size = len(self.writable_V)
+        self.hidden_size = int(config.get_text_config().hidden_size)
+
+    # Tasks
+
+    @property
+    def task_ids(self) -> list[str]:
+        """The ids that `reset(options={"task_id": ...})` takes."""
+        return list(self.index)
+
+    def draw_task(self, rng: np.random.Generator) -> int:
+        """The index of a random task."""
+        return int(rng.integers(len(self.tasks)))
+
+    def task_index(self, task_id: object) -> int:
+        """The index of a task; `UnknownNameError` with close matches when there is none of that name."""
+        if task_id not in self.index:
+            shown = get_close_matches(str(task_id), self.index, n=5) or self.task_ids[:5]
+            hint = f"{self._tasks_name} holds {len(self.index)}; env.unwrapped.task_ids lists them all."
+            raise UnknownNameError("task", task_id, shown, hint)
+        return self.index[str(task_id)]
+
+    def pick(self, options: Mapping[str, Any], rng: np.random.Generator) -> int:
+        """The index of the task that `reset(options=...)` is to begin."""
+        refuse_unknown_options(options, ("task_id",))
+        return self.task_index(options["task_id"]) if "task_id" in options else self.draw_task(rng)
+
+    # Texts
+
+    def completion(self, task: int, written: Sequence[int]) -> str:
+        """What was written as text, latents included, without the end token."""
+        body = written[:-1] if written and written[-1] in self.end_ids else written
+        return decode_completion(self.loaded.tokenizer, self.prompts[task], body)
+
+    def program(self, task: int, written: Sequence[int]) -> str:
+        """What is graded: the prompt and the completion without latents."""
+        return self.tasks[task].prompt + strip_latents(self.completion(task, written))
+
+    def status(self, task: int, spent: str, verdict: Verdict | None) -> str:
+        """The line above a rendered program."""
+        line = f"# {self.tasks[task].task_id}: {spent} of {self.max_new_tokens} tokens"
+        if verdict is not None:
+            line += f", {sum(verdict.tests)} of {len(verdict.tests)} tests passed ({verdict.status})"
+        return line
+
+    # Observations
+
+    def observation_space(self, num_actions: int) -> gym.spaces.Space[Any]:
+        """The space of one environment's observations."""
+        if self.observation == "tokens":
+            return gym.spaces.Box(0, self.vocab_size - 1, (self.length,), np.int64)
+        hidden = gym.spaces.Box(-HIDDEN_BOUND, HIDDEN_BOUND, (self.hidden_size,), np.float32)
+        if self.observation == "hidden":
+            return hidden
+        return gym.spaces.Dict({"obs": hidden, "mask": gym.spaces.Box(0, 1, (num_actions,), np.int8)})
+
+    def padded(self, task: int, written: Sequence[int]) -> npt.NDArray[np.int64]:
+        """int64 `(L,)`: prompt and program, padded on the right."""
+        ids = [*self.prompts[task], *written]
+        return np.array(ids + [self.pad_id] * (self.length - len(ids)), dtype=np.int64)
+
+    # Grading
+
+    def submit(self, task: int, written: Sequence[int]) -> Future[list[Verdict]]:
+        """Have the judge grade one program, without waiting; the judge starts with the first."""
+        if self._judge is None:
+            self._judge = Judge(workers=self._judge_workers)
+        return self._judge.submit([(self.tasks[task], self.program(task, written))])
+
+    def reward(self, verdict: Verdict) -> float:
+        """What a verdict pays."""
+        return verdict.score if self.reward_kind == "fraction" else float(verdict.passed)
+
+    def close(self) -> None:
+        """End the judge's processes; safe to call twice."""
+        if self._judge is not None:
+            self._judge.close()
+            self._judge = None
+
+    def _longest(self, config: Any) -> int:
+        """Refuse prompts that leave no room for `max_new_tokens`, here rather than in the middle of training."""
+        positions = getattr(config, "max_position_embeddings", None)
+        longest, task = max(zip(map(len, self.prompts), self.tasks, strict=True), key=lambda pair: pair[0])
+        length = longest + self.max_new_tokens
+        if positions is not None and length > positions:
+            raise ConfigError(
+                f"the prompt of task {task.task_id!r} ({longest} tokens) and max_new_tokens={self.max_new_tokens} need "
+                f"{length} positions, but the model has {positions}; lower max_new_tokens or take another model"
+            )
+        return length
+
+
+def clipped(hidden: torch.Tensor) -> npt.NDArray[np.float32]:
+    """Hidden states as observations: float32, new in memory, within `HIDDEN_BOUND`."""
+    found: npt.NDArray[np.float32] = np.clip(hidden.float().cpu().numpy(), -HIDDEN_BOUND, HIDDEN_BOUND)
+    return found
+
+
+def refuse_unknown_options(options: Iterable[str], known: Collection[str]) -> None:
+    """Refuse options of `reset` other than `known` with `ConfigError`."""
+    if unknown := set(options) - set(known):
+        raise ConfigError(
+            f"unknown reset option {', '.join(map(repr, sorted(unknown)))}; known: {', '.join(map(repr, known))}"
+        )
+
+
+def check_choice(name: str, value: object, choices: object) -> None:
+    """Refuse a value that is not one of a `Literal`'s with `ConfigError`."""
+    if value not in get_args(choices):
+        raise ConfigError(f"{name}={value!r} is not supported; use one of {', '.join(map(repr, get_args(choices)))}")
+
+
+def check_render_mode(render_mode: str | None, known: Sequence[str]) -> None:
+    """Refuse an unknown mode with `ConfigError`."""
+    if render_mode not in (None, *known):
+        raise ConfigError(f"render_mode={render_mode!r} is not supported; use None or 'ansi'")
