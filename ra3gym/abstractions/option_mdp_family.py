@@ -6,12 +6,28 @@ Shape suffixes: S states, A primitive actions, O options, B successors of a stat
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypedDict
 
 import numpy as np
 
 from ra3gym.abstractions.option_mdp import FloatArray, OptionMDP
 from ra3gym.abstractions.option_mdp_solvers import optimal_policy
 from ra3gym.errors import ConfigError
+
+
+class FamilyOptions(TypedDict, total=False):
+    """The keywords of `random_option_mdp`, all but the seed."""
+
+    num_states: int
+    num_actions: int
+    num_options: int
+    num_good: int
+    mean_duration: float
+    gamma: float
+    branching: int
+    reward_density: float
+    num_terminals: int
+    mistakes: float
 
 
 def random_option_mdp(

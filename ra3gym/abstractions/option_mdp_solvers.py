@@ -129,7 +129,7 @@ def _policy_iteration(reward_ZS: FloatArray, next_ZSS: FloatArray, legal_ZS: Boo
             if choice_S[s] >= 0:
                 system_SS[s] -= next_ZSS[choice_S[s], s]
                 known_S[s] = reward_ZS[choice_S[s], s]
-        value_S: FloatArray = np.linalg.solve(system_SS, known_S)
+        value_S = np.linalg.solve(system_SS, known_S).astype(np.float64)
         # Gains within rounding are no improvement: to follow them could go round in circles.
         slack = 1e-12 * (1.0 + np.abs(value_S).max())
         improved = False

@@ -23,3 +23,11 @@ def register_envs() -> None:
             vector_entry_point="ra3gym.envs.trace_inference_vector:TraceInferenceVectorEnv",
             max_episode_steps=None,
         )
+    if "ra3gym/OptionMDP-v0" not in gym.registry:
+        # The horizon counts primitive steps, not decisions, so the environment keeps it itself.
+        gym.register(
+            id="ra3gym/OptionMDP-v0",
+            entry_point="ra3gym.envs.option_mdp:OptionMDPEnv",
+            vector_entry_point="ra3gym.envs.option_mdp_vector:OptionMDPVectorEnv",
+            max_episode_steps=None,
+        )
