@@ -183,7 +183,7 @@ def _gap_table(measured: list[dict[str, Any]], agents: Sequence[str], console: C
         rows.append(
             {
                 "agent": agent,
-                "gap": {"mean": gap.mean, "low": gap.low, "high": gap.high, "seeds": gap.n},
+                "gap": {"mean": gap.mean, "interval": [gap.low, gap.high] if gap.n > 1 else None, "seeds": gap.n},
                 "share_of_uniform": share.mean,
                 "steps": float(steps),
                 "seconds": float(seconds),

@@ -85,28 +85,6 @@ def prepare_seed(config: StudyConfig, seed: int, folder: Path, reporter: UnitRep
     traces = domain.traces(config.domain.num_traces)
     base_traces = domain.base_traces(config.domain.num_base_traces)
     tasks: dict[Split, list[CodeTask]] = {split: domain.tasks(split) for split in ("tune", "rl", "eval")}
-    rng = np.random.default_rng(seed)
-    base_folder = folder / "base"
-    if base_folder.is_dir():
-        base = load(base_folder)
-        model, tokenizer = base.model, base.tokenizer
-    else:
-        tokenizer = train_tokenizer(
-            (trace.task.canonical_program for trace in [*base_traces, *traces]), config.model.vocab_size
-        )
-        # The oracle's planted labels are latents too.
-        add_latents(None, tokenizer, max(config.codebook.num_latents, len(LABELS)), pause=True)
-        model = tiny_llama(
-            tokenizer,
-            hidden=config.model.hidden,
-            layers=config.model.layers,
-            heads=config.model.heads,
-            max_length=config.model.max_length,
-            seed=seed,
-        )
-        documents = write_documents(DocumentWriter(tokenizer), base_traces, rng=rng)
-        _train(model, documents, config.base, seed, reporter, "pre-train")
-        save(model, tokenizer, base_folder)
     rng = np.random.default_rng([seed, 1])
     reporter.start("e-step")
     reporter.report("e-step", 0, 1)
@@ -118,6 +96,27 @@ def prepare_seed(config: StudyConfig, seed: int, folder: Path, reporter: UnitRep
         inferred.names,
         folder.parents[1] / "traces" / f"seed-{seed}.jsonl",
     )
+    base_folder = folder / "base"
+    if base_folder.is_dir():
+        base = load(base_folder)
+        model, tokenizer = base.model, base.tokenizer
+    else:
+        tokenizer = train_tokenizer(
+            (trace.task.canonical_program for trace in [*base_traces, *traces]), config.model.vocab_size
+        )
+        # The oracle's planted labels are latents too.
+        add_latents(None, tokenizer, max(inferred.num_latents, config.codebook.num_latents, len(LABELS)), pause=True)
+        model = tiny_llama(
+            tokenizer,
+            hidden=config.model.hidden,
+            layers=config.model.layers,
+            heads=config.model.heads,
+            max_length=config.model.max_length,
+            seed=seed,
+        )
+        documents = write_documents(DocumentWriter(tokenizer), base_traces, rng=np.random.default_rng(seed))
+        _train(model, documents, config.base, seed, reporter, "pre-train")
+        save(model, tokenizer, base_folder)
     return Seed(config, seed, tokenizer, model, traces, tasks, inferred, OracleEStep().infer(traces, rng))
 
 
