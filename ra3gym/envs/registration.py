@@ -15,6 +15,13 @@ def register_envs() -> None:
             entry_point="ra3gym.envs.token_code:TokenCodeEnv",
             max_episode_steps=None,
         )
+    if "ra3gym/LatentCode-v0" not in gym.registry:
+        # As above: it counts its own tokens and decisions.
+        gym.register(
+            id="ra3gym/LatentCode-v0",
+            entry_point="ra3gym.envs.latent_code:LatentCodeEnv",
+            max_episode_steps=None,
+        )
     if "ra3gym/TraceInference-v0" not in gym.registry:
         # An episode is as long as its trace.
         gym.register(
