@@ -13,6 +13,7 @@ def register_envs() -> None:
         gym.register(
             id="ra3gym/TokenCode-v0",
             entry_point="ra3gym.envs.token_code:TokenCodeEnv",
+            vector_entry_point="ra3gym.envs.token_code_vector:TokenCodeVectorEnv",
             max_episode_steps=None,
         )
     if "ra3gym/LatentCode-v0" not in gym.registry:
@@ -20,6 +21,7 @@ def register_envs() -> None:
         gym.register(
             id="ra3gym/LatentCode-v0",
             entry_point="ra3gym.envs.latent_code:LatentCodeEnv",
+            vector_entry_point="ra3gym.envs.latent_code_vector:LatentCodeVectorEnv",
             max_episode_steps=None,
         )
     if "ra3gym/TraceInference-v0" not in gym.registry:

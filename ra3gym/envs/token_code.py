@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from ra3gym.envs.code_batch import CodeBatch
 from ra3gym.envs.code_problem import (
     CodeProblem,
     Observation,
@@ -17,11 +18,9 @@ from ra3gym.envs.code_problem import (
     RewardKind,
     check_choice,
     check_render_mode,
-    clipped,
 )
 from ra3gym.errors import ConfigError
 from ra3gym.lm import LoadedModel
-from ra3gym.lm.stream import TokenStream
 from ra3gym.tasks import CodeTask
 from ra3gym.verify import Verdict
 
@@ -117,9 +116,7 @@ class TokenCodeEnv(gym.Env[Observation, np.int64]):
         self.observation_space = self.problem.observation_space(num_actions)
 
         self.verdict: Verdict | None = None
-        self._task = 0
-        self._stream: TokenStream | None = None
-        self._steps = 0
+        self._batch = CodeBatch(self.problem, 1)
         self._done = True
 
     @property
@@ -130,7 +127,7 @@ class TokenCodeEnv(gym.Env[Observation, np.int64]):
     @property
     def task(self) -> CodeTask:
         """The task of this episode."""
-        return self.problem.tasks[self._task]
+        return self.problem.tasks[int(self._batch.task_E[0])]
 
     @property
     def task_ids(self) -> list[str]:
@@ -140,43 +137,41 @@ class TokenCodeEnv(gym.Env[Observation, np.int64]):
     @property
     def completion(self) -> str:
         """The text written so far, latents included, without the end token."""
-        return self.problem.completion(self._task, self._written)
+        return self._batch.completion(0)
 
     @property
     def program(self) -> str:
         """What is graded: the prompt and the completion without latents."""
-        return self.problem.program(self._task, self._written)
+        return self._batch.program(0)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin a task: a random one, or that of `options={"task_id": ...}`; `UnknownNameError` if there is none."""
         super().reset(seed=seed)
-        self._task = self.problem.pick(options or {}, self.np_random)
+        self._batch.begin([0], [self.problem.pick(options or {}, self.np_random)])
         self.verdict = None
-        self._stream = TokenStream(self.problem.loaded, self.problem.prompts[self._task])
-        self._steps = 0
         self._done = False
         self._update_actions()
         return self._observe(), self._info()
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Write the action's token; `gymnasium.error.ResetNeeded` when no episode is under way."""
-        if self._done or self._stream is None:
+        if self._done:
             raise gym.error.ResetNeeded("this episode has ended, or none has begun: call reset() first")
-        self._steps += 1
+        self._batch.spent_E[0] += 1
         index = int(action)
         legal = 0 <= index < len(self._legal) and bool(self._legal[index])
         if legal:
-            self._stream.write(int(self._candidates[index]))
+            self._batch.stream.write([0], [int(self._candidates[index])])
             self._update_actions()
-        terminated = legal and self._stream.written[-1] in self.problem.end_ids
-        truncated = not terminated and self._steps >= self.max_new_tokens
+        terminated = legal and self._batch.written(0)[-1] in self.problem.end_ids
+        truncated = not terminated and bool(self._batch.spent_E[0] >= self.max_new_tokens)
         reward = 0.0
         info = self._info() | {"duration": {"tokens": 1}, "illegal_action": not legal}
         if terminated or truncated:
             self._done = True
-            (self.verdict,) = self.problem.submit(self._task, self._written).result()
+            (self.verdict,) = self.problem.submit(int(self._batch.task_E[0]), self._batch.written(0)).result()
             reward = self.problem.reward(self.verdict)
             info["verdict"] = self.verdict
         return self._observe(), reward, terminated, truncated, info
@@ -189,20 +184,15 @@ class TokenCodeEnv(gym.Env[Observation, np.int64]):
         """The program so far under a line of status, for `render_mode="ansi"`."""
         if self.render_mode is None:
             return None
-        return f"{self.problem.status(self._task, str(self._steps), self.verdict)}\n{self.program}\n"
+        return show(self._batch, 0, self.verdict)
 
     def close(self) -> None:
         """End the judge's processes; safe to call twice."""
         self.problem.close()
 
-    @property
-    def _written(self) -> list[int]:
-        return [] if self._stream is None else self._stream.written
-
     def _update_actions(self) -> None:
         """What each action would write now, its log-probability, and whether it is legal."""
-        assert self._stream is not None
-        logp_V = self._stream.logp_V
+        logp_V = self._batch.stream.logits_EV[0].float().log_softmax(-1).cpu()
         if self._top_k is None:
             self._candidates = np.arange(self.problem.vocab_size)
             self._logprobs = logp_V.numpy()
@@ -213,11 +203,13 @@ class TokenCodeEnv(gym.Env[Observation, np.int64]):
             self._legal = np.ones(self._top_k, dtype=np.bool_)
 
     def _observe(self) -> Observation:
-        assert self._stream is not None
         if self.problem.observation == "tokens":
-            return self.problem.padded(self._task, self._stream.written)
-        hidden = clipped(self._stream.hidden_D)
-        return hidden if self.problem.observation == "hidden" else {"obs": hidden, "mask": self._legal.astype(np.int8)}
+            tokens_L: Observation = self._batch.padded_BL([0])[0]
+            return tokens_L
+        hidden_D: npt.NDArray[np.float32] = self._batch.hidden_BD([0])[0]
+        if self.problem.observation == "hidden":
+            return hidden_D
+        return {"obs": hidden_D, "mask": self._legal.astype(np.int8)}
 
     def _info(self) -> dict[str, Any]:
         return {
@@ -226,3 +218,9 @@ class TokenCodeEnv(gym.Env[Observation, np.int64]):
             "logprobs": self._logprobs.copy(),
             "action_mask": self._legal.astype(np.int8),
         }
+
+
+def show(batch: CodeBatch, row: int, verdict: Verdict | None) -> str:
+    """A row's program under a line of status."""
+    status = batch.problem.status(int(batch.task_E[row]), str(batch.spent_E[row]), verdict)
+    return f"{status}\n{batch.program(row)}\n"

@@ -1,0 +1,118 @@
+"""Many `TokenCode-v0` at once: one forward pass for the next token of all environments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from ra3gym.envs.code_batch import CodeBatch
+from ra3gym.envs.code_problem import CodeProblem, ObservationKind, RewardKind, check_choice, check_render_mode
+from ra3gym.envs.code_vector import BoolArray, CodeVectorEnv, Info, check_vector
+from ra3gym.envs.token_code import ActionSpace, TokenCodeEnv, show
+from ra3gym.errors import ConfigError
+from ra3gym.lm import LoadedModel
+from ra3gym.tasks import CodeTask
+
+
+class TokenCodeVectorEnv(CodeVectorEnv):
+    """`TokenCodeEnv`, `num_envs` times, over one model: one forward pass per step.
+
+    Step by step it returns what `gymnasium.vector.SyncVectorEnv` does over single environments: observations, rewards,
+    flags and infos. See `CodeVectorEnv` for seeds, options of `reset` and grading.
+
+    Args:
+        model: see `TokenCodeEnv`, as for all arguments that are not named here.
+        num_envs: how many environments, at least 1.
+        judge_workers: processes that grade; episodes that end in the same step are graded in parallel.
+        autoreset_mode: see `LatentCodeVectorEnv`.
+
+    Raises:
+        ConfigError, ModelError, UnknownNameError: as `TokenCodeEnv`; `ConfigError` also for a number of environments
+            below 1 or an unknown mode.
+    """
+
+    metadata: dict[str, Any] = {**TokenCodeEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | LoadedModel = "embedded",
+        tasks: str | Sequence[CodeTask] = "idioms",
+        split: str | None = None,
+        *,
+        num_envs: int = 1,
+        action_space: ActionSpace = "topk",
+        top_k: int = 32,
+        observation: ObservationKind = "hidden",
+        max_new_tokens: int = 192,
+        judge_workers: int = 2,
+        reward: RewardKind = "fraction",
+        device: str = "cpu",
+        dtype: str = "float32",
+        render_mode: str | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+    ) -> None:
+        mode = check_vector(num_envs, autoreset_mode)
+        check_choice("action_space", action_space, ActionSpace)
+        check_render_mode(render_mode, self.metadata["render_modes"])
+        if top_k < 1:
+            raise ConfigError(f"top_k={top_k} must be at least 1")
+        problem = CodeProblem(
+            model,
+            tasks,
+            split,
+            max_new_tokens=max_new_tokens,
+            observation=observation,
+            reward=reward,
+            judge_workers=judge_workers,
+            device=device,
+            dtype=dtype,
+        )
+        self._top_k = min(top_k, int(problem.writable_V.sum())) if action_space == "topk" else None
+        num_actions = self._top_k or problem.vocab_size
+        super().__init__(CodeBatch(problem, num_envs), num_actions, mode, render_mode)
+        if self._top_k is None:
+            self._legal_En[:] = problem.writable_V.numpy()
+        self._illegal_V = ~problem.writable_V.to(problem.loaded.model.device)
+        self._candidates_En = np.tile(np.arange(num_actions), (num_envs, 1))
+        self._logprobs_En = np.zeros((num_envs, num_actions), dtype=np.float32)
+
+    def _advance(self, rows: Sequence[int], actions: Sequence[int]) -> tuple[BoolArray, BoolArray, Info]:
+        legal_B = np.array(actions) >= 0
+        tokens = [int(self._candidates_En[e, action]) for e, action in zip(rows, actions, strict=True)]
+        writing = np.flatnonzero(legal_B).tolist()
+        if writing:
+            self._batch.stream.write([rows[i] for i in writing], [tokens[i] for i in writing])
+        self._batch.spent_E[list(rows)] += 1
+        terminated_B = legal_B & np.isin(tokens, list(self.problem.end_ids))
+        truncated_B = ~terminated_B & (self._batch.spent_E[list(rows)] >= self.problem.max_new_tokens)
+        for i in np.flatnonzero(terminated_B | truncated_B).tolist():
+            self._hand_in(rows[i])
+        columns: Info = {"duration": {"tokens": np.ones(len(rows), dtype=np.int64)}, "illegal_action": ~legal_B}
+        return terminated_B, truncated_B, columns
+
+    def _update_actions(self, rows: Sequence[int]) -> None:
+        """What each action would write now, and its log-probability."""
+        at = list(rows)
+        logp_BV = self._batch.stream.logits_EV[at].float().log_softmax(-1)
+        if self._top_k is None:
+            self._logprobs_En[at] = logp_BV.cpu().numpy()
+            return
+        top = logp_BV.masked_fill(self._illegal_V, -float("inf")).topk(self._top_k)
+        self._candidates_En[at], self._logprobs_En[at] = top.indices.cpu().numpy(), top.values.cpu().numpy()
+
+    def _current(self, rows: Sequence[int]) -> Info:
+        at = list(rows)
+        task_ids = [self.problem.tasks[task].task_id for task in self._batch.task_E[at].tolist()]
+        return {
+            "task_id": np.array(task_ids, dtype=object),
+            "candidates": self._candidates_En[at],
+            "logprobs": self._logprobs_En[at],
+            "action_mask": self._legal_En[at].astype(np.int8),
+        }
+
+    def _show(self, row: int) -> str:
+        return show(self._batch, row, self._verdicts[row])
