@@ -70,8 +70,9 @@ class OptionMDPEnv(gym.Env[Observation, np.int64]):
     **Actions.** `Discrete(n)`: primitive actions, options, both (primitives first), or any subset of them. An option
     follows its policy until it stops, the episode ends or the horizon is reached. Options begin only in their
     initiation sets; the mask comes as `info["action_mask"]` (int8), as `action_masks()` (bool) and in the `"dict"`
-    observation. *An illegal action* does nothing: one primitive step passes in the same state without reward, and
-    `info["illegal_action"]` says so. Where nothing is legal, and in terminal states, the mask is open.
+    observation. *An illegal action* (masked, or out of range) does nothing: one primitive step passes in the same state
+    without reward, and `info["illegal_action"]` says so. Where nothing is legal, and in terminal states, the mask is
+    open.
 
     **Observations.** `"onehot"` (default): float32 `(S,)`. `"index"`: `Discrete(S)`. `"dict"`: a flat Dict of the
     one-hot state as `"obs"`, and `"mask"`, int8 `(n,)`.
@@ -148,21 +149,12 @@ class OptionMDPEnv(gym.Env[Observation, np.int64]):
         return self._observe(), self._info()
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Take an action until it stops.
-
-        Raises:
-            ResetNeeded: no episode is under way.
-            InvalidAction: an action outside the action space.
-        """
-        index = int(action)
-        if self._running and not 0 <= index < len(self._tables.action_n):
-            raise gym.error.InvalidAction(f"action {action}: give 0 to {len(self._tables.action_n) - 1}")
-        legal = self._running and bool(self._tables.legal_Sn[self._state, index])
-        return self._advance(int(self._tables.action_n[index]) if legal else None)
-
-    def step_illegal(self) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """A step under an action that is not legal: what `PruneActions` makes of one that it removed."""
-        return self._advance(None)
+        """Take an action until it stops; `gymnasium.error.ResetNeeded` when no episode is under way."""
+        if not self._running:
+            raise gym.error.ResetNeeded("this episode has ended, or none has begun: call reset() first")
+        tables, index = self._tables, int(action)
+        legal = 0 <= index < len(tables.action_n) and bool(tables.legal_Sn[self._state, index])
+        return self._advance(int(tables.action_n[index]) if legal else None)
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
         """bool `(n,)`: which actions are legal now; the dialect of sb3-contrib."""
@@ -174,8 +166,6 @@ class OptionMDPEnv(gym.Env[Observation, np.int64]):
 
     def _advance(self, action: int | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Take one of the MDP's actions until it stops; `None` stands still for a step."""
-        if not self._running:
-            raise gym.error.ResetNeeded("this episode has ended, or none has begun: call reset() first")
         tables, rng, gamma = self._tables, self.np_random, self.mdp.gamma
         A = self.mdp.num_primitives
         reward, discount, duration, stopped = 0.0, 1.0, 0, False

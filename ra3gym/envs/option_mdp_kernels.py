@@ -136,10 +136,12 @@ def step_all(
                 cursor += 1
                 clock_E[e], ended_E[e] = 0, False
         else:
-            z = action_n[action_E[e]]
+            index = action_E[e]
             # An option is under way where it has already lasted; legality is asked where it begins.
-            illegal = illegal_E[e] or (duration_E[e] == 0 and not legal_Sn[s, action_E[e]])
-            illegal_E[e] = illegal
+            if duration_E[e] == 0:
+                illegal_E[e] = not (0 <= index < len(action_n) and legal_Sn[s, index])
+            illegal = illegal_E[e]
+            z = -1 if illegal else action_n[index]
             while cursor <= last and not done:
                 duration_E[e] += 1
                 clock_E[e] += 1
