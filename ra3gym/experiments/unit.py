@@ -129,7 +129,7 @@ def run_unit(shared: Seed, arm: str, folder: Path, reporter: UnitReporter) -> Un
     curves: dict[str, Curve] = {}
     model = copy.deepcopy(shared.base_model)
     recipe = ARM_RECIPES[arm]
-    with Judge(workers=1, limits=Limits(seconds=2.0, memory_mb=512)) as judge:
+    with Judge(workers=1, limits=Limits(seconds=1.0, memory_mb=512)) as judge:
         if recipe is not None:
             target = 0.0
             if recipe.until is not None:
