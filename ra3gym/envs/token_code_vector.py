@@ -87,7 +87,7 @@ class TokenCodeVectorEnv(CodeVectorEnv):
         if writing:
             self._batch.stream.write([rows[i] for i in writing], [tokens[i] for i in writing])
         self._batch.spent_E[list(rows)] += 1
-        terminated_B = legal_B & np.isin(tokens, list(self.problem.end_ids))
+        terminated_B = legal_B & np.array([token in self.problem.end_ids for token in tokens])
         truncated_B = ~terminated_B & (self._batch.spent_E[list(rows)] >= self.problem.max_new_tokens)
         for i in np.flatnonzero(terminated_B | truncated_B).tolist():
             self._hand_in(rows[i])

@@ -104,7 +104,8 @@ def draw(
         logits_BV = logits_BV.masked_fill(~allowed_V, -torch.inf)
     if uniform_B is None:
         return [int(token) for token in logits_BV.argmax(-1).tolist()]
-    cdf_BV = torch.softmax(logits_BV.double() / temperature, dim=-1).cumsum(-1)
+    scaled_BV = logits_BV if temperature == 1.0 else logits_BV.double() / temperature
+    cdf_BV = torch.softmax(scaled_BV, dim=-1, dtype=torch.float64).cumsum_(-1)
     # Below 1 by more than a rounding step, so that the product stays below the total.
     uniform_B1 = torch.tensor(uniform_B, dtype=torch.float64, device=cdf_BV.device).clamp_(max=1 - 2.0**-40)[:, None]
     found = torch.searchsorted(cdf_BV, uniform_B1 * cdf_BV[:, -1:], right=True)

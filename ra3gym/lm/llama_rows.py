@@ -4,7 +4,7 @@ Keys and values live in buffers, one slot per row, each filled from the left. Ro
 first slots, so that a token costs the arithmetic of the rows that want one, and rows that end are refilled in place.
 
 Shape suffixes: S slots, M slots in use for this token, B rows of this call, T prompt positions, L buffer positions,
-K key-value heads, E head size, D width, V vocabulary.
+K key-value heads, R query heads per key-value head, E head size, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,19 +28,19 @@ class LlamaRows:
     """`ra3gym.lm.batch_stream.Rows` for models that `ra3gym.lm.llama.supports`; weights are read here, once."""
 
     def __init__(self, model: Any, num_rows: int) -> None:
-        self._model = model
+        self._model, self._device = model, model.device
         self._layers = [_LayerWeights(layer) for layer in model.model.layers]
         config = model.config
         self._kv_heads, self._head_size = config.num_key_value_heads, config.head_dim
-        self._scale = self._head_size**-0.5
         self._row_of_slot = list(range(num_rows))
         self._slot_of_row = list(range(num_rows))
-        self._length_S = torch.zeros(num_rows, dtype=torch.int64, device=model.device)
-        shape = (num_rows, self._kv_heads, 0, self._head_size)
-        # Zeros: what was never written is masked, but a weight of 0 times a NaN would be NaN.
-        self._keys = [torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in self._layers]
+        self._length_S = np.zeros(num_rows, dtype=np.int64)
+        self._scale = self._head_size**-0.5
+        # Zeros, as a NaN would come through a mask: its weight of 0 times NaN is NaN.
+        shape = (num_rows, self._kv_heads, 64, self._head_size)
+        self._keys = [torch.zeros(shape, dtype=model.dtype, device=self._device) for _ in self._layers]
         self._values = [keys.clone() for keys in self._keys]
-        self._make_room(64)
+        self._rotate(64)
 
     def begin(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Forget these rows and read their prompts, all in one pass; next-token logits `(B, V)`, states `(B, D)`."""
@@ -48,47 +50,39 @@ class LlamaRows:
         ids_BT = torch.tensor([[*prompt] + [0] * (longest - len(prompt)) for prompt in prompts], device=self._device)
         output = self._model.model(input_ids=ids_BT, use_cache=True)
         self._make_room(longest)
-        slots = self._slots(rows)
+        slots = [self._slot_of_row[row] for row in rows]
         for i, cached in enumerate(output.past_key_values.layers):
             self._keys[i][slots, :, :longest] = cached.keys
             self._values[i][slots, :, :longest] = cached.values
-        self._length_S[slots] = torch.tensor(lengths, device=self._device)
-        last_B = torch.tensor(lengths, device=self._device) - 1
-        hidden_BD = output.last_hidden_state[torch.arange(len(rows), device=self._device), last_B]
+        self._length_S[slots] = lengths
+        hidden_BD = output.last_hidden_state[range(len(rows)), [length - 1 for length in lengths]]
         return F.linear(hidden_BD, self._model.lm_head.weight), hidden_BD
 
     def write(self, rows: Sequence[int], tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Append one token to each of these rows; logits `(B, V)` and states `(B, D)` behind them."""
         self._gather(rows)
-        slots = self._slots(rows)
-        used = int(slots.max()) + 1
-        token_M = torch.zeros(used, dtype=torch.int64, device=self._device)
-        token_M[slots] = torch.tensor(tokens, device=self._device)
-        self._make_room(int(self._length_S[:used].max()) + 1)
-        hidden_MD = self._read(token_M)
-        # Slots in between whose row was not asked for have read a token too: it is behind their end, where nothing
-        # sees it, and their next one takes its place.
+        slots = [self._slot_of_row[row] for row in rows]
+        token_M = np.zeros(max(slots) + 1, dtype=np.int64)
+        token_M[slots] = tokens
+        self._make_room(int(self._length_S[: len(token_M)].max()) + 1)
+        # Slots in between whose row was not asked for read a token too: it is behind their end, where nothing sees it,
+        # and their next one takes its place.
+        hidden_BD = self._read(token_M)[torch.tensor(slots, device=self._device)]
         self._length_S[slots] += 1
-        hidden_BD = hidden_MD[slots]
         return F.linear(hidden_BD, self._model.lm_head.weight), hidden_BD
-
-    @property
-    def _device(self) -> torch.device:
-        return self._length_S.device
-
-    def _slots(self, rows: Sequence[int]) -> Tensor:
-        return torch.tensor([self._slot_of_row[row] for row in rows], device=self._device)
 
     def _make_room(self, positions: int) -> None:
         """Buffers, and rotations, for so many positions; buffers grow by half at least."""
         have = self._keys[0].shape[2]
-        if positions <= have:
-            return
-        size = max(positions, have * 3 // 2)
-        self._keys = [F.pad(buffer, (0, 0, 0, size - have)) for buffer in self._keys]
-        self._values = [F.pad(buffer, (0, 0, 0, size - have)) for buffer in self._values]
-        positions_1L = torch.arange(size, device=self._device)[None]
-        cos, sin = self._model.model.rotary_emb(self._keys[0], positions_1L)
+        if positions > have:
+            size = max(positions, have * 3 // 2)
+            self._keys = [F.pad(buffer, (0, 0, 0, size - have)) for buffer in self._keys]
+            self._values = [F.pad(buffer, (0, 0, 0, size - have)) for buffer in self._values]
+            self._rotate(size)
+
+    def _rotate(self, size: int) -> None:
+        """Rotations of so many positions."""
+        cos, sin = self._model.model.rotary_emb(self._keys[0], torch.arange(size, device=self._device)[None])
         # rotate_half(x) * sin equals roll(x, E/2) * (sin with its first half negated).
         half = self._head_size // 2
         self._cos_LE, self._sin_LE = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
@@ -102,23 +96,28 @@ class LlamaRows:
         holes = [slot for slot in range(len(rows)) if slot not in wanted]
         movers = [slot for slot in slots if slot >= len(rows)]
         here, there = holes + movers, movers + holes
-        end = int(self._length_S.max())
+        end = int(self._length_S[here].max())
         for buffer in (*self._keys, *self._values):
             buffer[here, :, :end] = buffer[there, :, :end]  # the right side is a copy
         self._length_S[here] = self._length_S[there]
         for slot, row in zip(here, [self._row_of_slot[slot] for slot in there], strict=True):
             self._row_of_slot[slot], self._slot_of_row[row] = row, slot
 
-    def _read(self, token_M: Tensor) -> Tensor:
+    def _read(self, token_M: npt.NDArray[np.int64]) -> Tensor:
         """One token in each of the first M slots, at the end of what it holds; the last layer's states `(M, D)`."""
         M, kv_heads, size = len(token_M), self._kv_heads, self._head_size
-        slot_M, at_M = torch.arange(M, device=self._device), self._length_S[:M]
-        end = int(at_M.max()) + 1
+        end = int(self._length_S[:M].max()) + 1
+        # Copied: on the CPU a tensor shares the array's memory, and the lengths go on.
+        at_M = torch.from_numpy(self._length_S[:M].copy()).to(self._device)
+        slot_M = torch.arange(M, device=self._device)
         cos_M1E, sin_M1E = self._cos_LE[at_M][:, None], self._sin_LE[at_M][:, None]
-        x_MD = F.embedding(token_M, self._model.model.embed_tokens.weight)
-        unseen_M1L = None
-        if end > int(at_M.min()) + 1:
-            unseen_M1L = (torch.arange(end, device=self._device) > at_M[:, None])[:, None]
+        weight_VD = self._model.model.embed_tokens.weight
+        x_MD = F.embedding(torch.from_numpy(token_M).to(self._device), weight_VD)
+        bias_M1L = None
+        if end > int(self._length_S[:M].min()) + 1:
+            unseen_ML = torch.arange(end, device=self._device) > at_M[:, None]
+            bias_M1L = torch.zeros(M, end, dtype=x_MD.dtype, device=self._device)
+            bias_M1L = bias_M1L.masked_fill_(unseen_ML, -torch.inf)[:, None]
         for layer, keys_SKLE, values_SKLE in zip(self._layers, self._keys, self._values, strict=True):
             qkv = F.linear(_rms_norm(x_MD, layer.norm_1, layer.eps), layer.qkv, layer.qkv_bias).view(M, -1, size)
             queries_and_key = qkv[:, :-kv_heads]
@@ -129,8 +128,8 @@ class LlamaRows:
             keys = keys_SKLE[:M].view(M * kv_heads, -1, size)[:, :end]
             values = values_SKLE[:M].view(M * kv_heads, -1, size)[:, :end]
             scores = torch.bmm(query, keys.transpose(1, 2)).mul_(self._scale)
-            if unseen_M1L is not None:
-                scores.view(M, -1, end).masked_fill_(unseen_M1L, -torch.inf)
+            if bias_M1L is not None:
+                scores.view(M, -1, end).add_(bias_M1L)
             mixed = torch.bmm(torch.softmax(scores, dim=-1), values).view(M, -1)
             x_MD = x_MD + F.linear(mixed, layer.out, layer.out_bias)
             h_MD = F.linear(_rms_norm(x_MD, layer.norm_2, layer.eps), layer.gate_up, layer.gate_up_bias)
