@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from ra3gym.abstractions.pruning import (
 )
 from ra3gym.errors import ConfigError, DataError, UnknownNameError
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "pruning.md"
 EXPERTS = [[3, 3, 1], [3, 0], [1]]
 
 # What a report says
@@ -207,6 +210,42 @@ def test_so_many_samples_eliminate_every_suboptimal_set_often_enough(
     needed = samples_needed(size, num_options, sigma=sigma, delta=delta)
     assert failures(needed) <= delta
     assert failures(needed // 10) > delta
+
+
+@pytest.mark.parametrize(("size", "num_actions", "sigma"), [(1, 8, 0.2), (2, 6, 0.2), (2, 12, 0.2)])
+def test_so_many_samples_are_enough_near_the_worst_case(size: int, num_actions: int, sigma: float) -> None:
+    """Sets that fail on different samples, 60 times through the rule itself: what it keeps is suboptimal seldom.
+
+    One of the first `size` actions always does; every set of others fails with probability sigma.
+    """
+    delta = 0.1
+    rng = np.random.default_rng(size * num_actions)
+    does = 1.0 - sigma ** (1.0 / size)
+    needed = samples_needed(size, num_actions, sigma=sigma, delta=delta)
+    wrong = 0
+    for _ in range(60):
+        does_NZ = rng.random((needed, num_actions)) < does
+        does_NZ[np.arange(needed), rng.integers(size, size=needed)] = True
+        kept = by_elimination(does_NZ, size=size).kept
+        wrong += min(kept) >= size
+    assert wrong <= 60 * delta
+
+
+def test_the_pages_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
+    text = PAGE.read_text()
+    names: dict[str, Any] = {}
+    blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    assert blocks
+    for block in blocks:
+        line = text[: block.start(1)].count("\n")
+        exec(compile("\n" * line + block.group(1), str(PAGE), "exec"), names)
+        printed = capsys.readouterr().out.splitlines()
+        # Where a comment at the end of a line says what is printed, it is.
+        shown = re.findall(r"^print\(.*\)  # (\d[\d.]*)$", block.group(1), re.MULTILINE)
+        for number, expected in zip(printed[len(printed) - len(shown) :], shown, strict=True):
+            decimals = len(expected.partition(".")[2])
+            assert f"{abs(float(number)):.{decimals}f}" == expected
+    assert names["small"].action_space.n == 3
 
 
 # Bad input
