@@ -217,7 +217,10 @@ class SeparateRows:
     def _look(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Log-probabilities stand in for logits: they differ by a constant."""
         streams = [stream for row in rows if (stream := self._streams[row]) is not None]
-        return torch.stack([s.logp_V for s in streams]), torch.stack([s.hidden_D for s in streams])
+        device = self._loaded.model.device
+        return torch.stack([s.logp_V for s in streams]).to(device), torch.stack([s.hidden_D for s in streams]).to(
+            device
+        )
 
 
 def _make_rows(loaded: LoadedModel, num_rows: int) -> Rows:

@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode
 from ra3gym import lm
 from ra3gym.envs.latent_code import LatentCodeEnv
 from ra3gym.envs.latent_code_vector import LatentCodeVectorEnv
-from ra3gym.errors import ConfigError, UnknownNameError
+from ra3gym.errors import ConfigError, JudgeError, UnknownNameError
 
 from .code_vector_cases import TASKS, assert_same_trajectories, random_actions, sync, untimed
 
@@ -180,3 +180,26 @@ def test_wrong_options_are_refused(make: Any) -> None:
     envs.reset(seed=0)
     with pytest.raises(gym.error.InvalidAction, match="2 environments"):
         envs.step(np.zeros(3))
+
+
+def test_a_judge_that_is_down_is_an_error_and_not_a_reward(make: Any) -> None:
+    envs = make(2, max_new_tokens=1)
+    envs.reset(seed=0)
+    envs.step(np.zeros(2))
+    assert envs.problem._judge is not None
+    envs.problem._judge.close()
+    envs.reset(seed=0)
+    with pytest.raises(JudgeError, match="closed"):
+        envs.step(np.zeros(2))
+
+
+def test_async_environments_write_the_same(tiny_model_folder: Path) -> None:
+    options = {"model": str(tiny_model_folder), "max_new_tokens": 12, "decoder": "greedy", "observation": "tokens"}
+    ours = gym.make_vec(ID, num_envs=2, **options)
+    theirs = gym.make_vec(ID, num_envs=2, vectorization_mode="async", vector_kwargs={"context": "spawn"}, **options)
+    assert data_equivalence(ours.reset(seed=2)[0], theirs.reset(seed=2)[0], exact=True)
+    for action_E in random_actions(3, 4, 2, K):
+        mine, other = ours.step(action_E), theirs.step(action_E)
+        assert data_equivalence(mine[:4], other[:4], exact=True)
+    ours.close()
+    theirs.close()
