@@ -176,7 +176,7 @@ class OptionMDPVectorEnv(gym.vector.VectorEnv[Observation, npt.NDArray[np.int64]
         return self._mask_Sn[self._state.state_E].astype(np.bool_)
 
     def render(self) -> tuple[str, ...] | None:
-        """One line on where each episode is, for `render_mode="ansi"`."""
+        """One line on where each episode is, without its last action, for `render_mode="ansi"`."""
         if self.render_mode is None:
             return None
         ends = np.where(self.mdp.terminal_S[self._state.state_E], " (terminal)", "")

@@ -273,6 +273,26 @@ def test_made_by_gymnasium_with_a_spec_that_survives_json() -> None:
     assert_alike(envs, again, steps=20)
 
 
+def test_native_sync_and_async_vectors_return_the_same() -> None:
+    options: dict[str, Any] = {"actions": "options", "num_states": 9, "horizon": 30}
+    native = gym.make_vec(ID, num_envs=2, vectorization_mode="vector_entry_point", **options)
+    for mode in ("sync", "async"):
+        theirs = gym.make_vec(ID, num_envs=2, vectorization_mode=mode, **options)
+        assert_alike(theirs, native, steps=60)
+        theirs.close()
+        theirs.close()
+    native.close()
+    native.close()
+
+
+def test_render_says_where_each_episode_is() -> None:
+    envs = OptionMDPVectorEnv(corridor(), 2, render_mode="ansi")
+    envs.reset(seed=0)
+    envs.step(np.array([0, 2]))
+    assert envs.render() == ("# state 1, 1 of 100 steps\n", "# state 3 (terminal), 3 of 100 steps\n")
+    assert OptionMDPVectorEnv(corridor(), 2).render() is None
+
+
 def test_returned_arrays_are_the_callers_to_keep() -> None:
     envs = OptionMDPVectorEnv(num_envs=3, observation="dict")
     observation, info = envs.reset(seed=0)
