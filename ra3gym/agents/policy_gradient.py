@@ -50,7 +50,7 @@ class PolicyGradientAgent:
         max_grad_norm: gradients are clipped to this norm.
     """
 
-    updates: int = 200
+    updates: int = 500
     traces_per_update: int = 64
     group_size: int = 8
     learning_rate: float = 3e-3
