@@ -155,7 +155,7 @@ def measure_convergence(options: Options) -> list[Row]:
         )
         row: Row = {"mean_duration": duration, "gamma": gamma, "num_terminals": i % 3}
         for actions in ("options", "primitives", "both"):
-            horizon = exact_horizon(mdp, actions, eps=1e-3)  # type: ignore[arg-type]
+            horizon = exact_horizon(mdp, actions, eps=1e-3)
             row[actions] = {
                 "gamma_bar": horizon.gamma_bar,
                 "predicted": horizon.predicted_iterations,

@@ -84,6 +84,7 @@ def _start_or_resume(
 
     @dataclass(frozen=True)
     class Run:
+        # The ignore: tyro reads the type at run time, and it is only known then.
         config: Annotated[type(default), tyro.conf.arg(name="")]  # type: ignore[valid-type]
         resume: Path | None = None
         """Go on with this run folder, under its own configuration. Give no other option then."""

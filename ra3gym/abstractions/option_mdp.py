@@ -93,15 +93,15 @@ class OptionMDP:
     def __post_init__(self) -> None:
         if not 0.0 < self.gamma < 1.0:
             raise ConfigError(f"gamma={self.gamma}: give a discount in (0, 1)")
-        S, A, O = self.num_states, self.num_primitives, self.num_options  # noqa: E741
+        states, primitives, options = self.num_states, self.num_primitives, self.num_options
         shapes = {
-            "transition_SAS": (S, A, S),
-            "reward_SA": (S, A),
-            "initiation_OS": (O, S),
-            "policy_OSA": (O, S, A),
-            "termination_OS": (O, S),
-            "terminal_S": (S,),
-            "start_S": (S,),
+            "transition_SAS": (states, primitives, states),
+            "reward_SA": (states, primitives),
+            "initiation_OS": (options, states),
+            "policy_OSA": (options, states, primitives),
+            "termination_OS": (options, states),
+            "terminal_S": (states,),
+            "start_S": (states,),
         }
         for name, shape in shapes.items():
             found = np.shape(getattr(self, name))

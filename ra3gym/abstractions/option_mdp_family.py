@@ -6,7 +6,7 @@ Shape suffixes: S states, A primitive actions, O options, B successors of a stat
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -121,12 +121,12 @@ def random_task_family(
     bare = [first, *(replace(first, reward_SA=reward_SA) for reward_SA in rewards)]
     chosen_OS = rng.integers(num_actions, size=(num_options, num_states))
     chosen_OS[:num_tasks] = [optimal_policy(task, "primitives") for task in bare]
-    options = {
+    options: dict[str, Any] = {
         "initiation_OS": np.ones((num_options, num_states), dtype=np.bool_),
         "policy_OSA": np.eye(num_actions)[chosen_OS],
         "termination_OS": np.full((num_options, num_states), 1.0 / mean_duration),
     }
-    return tuple(replace(task, **options, good_options=tuple(range(num_tasks))) for task in bare)  # type: ignore[arg-type]
+    return tuple(replace(task, **options, good_options=tuple(range(num_tasks))) for task in bare)
 
 
 def _check_family(

@@ -40,7 +40,8 @@ def conditioned(problem: InferenceProblem, floor: float) -> InferenceProblem:
 @contextmanager
 def global_seeds(seed: int) -> Iterator[None]:
     """Seed the global generators of Python, numpy and torch, which the libraries draw from; put them back after."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the libraries use it
+    # The noqa: numpy's old global generator is the one that the libraries draw from.
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             random.seed(seed)

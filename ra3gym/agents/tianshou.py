@@ -107,7 +107,7 @@ class GymnasiumVectorEnv(BaseVectorEnv):
     def step(
         self,
         action: npt.NDArray[Any] | torch.Tensor | None,
-        id: EnvIds = None,  # noqa: A002 - tianshou's name for it
+        id: EnvIds = None,
     ) -> tuple[Any, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
         """Step environments: observations, rewards, terminated, truncated (R each), infos; last ones where one ended.
 
@@ -145,7 +145,7 @@ class GymnasiumVectorEnv(BaseVectorEnv):
         self._seed = first
         return [None if first is None else [first + i] for i in range(self.env_num)]
 
-    def get_env_attr(self, key: str, id: EnvIds = None) -> list[Any]:  # noqa: A002
+    def get_env_attr(self, key: str, id: EnvIds = None) -> list[Any]:
         """The attribute of each environment; spaces are those of a single one."""
         ids = self._ids(id)
         vector_env = self.vector_env
@@ -156,7 +156,7 @@ class GymnasiumVectorEnv(BaseVectorEnv):
             return [values[i] for i in ids]
         return [getattr(vector_env, key)] * len(ids)
 
-    def set_env_attr(self, key: str, value: Any, id: EnvIds = None) -> None:  # noqa: A002
+    def set_env_attr(self, key: str, value: Any, id: EnvIds = None) -> None:
         """Set it on all environments; `ConfigError` when only some are named."""
         if len(self._ids(id)) != self.env_num:
             raise ConfigError(f"{key!r} was to be set on environments {id} only: leave the ids out, for all of them")

@@ -123,12 +123,12 @@ class TianshouAgent:
         venv.close()
         return LearntPosterior(learnt, scores, greedy=self.algorithm == "DQN")
 
-    def _train_ppo(self, venv: GymnasiumVectorEnv, O: int, space: gym.spaces.Discrete) -> _Scores:  # noqa: E741
-        actor = DiscreteActor(preprocess_net=self._net(O), action_shape=int(space.n), softmax_output=False)
+    def _train_ppo(self, venv: GymnasiumVectorEnv, observed: int, space: gym.spaces.Discrete) -> _Scores:
+        actor = DiscreteActor(preprocess_net=self._net(observed), action_shape=int(space.n), softmax_output=False)
         defaults = {"gamma": 1.0, "gae_lambda": 0.95, "ent_coef": 0.0, "max_grad_norm": 0.5}
         algorithm = PPO(
             policy=DiscreteActorPolicy(actor=actor, action_space=space),
-            critic=DiscreteCritic(preprocess_net=self._net(O)),
+            critic=DiscreteCritic(preprocess_net=self._net(observed)),
             optim=self._optimizer(),
             **{**defaults, **self.options},
         )
@@ -149,23 +149,23 @@ class TianshouAgent:
         algorithm.run_training(params)
         return _log_probs(actor)
 
-    def _train_sac(self, venv: GymnasiumVectorEnv, O: int, space: gym.spaces.Discrete) -> _Scores:  # noqa: E741
-        actor = DiscreteActor(preprocess_net=self._net(O), action_shape=int(space.n), softmax_output=False)
+    def _train_sac(self, venv: GymnasiumVectorEnv, observed: int, space: gym.spaces.Discrete) -> _Scores:
+        actor = DiscreteActor(preprocess_net=self._net(observed), action_shape=int(space.n), softmax_output=False)
         defaults = {"gamma": 1.0, "alpha": self.reward_scale, "tau": 0.02}
         algorithm = DiscreteSAC(
             policy=DiscreteSACPolicy(actor=actor, action_space=space),
             policy_optim=self._optimizer(),
-            critic=DiscreteCritic(preprocess_net=self._net(O), last_size=int(space.n)),
+            critic=DiscreteCritic(preprocess_net=self._net(observed), last_size=int(space.n)),
             critic_optim=self._optimizer(),
-            critic2=DiscreteCritic(preprocess_net=self._net(O), last_size=int(space.n)),
+            critic2=DiscreteCritic(preprocess_net=self._net(observed), last_size=int(space.n)),
             critic2_optim=self._optimizer(),
             **{**defaults, **self.options},
         )
         self._train_on_replay(algorithm, venv, exploration_noise=False)
         return _log_probs(actor)
 
-    def _train_dqn(self, venv: GymnasiumVectorEnv, O: int, space: gym.spaces.Discrete) -> _Scores:  # noqa: E741
-        model = Net(state_shape=O, action_shape=int(space.n), hidden_sizes=self.hidden)
+    def _train_dqn(self, venv: GymnasiumVectorEnv, observed: int, space: gym.spaces.Discrete) -> _Scores:
+        model = Net(state_shape=observed, action_shape=int(space.n), hidden_sizes=self.hidden)
         defaults = {"gamma": 1.0, "target_update_freq": 50}
         policy: DiscreteQLearningPolicy[Net] = DiscreteQLearningPolicy(
             model=model, action_space=space, eps_training=0.2

@@ -108,6 +108,7 @@ class PruneVectorActions(gym.vector.VectorWrapper, RecordConstructorArgs):
         options: dict[str, Any] | None = None,
     ) -> tuple[Any, dict[str, Any]]:
         """The environments', with masks cut."""
+        # The ignore: Gymnasium's vector environments take a seed for each environment, the types of its base do not.
         observation, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         return self._cut.observation(observation), self._cut.info(info, self.num_envs)
 
@@ -167,7 +168,9 @@ class _Cut:
         """The space of observations: a mask in it shrinks with the actions."""
         if not (self._reindex and isinstance(space, gym.spaces.Dict) and "mask" in space.spaces):
             return space
-        mask = gym.spaces.Box(0, 1, (len(self.kept_K),), space.spaces["mask"].dtype)  # type: ignore[arg-type]
+        own = space.spaces["mask"]
+        assert isinstance(own, gym.spaces.Box)
+        mask = gym.spaces.Box(0, 1, (len(self.kept_K),), own.dtype.type)
         return gym.spaces.Dict({**space.spaces, "mask": mask})
 
     def observation(self, observation: Any) -> Any:

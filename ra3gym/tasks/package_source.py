@@ -90,7 +90,7 @@ class Package:
             return None
         try:
             module = Module(name, file.read_text(encoding="utf-8"), file.name == "__init__.py")
-            module.tree  # noqa: B018 - parses it
+            _ = module.tree  # parses it
         except (SyntaxError, ValueError):  # a template, or a file for another Python
             return None
         return module

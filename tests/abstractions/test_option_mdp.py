@@ -295,7 +295,7 @@ def test_families_outside_their_ranges_are_refused(options: dict[str, Any], mess
 def test_wrong_sets_and_accuracies_are_refused() -> None:
     mdp = corridor()
     with pytest.raises(UnknownNameError, match=r"action set 'primitive'.*Did you mean 'primitives'"):
-        optimal_values(mdp, "primitive")  # type: ignore[arg-type]
+        optimal_values(mdp, "primitive")
     for actions in ([], [0, 0], [3], [-1]):
         with pytest.raises(ConfigError, match="actions="):
             optimal_values(mdp, actions)

@@ -137,7 +137,7 @@ def test_syntax_keeps_and_drops_categories() -> None:
     assert by_syntax(texts, keep=["keyword", "name", "newline"]).kept == (0, 1, 4)
     assert by_syntax(texts, drop=["string", "comment"]).kept == (0, 1, 4, 5)
     with pytest.raises(UnknownNameError, match="Did you mean 'comment'"):
-        by_syntax(texts, drop=["coment"])  # type: ignore[list-item]
+        by_syntax(texts, drop=["coment"])
     with pytest.raises(ConfigError, match="no action is of the categories number"):
         by_syntax(texts, keep=["number"])
 

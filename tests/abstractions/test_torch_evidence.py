@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,8 @@ from ra3gym.abstractions.torch_evidence import _on_cpu, _on_device, sticky_log_e
 from ra3gym.errors import DataError
 
 LENGTHS = [6, 1, 3, 5]
+
+Infer = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 def emissions(dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -31,7 +35,7 @@ def test_gradients_hold_against_finite_differences(lengths: list[int]) -> None:
 
 @pytest.mark.parametrize("behind", [0.0, torch.nan, -torch.inf, torch.inf])
 @pytest.mark.parametrize("infer", [_on_cpu, _on_device])
-def test_what_stands_behind_the_ends_is_not_read(infer, behind: float) -> None:  # type: ignore[no-untyped-def]
+def test_what_stands_behind_the_ends_is_not_read(infer: Infer, behind: float) -> None:
     length_B = torch.tensor(LENGTHS)
     log_emission_BTK = emissions()
     log_emission_BTK[0, 1, 2] = -torch.inf
@@ -58,7 +62,7 @@ def test_single_precision_goes_in_and_comes_out() -> None:
 
 @pytest.mark.parametrize("infer", [_on_cpu, _on_device])
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf])
-def test_traces_without_a_posterior_are_refused(infer, value: float) -> None:  # type: ignore[no-untyped-def]
+def test_traces_without_a_posterior_are_refused(infer: Infer, value: float) -> None:
     log_emission_BTK = emissions()
     log_emission_BTK[2, 1] = value
     with pytest.raises(DataError, match=r"probability 0|impossible|NaN"):

@@ -106,7 +106,7 @@ def test_value_learners_find_a_path_nearly_as_likely_as_the_likeliest(
 def test_a_seed_decides_and_global_generators_are_left_alone(problem: InferenceProblem, name: str) -> None:
     agent = make_library_agent(name, steps=1_000, num_envs=16)
     if name == "sb3:DQN":
-        agent = replace(agent, options={"learning_starts": 200})  # type: ignore[type-var]
+        agent = replace(agent, options={"learning_starts": 200})
     lines = problem.chain.offsets[:-1]
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     first, again, other = (

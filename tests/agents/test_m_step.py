@@ -143,4 +143,4 @@ def test_values_out_of_range(options: dict[str, Any], message: str) -> None:
 
 def test_an_unknown_optimizer() -> None:
     with pytest.raises(UnknownNameError, match="unknown optimizer 'sgd'; known: adamw, muon"):
-        MStepConfig(optimizer="sgd")  # type: ignore[arg-type]
+        MStepConfig(optimizer="sgd")

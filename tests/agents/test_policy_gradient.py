@@ -106,7 +106,7 @@ def test_the_generator_decides_and_a_start_is_gone_on_from(planted: InferencePro
 )
 def test_bad_settings(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
-        PolicyGradientAgent(**options)  # type: ignore[arg-type]
+        PolicyGradientAgent(**options)
 
 
 def test_counts_of_sampled_paths_are_the_posterior(planted: InferenceProblem) -> None:

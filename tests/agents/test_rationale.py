@@ -285,9 +285,9 @@ def test_bad_values_are_refused(options: dict[str, Any], message: str) -> None:
 
 def test_bad_names_and_traces_are_refused(tokenizer: Any, planted: Any) -> None:
     with pytest.raises(UnknownNameError, match="normalisation 'tokens'"):
-        RationaleConfig(normalise="tokens")  # type: ignore[arg-type]
+        RationaleConfig(normalise="tokens")
     with pytest.raises(UnknownNameError, match="reward model"):
-        RationaleConfig(reward_model="frozen")  # type: ignore[arg-type]
+        RationaleConfig(reward_model="frozen")
     with pytest.raises(DataError, match="no traces"):
         train_rationales(planted, tokenizer, [], QUICK, seed=0)
     before = copy.deepcopy(planted.state_dict())

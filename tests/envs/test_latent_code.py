@@ -95,7 +95,7 @@ def scripted(loaded: lm.LoadedModel) -> Any:
                 assert at not in table, "a table cannot write one token twice"
                 table[at], at = {token: 1.0}, token
             table[at] = then or {latents[1]: 1.0}
-        return lm.LoadedModel(Scripted(loaded.model, table), tokenizer)  # type: ignore[arg-type]
+        return lm.LoadedModel(Scripted(loaded.model, table), tokenizer)
 
     return build
 

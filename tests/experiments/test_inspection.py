@@ -71,7 +71,7 @@ def store(file: Path, traces: Sequence[ExpertTrace], inferred: Annotations) -> P
 def show(source: Path, **options: object) -> tuple[Page, str]:
     """The page, and what the terminal shows."""
     console = Console(file=io.StringIO(), width=110)
-    path = inspect_traces(source, console, **options)  # type: ignore[arg-type]
+    path = inspect_traces(source, console, **options)
     assert isinstance(console.file, io.StringIO)
     return Page(path.read_text(encoding="utf-8")), console.file.getvalue()
 

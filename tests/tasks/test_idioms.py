@@ -268,7 +268,7 @@ def test_the_longest_chains_exist() -> None:
 
 def test_unknown_names() -> None:
     with pytest.raises(UnknownNameError, match="unknown difficulty 'hrad'; known: easy, hard, medium"):
-        IdiomsDomain(difficulty="hrad")  # type: ignore[arg-type]
+        IdiomsDomain(difficulty="hrad")
     with pytest.raises(UnknownNameError, match="unknown split of idioms 'test'"):
         load_tasks("idioms", split="test", **SMALL)
     with pytest.raises(ConfigError, match="task set 'idioms' takes no 'sede'; its options are seed, length"):

@@ -296,7 +296,7 @@ def test_bad_input_is_refused_with_a_reason(judge: Judge) -> None:
     with pytest.raises(DataError, match="no tests"):
         judge.grade([(function_task(), "")])
     with pytest.raises(DataError, match="must be a str, got int"):
-        judge.grade([(DOUBLE, 3)])  # type: ignore[list-item]
+        judge.grade([(DOUBLE, 3)])
     with pytest.raises(DataError, match="not of builtin types"):
         judge.grade([(function_task((1, object())), "")])
     with pytest.raises(DataError, match="2 inputs but 1 outputs"):
@@ -422,7 +422,7 @@ def test_tests_that_are_no_python_are_refused(judge: Judge) -> None:
 
 def test_isolations_are_named() -> None:
     with pytest.raises(UnknownNameError, match="known: namespaces, process, process-as-root"):
-        Judge(isolation="chroot")  # type: ignore[arg-type]
+        Judge(isolation="chroot")
     if os.geteuid() == 0:
         with pytest.raises(SandboxUnavailable, match="process-as-root"):
             Judge(isolation="process")

@@ -205,7 +205,7 @@ def ending(pid: int) -> str:
         found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if found is not None:
             break
-        time.sleep(0.001)
+        time.sleep(0.001)  # waitid takes no timeout, and a process that does not end must not be waited for
     if found is None or found.si_code == os.CLD_EXITED:
         return "exited"
     match found.si_status:

@@ -224,5 +224,6 @@ def _raised(names: list[Any], text: str) -> Exception:
         error = kind(text)
     except TypeError:  # such as UnicodeDecodeError, which takes five arguments
         error = Exception(text)
+    # The ignore: it must be of the builtin class itself, which declares no such attribute.
     error.program_said = f"{names[0]}: {text}"[:300] if names else text[:300]  # type: ignore[attr-defined]
     return error
