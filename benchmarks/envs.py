@@ -37,12 +37,12 @@ from rich.table import Table
 from ra3gym.abstractions.inference_problem import InferenceProblem, problem_from_chain
 from ra3gym.abstractions.posterior import LatentChain
 from ra3gym.abstractions.sticky_prior import StickyPrior
+from ra3gym.atomic import write_json
 from ra3gym.cli import PIPE_WIDTH
 from ra3gym.envs.trace_inference import TraceInferenceEnv
 from ra3gym.envs.trace_inference_vector import TraceInferenceVectorEnv
 from ra3gym.envs.trace_problem import load_problem
 from ra3gym.experiments.manifest import describe_start
-from ra3gym.experiments.runs import write_json
 
 RESULTS = Path(__file__).with_name("results")
 OURS, PEER = "TraceInferenceVectorEnv", "SyncVectorEnv"

@@ -43,11 +43,11 @@ from rich.table import Table
 from ra3gym.abstractions.elimination import candidate_errors, candidate_sets, samples_needed, smallest_good_set
 from ra3gym.abstractions.horizon import exact_horizon
 from ra3gym.abstractions.option_mdp_family import random_option_mdp, random_task_family
+from ra3gym.atomic import write_json
 from ra3gym.cli import PIPE_WIDTH
 from ra3gym.envs.option_mdp import OptionMDPEnv
 from ra3gym.envs.option_mdp_vector import OptionMDPVectorEnv
 from ra3gym.experiments.manifest import describe_start
-from ra3gym.experiments.runs import write_json
 
 RESULTS = Path(__file__).with_name("results")
 OURS, PEER = "OptionMDPVectorEnv", "SyncVectorEnv"

@@ -38,8 +38,8 @@ from scipy.special import log_softmax
 
 from ra3gym.abstractions.posterior import FloatArray, LatentChain, posterior
 from ra3gym.abstractions.torch_evidence import sticky_log_evidence
+from ra3gym.atomic import write_json
 from ra3gym.experiments.manifest import describe_start
-from ra3gym.experiments.runs import write_json
 
 RESULTS = Path(__file__).with_name("results")
 ALPHA = 0.7

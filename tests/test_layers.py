@@ -12,20 +12,21 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ra3gym"
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "atomic": set(),
     "tasks": {"errors"},
     "lm": {"errors"},
     "verify": {"tasks", "errors"},
     "abstractions": {"tasks", "lm", "errors"},
     "envs": {"verify", "abstractions", "tasks", "lm", "errors"},
-    "agents": {"envs", "verify", "abstractions", "tasks", "lm", "errors"},
-    "experiments": {"agents", "envs", "verify", "abstractions", "tasks", "lm", "errors"},
+    "agents": {"envs", "verify", "abstractions", "tasks", "lm", "atomic", "errors"},
+    "experiments": {"agents", "envs", "verify", "abstractions", "tasks", "lm", "atomic", "errors"},
     "cli": {"experiments", "agents", "envs", "verify", "abstractions", "tasks", "lm", "errors"},
     "__init__": {"envs"},
     "__main__": {"cli"},
 }
 """Unit (a sub-package or a module of the package) to the units below it. Every unit may import itself."""
 
-WITHOUT_TORCH = {"errors", "tasks", "verify", "__init__"}
+WITHOUT_TORCH = {"errors", "atomic", "tasks", "verify", "__init__"}
 CARRIES_TORCH = {"torch", "transformers", "accelerate", "stable_baselines3", "sb3_contrib", "tianshou", "peft", "trl"}
 
 

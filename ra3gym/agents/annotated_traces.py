@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ra3gym.abstractions.codebook import LatentPath
 from ra3gym.agents.annotations import Annotations
+from ra3gym.atomic import replacing, write_atomic
 from ra3gym.errors import ConfigError, DataError
 from ra3gym.lm import latent_ids, latent_token
 from ra3gym.tasks import ExpertTrace
@@ -111,8 +111,9 @@ def save_annotated(dataset: Dataset, names: Sequence[Sequence[str]], path: Path)
     path.parent.mkdir(parents=True, exist_ok=True)
     listed = json.dumps({"names": [list(words) for words in names]}, ensure_ascii=False) + "\n"
     # Names first: where the rows are, the names are too.
-    _replace(names_file(path), lambda file: file.write_text(listed, encoding="utf-8"))
-    _replace(path, writers[path.suffix])
+    write_atomic(names_file(path), listed)
+    with replacing(path) as fresh:
+        writers[path.suffix](fresh)
 
 
 def load_annotated(path: Path) -> tuple[Dataset, Names]:
@@ -192,18 +193,6 @@ def _write_parquet(dataset: Dataset, file: Path) -> None:
 
     # `Dataset.to_parquet` draws a progress bar, into a study's own.
     pyarrow.parquet.write_table(dataset.with_format("arrow")[:], file)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` a file beside `path`, then rename it: a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _records(path: Path) -> Iterator[Record]:

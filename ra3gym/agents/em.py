@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ from ra3gym.agents.e_step import EStep, make_e_step, with_codebook
 from ra3gym.agents.inference_agents import inference_agent_names, make_inference_agent
 from ra3gym.agents.m_step import MStep, MStepConfig, MStepProgress, make_m_step
 from ra3gym.agents.model_e_step import ModelEStep
+from ra3gym.atomic import UNFINISHED, write_json
 from ra3gym.errors import ConfigError, DataError, RunFolderError
 from ra3gym.lm import LoadedModel, latent_ids, load, save, token_logprobs
 from ra3gym.tasks import ExpertTrace
@@ -68,7 +70,7 @@ class EMIteration:
 
     evidence, elbo: nats per line; the ELBO is the evidence less the gap of the E-step's posterior; `None` where the
         E-step has no likelihood.
-    switch_rate, mean_duration: of the annotated traces.
+    switch_rate, mean_duration: of the annotated traces; no rate (`None`) where every trace is a single line.
     perplexity, information: latents in use, and `I(z; line)` in nats; diagnosis: what is wrong with them, or that
         nothing is (`ra3gym.abstractions.diagnosis`).
     code_nats, ntp_code_nats: cross-entropy of code tokens, latents in the context but not counted, and that of the
@@ -80,7 +82,7 @@ class EMIteration:
     iteration: int
     evidence: float | None
     elbo: float | None
-    switch_rate: float
+    switch_rate: float | None
     mean_duration: float
     perplexity: float
     information: float
@@ -191,7 +193,7 @@ def run(
             save(loaded.model, loaded.tokenizer, place / f"iteration-{iteration}" / "model")
             if ntp is not None:
                 save(ntp, loaded.tokenizer, place / f"iteration-{iteration}" / "ntp")
-            _write_json(place / f"iteration-{iteration}" / "metrics.json", dataclasses.asdict(record))
+            write_json(place / f"iteration-{iteration}" / "metrics.json", dataclasses.asdict(record))
         on_iteration(record)
     assert annotations is not None
     return EMResult(loaded, annotations, tuple(history))
@@ -217,7 +219,7 @@ def _measure(
         iteration=iteration,
         evidence=evidence,
         elbo=None if evidence is None else evidence - annotations.metrics.get("elbo_gap", 0.0),
-        switch_rate=diagnosis.switch_rate,
+        switch_rate=None if math.isnan(diagnosis.switch_rate) else diagnosis.switch_rate,
         mean_duration=diagnosis.mean_duration,
         perplexity=diagnosis.perplexity,
         information=diagnosis.information,
@@ -274,7 +276,7 @@ def _open(folder: Path, config: EMConfig, e_step: str | None, seed: int, num_tra
                 f"{folder} is not empty: give a new folder, or resume=True to go on with the run in it"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        _write_json(file, described)
+        write_json(file, described)
         return folder
     if not file.is_file():
         raise RunFolderError(f"{folder} holds no run of EM to resume: it has no config.json")
@@ -283,7 +285,7 @@ def _open(folder: Path, config: EMConfig, e_step: str | None, seed: int, num_tra
             f"{folder} was run with another configuration, E-step, seed or number of traces (see its config.json): "
             "resume with the same ones"
         )
-    for unfinished in folder.rglob(".*.tmp"):
+    for unfinished in folder.rglob(UNFINISHED):
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
@@ -304,10 +306,3 @@ def _read_annotations(file: Path) -> Annotations:
 
 def _traces_file(folder: Path, iteration: int) -> Path:
     return folder / "traces" / f"iteration-{iteration}.jsonl"
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.tmp")
-    fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)

@@ -31,12 +31,13 @@ from ra3gym.agents.e_step import make_e_step
 from ra3gym.agents.inference import InferenceAgent, PathPosterior, UniformPosterior, elbo_gap
 from ra3gym.agents.inference_agents import make_inference_agent
 from ra3gym.agents.policy_gradient import PolicyGradientAgent
+from ra3gym.atomic import write_json
 from ra3gym.errors import ConfigError
 from ra3gym.experiments.comparison import compare
 from ra3gym.experiments.config import StudyConfig, typed_config
 from ra3gym.experiments.grid import Cell, effect_text, is_grid, open_cell, percent_text, run_cells
 from ra3gym.experiments.results import load_results
-from ra3gym.experiments.runs import RunFolder, write_json
+from ra3gym.experiments.runs import RunFolder
 from ra3gym.experiments.statistics import estimate_mean
 from ra3gym.experiments.study import resume_study
 from ra3gym.tasks import ExpertTrace

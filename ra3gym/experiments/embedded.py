@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import ra3gym.lm
+from ra3gym.atomic import write_json
 from ra3gym.errors import RunFolderError
 from ra3gym.experiments.results import load_result
-from ra3gym.experiments.runs import RunFolder, write_json
+from ra3gym.experiments.runs import RunFolder
 
 TARGET = Path(ra3gym.lm.__file__).parent / "embedded"
 PROVENANCE = "provenance.json"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ra3gym.atomic import replacing
 from ra3gym.errors import ConfigError, DataError
 from ra3gym.experiments.statistics import estimate_mean
 from ra3gym.tasks import CodeTask, load_tasks
@@ -213,18 +213,13 @@ def whole_or_nothing(path: Path) -> Iterator[TextIO]:
 
     After an error, or Ctrl-C, nothing of it is left. It is compressed if `path` ends in .gz.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        file: TextIO = (gzip.open if path.suffix == ".gz" else open)(part, "xt", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}; choose another place with --output") from None
-    try:
+    with replacing(path) as part:
+        try:
+            file: TextIO = (gzip.open if path.suffix == ".gz" else open)(part, "xt", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}; choose another place with --output") from None
         with file:
             yield file
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 class GradingProgress:

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from ra3gym.atomic import write_atomic
 from ra3gym.errors import RunFolderError
 from ra3gym.experiments.charts import Axis, LineChart, line_chart, linear_axis, percent_label, ratio_axis, signed_label
 from ra3gym.experiments.comparison import (
@@ -27,7 +28,7 @@ from ra3gym.experiments.comparison import (
     verdict,
 )
 from ra3gym.experiments.results import ArmInfo, ProgramSample, UnitResult, arm_info, load_results, score_by_seed
-from ra3gym.experiments.runs import RunFolder, write_atomic
+from ra3gym.experiments.runs import RunFolder
 from ra3gym.experiments.statistics import PairedRatio
 
 SHOWN_TASKS = 4

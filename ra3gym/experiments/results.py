@@ -11,8 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from ra3gym.atomic import write_json
 from ra3gym.errors import RunFolderError
-from ra3gym.experiments.runs import RunFolder, quote_name, write_json
+from ra3gym.experiments.runs import RunFolder, quote_name
 from ra3gym.experiments.statistics import steps_to_threshold
 
 Curve = list[tuple[float, float]]

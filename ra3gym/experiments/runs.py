@@ -16,45 +16,21 @@ import dataclasses
 import fcntl
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
+from ra3gym.atomic import UNFINISHED, to_json, write_atomic, write_json
 from ra3gym.errors import ConfigError, RunFolderError
 from ra3gym.experiments.manifest import describe_start
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from torch.utils.tensorboard import SummaryWriter
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path` so that a reader, or a crash, sees the old file or the new one, never a part.
-
-    Text is UTF-8. The temporary file lies beside `path`, so that the final rename stays on one file system.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """`write_atomic` of strict, indented JSON; `ValueError` for NaN and infinities."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=_jsonable)
-    write_atomic(path, text + "\n")
 
 
 def quote_name(name: object) -> str:
@@ -80,7 +56,7 @@ class RunFolder:
         `ConfigError` when a value of `config` has no JSON form; nothing is created then.
         """
         try:
-            config_json = json.loads(json.dumps(dataclasses.asdict(config), allow_nan=False, default=_jsonable))
+            config_json = json.loads(to_json(dataclasses.asdict(config)))
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"the configuration of study {study!r} cannot be written as JSON ({error}); "
@@ -151,7 +127,7 @@ class RunFolder:
                 raise RunFolderError(
                     f"another process is working on {self.path}; wait for it or end it, then resume again"
                 ) from error
-            for unfinished in list(self.path.rglob(".*.tmp")):
+            for unfinished in list(self.path.rglob(UNFINISHED)):
                 if unfinished.is_dir():
                     shutil.rmtree(unfinished)
                 else:
@@ -271,13 +247,3 @@ def _finite(value: float | None) -> float | None:
         return value
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-def _jsonable(value: object) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    raise TypeError(f"{type(value).__name__} {value!r} has no JSON form")

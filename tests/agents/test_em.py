@@ -132,6 +132,17 @@ def test_own_steps(base: LoadedModel, traces: list[ExpertTrace]) -> None:
     assert {one.switch_rate for one in result.history} == {1.0}
 
 
+def test_traces_of_a_single_line_have_no_switch_rate(
+    base: LoadedModel, traces: list[ExpertTrace], tmp_path: Path
+) -> None:
+    single = [ExpertTrace(trace.task, trace.steps[:1]) for trace in traces[:10]]
+    config = em.EMConfig(MStepConfig(tokens=600), measured_traces=5)
+    result = em.run(fresh(base), single, iterations=1, config=config, folder=tmp_path / "run")
+    assert result.history[0].switch_rate is None
+    kept = json.loads((tmp_path / "run" / "iteration-1" / "metrics.json").read_text())
+    assert kept["switch_rate"] is None
+
+
 @pytest.mark.parametrize("agent", [ExactAgent(), PolicyGradientAgent(updates=60)])
 def test_latents_under_a_model(agent: Any, finished: Any, traces: list[ExpertTrace]) -> None:
     result, _ = finished

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ra3gym.atomic import write_atomic, write_json
 from ra3gym.errors import ConfigError, RunFolderError
 from ra3gym.experiments.manifest import git_revision
-from ra3gym.experiments.runs import MetricsLogger, RunFolder, quote_name, write_atomic, write_json
+from ra3gym.experiments.runs import MetricsLogger, RunFolder, quote_name
 
 
 @dataclass
