@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ra3gym.envs.code_problem import CodeProblem, check_choice, clipped
+from ra3gym.envs.code_problem import CodeProblem, clipped
+from ra3gym.envs.options import check_choice
 from ra3gym.errors import ConfigError, ModelError
 from ra3gym.lm.batch_stream import BatchStream, draw
 from ra3gym.lm.tokenizer import decode_completion, latent_ids

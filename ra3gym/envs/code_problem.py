@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from difflib import get_close_matches
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from ra3gym.envs.options import check_choice, refuse_unknown_options
 from ra3gym.errors import ConfigError, UnknownNameError
 from ra3gym.lm import LoadedModel, encode_prompt, load, strip_latents
 from ra3gym.lm.stream import end_ids, writable_mask
@@ -171,23 +172,3 @@ def clipped(hidden: torch.Tensor) -> npt.NDArray[np.float32]:
     """Hidden states as observations: float32, new in memory, within `HIDDEN_BOUND`."""
     found: npt.NDArray[np.float32] = np.clip(hidden.float().cpu().numpy(), -HIDDEN_BOUND, HIDDEN_BOUND)
     return found
-
-
-def refuse_unknown_options(options: Iterable[str], known: Collection[str]) -> None:
-    """Refuse options of `reset` other than `known` with `ConfigError`."""
-    if unknown := set(options) - set(known):
-        raise ConfigError(
-            f"unknown reset option {', '.join(map(repr, sorted(unknown)))}; known: {', '.join(map(repr, known))}"
-        )
-
-
-def check_choice(name: str, value: object, choices: object) -> None:
-    """Refuse a value that is not one of a `Literal`'s with `ConfigError`."""
-    if value not in get_args(choices):
-        raise ConfigError(f"{name}={value!r} is not supported; use one of {', '.join(map(repr, get_args(choices)))}")
-
-
-def check_render_mode(render_mode: str | None, known: Sequence[str]) -> None:
-    """Refuse an unknown mode with `ConfigError`."""
-    if render_mode not in (None, *known):
-        raise ConfigError(f"render_mode={render_mode!r} is not supported; use None or 'ansi'")

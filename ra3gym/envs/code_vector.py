@@ -9,36 +9,27 @@ Shape suffixes: E environments, B of them concerned, n actions.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 
+from ra3gym.envs.batched_episodes import BatchedEnv, BoolArray, Info, Where
 from ra3gym.envs.code_batch import CodeBatch
-from ra3gym.envs.code_problem import CodeProblem, Observation, refuse_unknown_options
-from ra3gym.errors import ConfigError
+from ra3gym.envs.code_problem import CodeProblem, Observation
 from ra3gym.verify import Verdict
 
-Info = dict[str, Any]
-BoolArray = npt.NDArray[np.bool_]
 
-
-class CodeVectorEnv(gym.vector.VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[Any]]):
+class CodeVectorEnv(BatchedEnv):
     """E episodes of one problem in one batch; a base class.
 
-    Environment e has a generator of its own, seeded with `seed + e`, for its tasks and its decoder: what it does
-    depends on the number of environments by the rounding of a batch's arithmetic alone, which decides ties. Returned
-    arrays are new in each call and may be kept.
-
-    `reset` takes an int, a list of one seed (or `None`) per environment, or `None`. Its options are `task_id`, one for
-    all or a sequence of one per environment, for the episodes it begins; and `reset_mask`, bool `(E,)`: which
-    environments to reset. `action_masks()` gives all masks, bool `(E, n)`.
+    See `BatchedEnv` for seeds, options of `reset` (here `task_id` and `reset_mask`) and autoreset modes. An
+    environment's generator serves its tasks and its decoder: what it does depends on the number of environments by the
+    rounding of a batch's arithmetic alone, which decides ties.
 
     An episode's program goes to the judge as soon as the episode is over; the rest of the batch writes on, and new
     prompts are read, while it is graded. Rewards belong to the step that ends an episode, so a step waits for its own
@@ -48,21 +39,17 @@ class CodeVectorEnv(gym.vector.VectorEnv[Observation, npt.NDArray[np.int64], npt
     def __init__(self, batch: CodeBatch, num_actions: int, mode: AutoresetMode, render_mode: str | None) -> None:
         self._batch = batch
         self.problem: CodeProblem = batch.problem
-        self.num_envs = batch.num_rows
-        self._mode = mode
-        self.metadata = {**self.metadata, "autoreset_mode": mode}
-        self.render_mode = render_mode
-        self.single_action_space = gym.spaces.Discrete(num_actions)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self.single_observation_space = self.problem.observation_space(num_actions)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-
+        super().__init__(
+            batch.num_rows,
+            gym.spaces.Discrete(num_actions),
+            self.problem.observation_space(num_actions),
+            mode=mode,
+            render_mode=render_mode,
+        )
         self._legal_En = np.ones((self.num_envs, num_actions), dtype=np.bool_)
         self._over_E = np.zeros(self.num_envs, dtype=np.bool_)
         self._verdicts: list[Verdict | None] = [None] * self.num_envs
-        self._rngs: list[np.random.Generator] = []
         self._graded: dict[int, Future[list[Verdict]]] = {}
-        self._begun = False
 
     # What a subclass says
 
@@ -106,16 +93,13 @@ class CodeVectorEnv(gym.vector.VectorEnv[Observation, npt.NDArray[np.int64], npt
             ConfigError: an unknown option, or not one seed or task per environment.
             UnknownNameError: no such task.
         """
-        options = options or {}
-        refuse_unknown_options(options, ("task_id", "reset_mask"))
-        rows = self._rows_to_reset(options)
-        pinned = self._pinned(options)
-        self._seed(seed, rows)
+        chosen_E, _, pinned_E = self._prepare_reset(seed, options or {}, "task_id", self.problem.task_index)
+        rows: list[int] = np.flatnonzero(chosen_E).tolist()
         self._graded = {}
-        self._begin(rows, [self._draw(e) if (task := pinned[e]) is None else task for e in rows])
+        self._begin(rows, [self._draw(e) if pinned_E[e] < 0 else int(pinned_E[e]) for e in rows])
         self._begun = True
         info: Info = {}
-        spread(info, self._current(rows), rows, self.num_envs)
+        Where.at(rows, self.num_envs).put(info, self._current(rows))
         return self._observe(range(self.num_envs)), info
 
     def step(
@@ -128,15 +112,7 @@ class CodeVectorEnv(gym.vector.VectorEnv[Observation, npt.NDArray[np.int64], npt
             InvalidAction: not one action per environment.
         """
         E = self.num_envs
-        action_E = np.asarray(actions, dtype=np.int64)
-        if not self._begun:
-            raise gym.error.ResetNeeded("no episode has begun: call reset() first")
-        if action_E.shape != (E,):
-            raise gym.error.InvalidAction(f"actions of shape {action_E.shape}: give one for each of {E} environments")
-        if self._mode is AutoresetMode.DISABLED and self._over_E.any():
-            raise gym.error.ResetNeeded(
-                f"environment {int(self._over_E.argmax())} has ended: reset it with options={{'reset_mask': ...}}"
-            )
+        action_E = self._checked_actions(actions, self._over_E)
         anew, rows = np.flatnonzero(self._over_E).tolist(), np.flatnonzero(~self._over_E).tolist()
         terminated_E, truncated_E = np.zeros(E, dtype=np.bool_), np.zeros(E, dtype=np.bool_)
         stepped: Info = {}
@@ -147,21 +123,19 @@ class CodeVectorEnv(gym.vector.VectorEnv[Observation, npt.NDArray[np.int64], npt
         ended = np.flatnonzero(ended_E).tolist()
         info: Info = {}
         if self._mode is AutoresetMode.SAME_STEP:
-            final = self._final(ended, rows, stepped) if ended else {}
-            final_obs_E = self._final_observations(ended)
+            where, final = Where.at(ended, E), self._final(ended, rows, stepped) if ended else {}
+            final_obs = self._observe(ended) if ended else None
             self._begin(ended, [self._draw(e) for e in ended])
             reward_E = self._rewards(ended, final)
-            if ended:
-                info["final_obs"], info["_final_obs"] = final_obs_E, ended_E.copy()
-                info["final_info"], info["_final_info"] = final, ended_E.copy()
+            where.put_final(info, final_obs, final)
             self._over_E[:] = False
             rows, stepped = _rows_of(rows, stepped, ~ended_E)
         else:
             self._begin(anew, [self._draw(e) for e in anew])
             reward_E = self._rewards(ended, info)
             self._over_E = ended_E.copy()
-        spread(info, stepped, rows, E)
-        spread(info, self._current(range(E)), range(E), E)
+        Where.at(rows, E).put(info, stepped)
+        Where.everywhere(E).put(info, self._current(range(E)))
         return self._observe(range(E)), reward_E, terminated_E, truncated_E, info
 
     def action_masks(self) -> BoolArray:
@@ -189,46 +163,6 @@ class CodeVectorEnv(gym.vector.VectorEnv[Observation, npt.NDArray[np.int64], npt
     def _draw(self, e: int) -> int:
         return self.problem.draw_task(self._rngs[e])
 
-    def _seed(self, seed: int | Sequence[int | None] | None, rows: Sequence[int]) -> None:
-        """New generators where a seed is given, or where there was none; only in these environments."""
-        if seed is None or isinstance(seed, (int, np.integer)):
-            super().reset(seed=None if seed is None else int(seed))
-            seeds: list[int | None] = [None if seed is None else int(seed) + e for e in range(self.num_envs)]
-        else:
-            seeds = [None if one is None else int(one) for one in seed]
-        if len(seeds) != self.num_envs:
-            raise ConfigError(
-                f"{len(seeds)} seeds for {self.num_envs} environments: give one for each, or a single int"
-            )
-        if not self._rngs:
-            self._rngs = [seeding.np_random(one)[0] for one in seeds]
-            return
-        for e in rows:
-            if seeds[e] is not None:
-                self._rngs[e] = seeding.np_random(seeds[e])[0]
-
-    def _pinned(self, options: Mapping[str, Any]) -> list[int | None]:
-        """The task that each environment is to begin; `None` for a random one."""
-        if "task_id" not in options:
-            return [None] * self.num_envs
-        wanted = options["task_id"]
-        if isinstance(wanted, str) or not isinstance(wanted, (Sequence, np.ndarray)):
-            return [self.problem.task_index(wanted)] * self.num_envs
-        if len(wanted) != self.num_envs:
-            raise ConfigError(f"{len(wanted)} task ids for {self.num_envs} environments: give one for each, or one id")
-        return [self.problem.task_index(one) for one in wanted]
-
-    def _rows_to_reset(self, options: Mapping[str, Any]) -> list[int]:
-        if "reset_mask" not in options:
-            return list(range(self.num_envs))
-        chosen_E = np.asarray(options["reset_mask"])
-        if chosen_E.shape != (self.num_envs,) or chosen_E.dtype != np.bool_ or not chosen_E.any():
-            raise ConfigError(f"reset_mask must be bool of shape ({self.num_envs},), with at least one True")
-        if not (self._begun or chosen_E.all()):
-            raise gym.error.ResetNeeded("no episode has begun: the first reset() takes all environments")
-        rows: list[int] = np.flatnonzero(chosen_E).tolist()
-        return rows
-
     def _legal_or_minus_1(self, rows: Sequence[int], action_E: npt.NDArray[np.int64]) -> list[int]:
         n = self._legal_En.shape[1]
         return [
@@ -252,8 +186,7 @@ class CodeVectorEnv(gym.vector.VectorEnv[Observation, npt.NDArray[np.int64], npt
             reward_E[e] = self.problem.reward(verdict_B[i])
             if self._mode is not AutoresetMode.SAME_STEP:
                 self._verdicts[e] = verdict_B[i]
-        if ended:
-            spread(info, {"verdict": verdict_B}, ended, self.num_envs)
+        Where.at(ended, self.num_envs).put(info, {"verdict": verdict_B})
         return reward_E
 
     # Returned data
@@ -267,55 +200,12 @@ class CodeVectorEnv(gym.vector.VectorEnv[Observation, npt.NDArray[np.int64], npt
             return hidden_BD
         return {"obs": hidden_BD, "mask": self._legal_En[list(rows)].astype(np.int8)}
 
-    def _final_observations(self, ended: Sequence[int]) -> npt.NDArray[Any]:
-        final_E = np.full(self.num_envs, None, dtype=object)
-        if ended:
-            found = self._observe(ended)
-            for i, e in enumerate(ended):
-                final_E[e] = {key: part[i] for key, part in found.items()} if isinstance(found, dict) else found[i]
-        return final_E
-
     def _final(self, ended: Sequence[int], rows: Sequence[int], stepped: Info) -> Info:
         """The infos of episodes that end in this step, ahead of the next ones' begin."""
         final: Info = {}
-        ended_E = np.zeros(self.num_envs, dtype=np.bool_)
-        ended_E[list(ended)] = True
-        spread(final, _rows_of(rows, stepped, ended_E)[1], ended, self.num_envs)
-        spread(final, self._current(ended), ended, self.num_envs)
+        where = Where.at(ended, self.num_envs)
+        where.put(final, _rows_of(rows, stepped, where.mask_E)[1] | self._current(ended))
         return final
-
-
-def check_vector(num_envs: int, autoreset_mode: str | AutoresetMode) -> AutoresetMode:
-    """The mode; `ConfigError` for an unknown one, or for less than one environment."""
-    if num_envs < 1:
-        raise ConfigError(f"num_envs={num_envs} must be at least 1")
-    try:
-        return AutoresetMode(autoreset_mode)
-    except ValueError:
-        known = ", ".join(repr(one.value) for one in AutoresetMode)
-        raise ConfigError(f"autoreset_mode={autoreset_mode!r} is not supported; use one of {known}") from None
-
-
-def spread(info: Info, columns: Info, rows: Sequence[int], num_envs: int) -> None:
-    """Add columns of B rows to `info` as Gymnasium does: arrays over E, `"_" + key` says where they hold.
-
-    Columns must be new: they may become the caller's as they are.
-    """
-    if not rows:
-        return
-    for key, column_B in columns.items():
-        mask_E = np.zeros(num_envs, dtype=np.bool_)
-        mask_E[list(rows)] = True
-        if isinstance(column_B, dict):
-            values_E: Any = {}
-            spread(values_E, column_B, rows, num_envs)
-        elif len(rows) == num_envs:
-            values_E = column_B
-        else:
-            nothing = None if column_B.dtype == object else 0
-            values_E = np.full((num_envs, *column_B.shape[1:]), nothing, dtype=column_B.dtype)
-            values_E[list(rows)] = column_B
-        info[key], info[f"_{key}"] = values_E, mask_E
 
 
 def _rows_of(rows: Sequence[int], columns: Info, wanted_E: BoolArray) -> tuple[list[int], Info]:

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ra3gym.envs.code_batch import DecoderKind, LatentBatch, Segment, SegmentOptions
-from ra3gym.envs.code_problem import CodeProblem, Observation, ObservationKind, RewardKind, check_render_mode
+from ra3gym.envs.code_problem import CodeProblem, Observation, ObservationKind, RewardKind
+from ra3gym.envs.options import check_render_mode
 from ra3gym.lm import LoadedModel
 from ra3gym.tasks import CodeTask
 from ra3gym.verify import Verdict

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from ra3gym.envs.batched_episodes import BoolArray, Info
 from ra3gym.envs.code_batch import DecoderKind, LatentBatch, SegmentOptions
-from ra3gym.envs.code_problem import CodeProblem, ObservationKind, RewardKind, check_render_mode
-from ra3gym.envs.code_vector import BoolArray, CodeVectorEnv, Info, check_vector
+from ra3gym.envs.code_problem import CodeProblem, ObservationKind, RewardKind
+from ra3gym.envs.code_vector import CodeVectorEnv
 from ra3gym.envs.latent_code import LatentCodeEnv, segment_info, show
+from ra3gym.envs.options import check_render_mode, check_vector
 from ra3gym.lm import LoadedModel
 from ra3gym.tasks import CodeTask
 
@@ -29,9 +31,7 @@ class LatentCodeVectorEnv(CodeVectorEnv):
         model: see `LatentCodeEnv`, as for all arguments that are not named here.
         num_envs: how many environments, at least 1.
         judge_workers: processes that grade; episodes that end in the same step are graded in parallel.
-        autoreset_mode: NEXT_STEP (default): the step behind an episode's last ignores the action and begins the next
-            episode. SAME_STEP: the last step returns the next episode's first observation, and the last one as
-            `info["final_obs"]` and `info["final_info"]`. DISABLED: reset ended environments with `reset_mask`.
+        autoreset_mode: see `BatchedEnv`.
 
     Raises:
         ConfigError, ModelError, UnknownNameError: as `LatentCodeEnv`; `ConfigError` also for a number of environments

@@ -6,7 +6,7 @@ Shape suffixes: S states, A primitive actions, O options, n actions of the envir
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, TypeAlias, Unpack, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, Unpack
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ra3gym.abstractions.option_mdp import Actions, BoolArray, FloatArray, IntArray, OptionMDP
 from ra3gym.abstractions.option_mdp_family import FamilyOptions, random_option_mdp
 from ra3gym.abstractions.option_mdp_solvers import optimal_values
+from ra3gym.envs.options import check_choice, check_render_mode, refuse_unknown_options
 from ra3gym.errors import ConfigError
 
 Observation: TypeAlias = Any
@@ -142,10 +143,13 @@ class OptionMDPEnv(gym.Env[Observation, np.int64]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin in a random state, or in that of `options={"state": ...}`; `ConfigError` if it cannot begin there."""
         super().reset(seed=seed)
-        pinned = pinned_state(options or {}, self._tables)
-        if pinned is None:
-            pinned = int(np.searchsorted(self._tables.start_S, self.np_random.random(), side="right"))
-        self._state, self._clock, self._last, self._running = pinned, 0, "", True
+        options = options or {}
+        refuse_unknown_options(options, ("state",))
+        if "state" in options:
+            begun = checked_state(options["state"], self._tables)
+        else:
+            begun = int(np.searchsorted(self._tables.start_S, self.np_random.random(), side="right"))
+        self._state, self._clock, self._last, self._running = begun, 0, "", True
         return self._observe(), self._info()
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -241,20 +245,10 @@ def observation_space(tables: StepTables, observation: ObservationKind) -> gym.s
 
 def check_options(observation: str, horizon: int, render_mode: str | None, render_modes: list[str]) -> None:
     """Refuse values outside their choices with `ConfigError`."""
-    if observation not in get_args(ObservationKind):
-        choices = ", ".join(map(repr, get_args(ObservationKind)))
-        raise ConfigError(f"observation={observation!r} is not supported; use one of {choices}")
+    check_choice("observation", observation, ObservationKind)
+    check_render_mode(render_mode, render_modes)
     if horizon < 1:
         raise ConfigError(f"horizon={horizon}: an episode has at least 1 primitive step")
-    if render_mode not in (None, *render_modes):
-        raise ConfigError(f"render_mode={render_mode!r} is not supported; use None or 'ansi'")
-
-
-def pinned_state(options: dict[str, Any], tables: StepTables) -> int | None:
-    """The first state that `reset` was asked for; `ConfigError` for a terminal one, none at all, or another option."""
-    if unknown := set(options) - {"state"}:
-        raise ConfigError(f"unknown reset option {', '.join(map(repr, sorted(unknown)))}; known: 'state'")
-    return None if "state" not in options else checked_state(options["state"], tables)
 
 
 def checked_state(wanted: Any, tables: StepTables) -> int:

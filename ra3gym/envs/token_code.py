@@ -11,14 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ra3gym.envs.code_batch import CodeBatch
-from ra3gym.envs.code_problem import (
-    CodeProblem,
-    Observation,
-    ObservationKind,
-    RewardKind,
-    check_choice,
-    check_render_mode,
-)
+from ra3gym.envs.code_problem import CodeProblem, Observation, ObservationKind, RewardKind
+from ra3gym.envs.options import check_choice, check_render_mode
 from ra3gym.errors import ConfigError
 from ra3gym.lm import LoadedModel
 from ra3gym.tasks import CodeTask

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from ra3gym.envs.batched_episodes import BoolArray, Info
 from ra3gym.envs.code_batch import CodeBatch
-from ra3gym.envs.code_problem import CodeProblem, ObservationKind, RewardKind, check_choice, check_render_mode
-from ra3gym.envs.code_vector import BoolArray, CodeVectorEnv, Info, check_vector
+from ra3gym.envs.code_problem import CodeProblem, ObservationKind, RewardKind
+from ra3gym.envs.code_vector import CodeVectorEnv
+from ra3gym.envs.options import check_choice, check_render_mode, check_vector
 from ra3gym.envs.token_code import ActionSpace, TokenCodeEnv, show
 from ra3gym.errors import ConfigError
 from ra3gym.lm import LoadedModel
@@ -28,7 +30,7 @@ class TokenCodeVectorEnv(CodeVectorEnv):
         model: see `TokenCodeEnv`, as for all arguments that are not named here.
         num_envs: how many environments, at least 1.
         judge_workers: processes that grade; episodes that end in the same step are graded in parallel.
-        autoreset_mode: see `LatentCodeVectorEnv`.
+        autoreset_mode: see `BatchedEnv`.
 
     Raises:
         ConfigError, ModelError, UnknownNameError: as `TokenCodeEnv`; `ConfigError` also for a number of environments

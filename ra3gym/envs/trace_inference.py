@@ -6,13 +6,14 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
 from ra3gym.abstractions.inference_problem import NO_LATENT, InferenceProblem
+from ra3gym.envs.options import check_choice, check_render_mode, refuse_unknown_options
 from ra3gym.envs.trace_problem import load_problem
 from ra3gym.errors import ConfigError, DataError, UnknownNameError
 from ra3gym.lm import LoadedModel
@@ -212,13 +213,10 @@ class TraceInferenceEnv(gym.Env[Observation, np.int64]):
 
 def check_options(floor: float, observation: str, render_mode: str | None, render_modes: Sequence[str]) -> None:
     """Refuse values outside their choices with `ConfigError`."""
-    if observation not in get_args(ObservationKind):
-        choices = ", ".join(map(repr, get_args(ObservationKind)))
-        raise ConfigError(f"observation={observation!r} is not supported; use one of {choices}")
+    check_choice("observation", observation, ObservationKind)
+    check_render_mode(render_mode, render_modes)
     if not math.isfinite(floor):
         raise ConfigError(f"floor={floor}: the least reward must be finite, in nats; -100 is far below most lines")
-    if render_mode not in (None, *render_modes):
-        raise ConfigError(f"render_mode={render_mode!r} is not supported; use None or 'ansi'")
 
 
 def refuse_impossible(problem: InferenceProblem) -> None:
@@ -228,14 +226,6 @@ def refuse_impossible(problem: InferenceProblem) -> None:
         raise DataError(
             f"trace {problem.trace_ids[impossible[0]]!r} has probability 0 under every path of latents: raise its "
             "emissions above -inf, or drop it"
-        )
-
-
-def refuse_unknown_options(options: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Refuse options of `reset` other than `known` with `ConfigError`."""
-    if unknown := set(options) - set(known):
-        raise ConfigError(
-            f"unknown reset option {', '.join(map(repr, sorted(unknown)))}; known: {', '.join(map(repr, known))}"
         )
 
 
