@@ -20,6 +20,7 @@ from ra3gym.envs.options import check_choice
 from ra3gym.errors import ConfigError, ModelError
 from ra3gym.lm.batch_stream import BatchStream, draw
 from ra3gym.lm.tokenizer import decode_completion, latent_ids
+from ra3gym.verify import Verdict
 
 DecoderKind = Literal["sample", "greedy"]
 
@@ -106,6 +107,19 @@ class CodeBatch:
         """What is graded of a row."""
         return self.problem.program(int(self.task_E[row]), self.written(row))
 
+    def spent(self, row: int) -> str:
+        """How much of the budget a row has used, as its status says it."""
+        return str(self.spent_E[row])
+
+    def shown(self, row: int) -> str:
+        """The text of a row that is rendered."""
+        return self.program(row)
+
+    def show(self, row: int, verdict: Verdict | None) -> str:
+        """A row's text under a line of status."""
+        status = self.problem.status(int(self.task_E[row]), self.spent(row), verdict)
+        return f"{status}\n{self.shown(row)}\n"
+
     def hidden_BD(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """float32 `(B, D)`: last hidden states, clipped."""
         return clipped(self.stream.hidden_ED[list(rows)])
@@ -125,6 +139,7 @@ class LatentBatch(CodeBatch):
     def __init__(self, problem: CodeProblem, num_rows: int, options: SegmentOptions) -> None:
         super().__init__(problem, num_rows)
         self.options = options
+        self.decisions_E = np.zeros(num_rows, dtype=np.int64)
         self.latent_ids = latent_ids(problem.loaded.tokenizer)
         if not self.latent_ids:
             raise ModelError(
@@ -134,6 +149,22 @@ class LatentBatch(CodeBatch):
         self._latents = frozenset(self.latent_ids)
         self._allowed_V = problem.writable_V.to(problem.loaded.model.device)
         self._breaks: dict[int, int] = {}
+
+    def begin(self, rows: Sequence[int], tasks: Sequence[int]) -> None:
+        self.decisions_E[list(rows)] = 0
+        super().begin(rows, tasks)
+
+    def spent(self, row: int) -> str:
+        return f"{self.decisions_E[row]} decisions, {self.spent_E[row]}"
+
+    def shown(self, row: int) -> str:
+        """The text of a row that is rendered: latents included."""
+        return self.problem.tasks[int(self.task_E[row])].prompt + self.completion(row)
+
+    def out_of_decisions(self, row: int) -> bool:
+        """Whether a row has taken `max_decisions`."""
+        most = self.options.max_decisions
+        return most is not None and bool(self.decisions_E[row] >= most)
 
     def logprobs_BK(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """float32 `(B, K)`, nats: the model's own choice, given that a latent comes."""
@@ -174,6 +205,7 @@ class LatentBatch(CodeBatch):
                 latent. A greedy one takes none.
             on_over: called with a row as soon as its episode is over, while the others write on.
         """
+        self.decisions_E[list(rows)] += 1
         segments = [Segment(latent) for latent in latents]
         open_B = list(range(len(rows)))
         token_B = [self.latent_ids[latent] if latent >= 0 else -1 for latent in latents]

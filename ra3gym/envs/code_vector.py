@@ -65,12 +65,8 @@ class CodeVectorEnv(BatchedEnv):
         """Work out what these rows' actions are now, and set their `_legal_En`."""
 
     @abstractmethod
-    def _current(self, rows: Sequence[int]) -> Info:
-        """Infos of these rows that do not depend on a step, as columns of B, new in memory."""
-
-    @abstractmethod
-    def _show(self, row: int) -> str:
-        """One row for `render`."""
+    def _actions(self, rows: Sequence[int]) -> Info:
+        """What infos say of these rows' actions, beside the mask, as columns of B, new in memory."""
 
     # Gymnasium's interface
 
@@ -144,7 +140,9 @@ class CodeVectorEnv(BatchedEnv):
 
     def render(self) -> tuple[str, ...] | None:
         """The programs so far, for `render_mode="ansi"`."""
-        return None if self.render_mode is None else tuple(self._show(e) for e in range(self.num_envs))
+        if self.render_mode is None:
+            return None
+        return tuple(self._batch.show(e, verdict) for e, verdict in enumerate(self._verdicts))
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the judge's processes."""
@@ -199,6 +197,16 @@ class CodeVectorEnv(BatchedEnv):
         if self.problem.observation == "hidden":
             return hidden_BD
         return {"obs": hidden_BD, "mask": self._legal_En[list(rows)].astype(np.int8)}
+
+    def _current(self, rows: Sequence[int]) -> Info:
+        """Infos of these rows that do not depend on a step, as columns of B, new in memory."""
+        at = list(rows)
+        task_ids = [self.problem.tasks[task].task_id for task in self._batch.task_E[at].tolist()]
+        return {
+            "task_id": np.array(task_ids, dtype=object),
+            **self._actions(rows),
+            "action_mask": self._legal_En[at].astype(np.int8),
+        }
 
     def _final(self, ended: Sequence[int], rows: Sequence[int], stepped: Info) -> Info:
         """The infos of episodes that end in this step, ahead of the next ones' begin."""

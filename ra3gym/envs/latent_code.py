@@ -6,19 +6,18 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
 from ra3gym.envs.code_batch import DecoderKind, LatentBatch, Segment, SegmentOptions
-from ra3gym.envs.code_problem import CodeProblem, Observation, ObservationKind, RewardKind
+from ra3gym.envs.code_env import CodeEnv
+from ra3gym.envs.code_problem import CodeProblem, ObservationKind, RewardKind
 from ra3gym.envs.options import check_render_mode
 from ra3gym.lm import LoadedModel
 from ra3gym.tasks import CodeTask
-from ra3gym.verify import Verdict
 
 
-class LatentCodeEnv(gym.Env[Observation, np.int64]):
+class LatentCodeEnv(CodeEnv):
     """Solve a `CodeTask` latent by latent: `TokenCodeEnv`'s tasks, judge and reward, in far fewer decisions.
 
     A step appends the token of one latent; then the model, frozen, writes until it asks for the next one: until its own
@@ -67,8 +66,6 @@ class LatentCodeEnv(gym.Env[Observation, np.int64]):
         UnknownNameError: no such set of tasks; in `reset`, no such task.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}
-
     def __init__(
         self,
         model: str | os.PathLike[str] | LoadedModel = "embedded",
@@ -94,8 +91,7 @@ class LatentCodeEnv(gym.Env[Observation, np.int64]):
             decoder, temperature, segment_lines, segment_tokens, max_decisions, top_k=top_k, min_prob=min_prob
         )
         check_render_mode(render_mode, self.metadata["render_modes"])
-        self.render_mode = render_mode
-        self.problem = CodeProblem(
+        problem = CodeProblem(
             model,
             tasks,
             split,
@@ -106,102 +102,27 @@ class LatentCodeEnv(gym.Env[Observation, np.int64]):
             device=device,
             dtype=dtype,
         )
-        self._batch = LatentBatch(self.problem, 1, options)
-        self.num_latents = len(self._batch.latent_ids)
-        self.action_space = gym.spaces.Discrete(self.num_latents)
-        self.observation_space = self.problem.observation_space(self.num_latents)
-
-        self.verdict: Verdict | None = None
-        self.decisions = 0
-        self._done = True
+        self._latent_batch = LatentBatch(problem, 1, options)
+        self.num_latents = len(self._latent_batch.latent_ids)
+        super().__init__(self._latent_batch, self.num_latents, render_mode)
 
     @property
-    def task(self) -> CodeTask:
-        """The task of this episode."""
-        return self.problem.tasks[int(self._batch.task_E[0])]
+    def decisions(self) -> int:
+        """How many actions this episode has taken."""
+        return int(self._latent_batch.decisions_E[0])
 
-    @property
-    def task_ids(self) -> list[str]:
-        """The ids that `reset(options={"task_id": ...})` takes."""
-        return self.problem.task_ids
-
-    @property
-    def completion(self) -> str:
-        """The text written so far, latents included, without the end token."""
-        return self._batch.completion(0)
-
-    @property
-    def program(self) -> str:
-        """What is graded: the prompt and the completion without latents."""
-        return self._batch.program(0)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Begin a task: a random one, or that of `options={"task_id": ...}`; `UnknownNameError` if there is none."""
-        super().reset(seed=seed)
-        self._batch.begin([0], [self.problem.pick(options or {}, self.np_random)])
-        self.verdict = None
-        self.decisions = 0
-        self._done = False
-        self._update_actions()
-        return self._observe(), self._info()
-
-    def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Begin a segment with the action's latent; `gymnasium.error.ResetNeeded` when no episode is under way."""
-        if self._done:
-            raise gym.error.ResetNeeded("this episode has ended, or none has begun: call reset() first")
-        self.decisions += 1
-        latent = int(action)
-        legal = 0 <= latent < self.num_latents and bool(self._legal_K[latent])
-        (segment,) = self._batch.decide([0], [latent if legal else -1], [self.np_random])
-        self._update_actions()
-        terminated = segment.ended
-        truncated = not terminated and (segment.over or self.decisions == self._batch.options.max_decisions)
-        reward = 0.0
-        info = self._info() | segment_info(segment)
-        if terminated or truncated:
-            self._done = True
-            (self.verdict,) = self.problem.submit(int(self._batch.task_E[0]), self._batch.written(0)).result()
-            reward = self.problem.reward(self.verdict)
-            info["verdict"] = self.verdict
-        return self._observe(), reward, terminated, truncated, info
-
-    def action_masks(self) -> npt.NDArray[np.bool_]:
-        """bool `(K,)`: which latents are legal now; the dialect of sb3-contrib."""
-        return self._legal_K.copy()
-
-    def render(self) -> str | None:
-        """The program so far, latents included, under a line of status, for `render_mode="ansi"`."""
-        if self.render_mode is None:
-            return None
-        return show(self._batch, 0, self.decisions, self.verdict)
-
-    def close(self) -> None:
-        """End the judge's processes; safe to call twice."""
-        self.problem.close()
+    def _advance(self, action: int) -> tuple[bool, bool, dict[str, Any]]:
+        (segment,) = self._latent_batch.decide([0], [action], [self.np_random])
+        truncated = not segment.ended and (segment.over or self._latent_batch.out_of_decisions(0))
+        return segment.ended, truncated, segment_info(segment)
 
     def _update_actions(self) -> None:
-        """The model's own choice of the next latent, and which are legal."""
-        logprobs_1K = self._batch.logprobs_BK([0])
+        logprobs_1K = self._latent_batch.logprobs_BK([0])
         self._logprobs_K: npt.NDArray[np.float32] = logprobs_1K[0]
-        self._legal_K: npt.NDArray[np.bool_] = self._batch.legal_BK(logprobs_1K)[0]
+        self._legal_n = self._latent_batch.legal_BK(logprobs_1K)[0]
 
-    def _observe(self) -> Observation:
-        if self.problem.observation == "tokens":
-            tokens_L: Observation = self._batch.padded_BL([0])[0]
-            return tokens_L
-        hidden_D: npt.NDArray[np.float32] = self._batch.hidden_BD([0])[0]
-        if self.problem.observation == "hidden":
-            return hidden_D
-        return {"obs": hidden_D, "mask": self._legal_K.astype(np.int8)}
-
-    def _info(self) -> dict[str, Any]:
-        return {
-            "task_id": self.task.task_id,
-            "logprobs": self._logprobs_K.copy(),
-            "action_mask": self._legal_K.astype(np.int8),
-        }
+    def _actions(self) -> dict[str, Any]:
+        return {"logprobs": self._logprobs_K.copy()}
 
 
 def segment_info(segment: Segment) -> dict[str, Any]:
@@ -211,10 +132,3 @@ def segment_info(segment: Segment) -> dict[str, Any]:
         "segment": segment.text,
         "illegal_action": segment.latent < 0,
     }
-
-
-def show(batch: LatentBatch, row: int, decisions: int, verdict: Verdict | None) -> str:
-    """A row's program, latents included, under a line of status."""
-    task = int(batch.task_E[row])
-    spent = f"{decisions} decisions, {batch.spent_E[row]}"
-    return f"{batch.problem.status(task, spent, verdict)}\n{batch.problem.tasks[task].prompt}{batch.completion(row)}\n"

@@ -13,7 +13,7 @@ from ra3gym.envs.batched_episodes import BoolArray, Info
 from ra3gym.envs.code_batch import DecoderKind, LatentBatch, SegmentOptions
 from ra3gym.envs.code_problem import CodeProblem, ObservationKind, RewardKind
 from ra3gym.envs.code_vector import CodeVectorEnv
-from ra3gym.envs.latent_code import LatentCodeEnv, segment_info, show
+from ra3gym.envs.latent_code import LatentCodeEnv, segment_info
 from ra3gym.envs.options import check_render_mode, check_vector
 from ra3gym.lm import LoadedModel
 from ra3gym.tasks import CodeTask
@@ -82,19 +82,13 @@ class LatentCodeVectorEnv(CodeVectorEnv):
         self._latent_batch = LatentBatch(problem, num_envs, options)
         self.num_latents = len(self._latent_batch.latent_ids)
         super().__init__(self._latent_batch, self.num_latents, mode, render_mode)
-        self._decisions_E = np.zeros(num_envs, dtype=np.int64)
         self._logprobs_EK = np.zeros((num_envs, self.num_latents), dtype=np.float32)
 
-    def _begin(self, rows: Sequence[int], tasks: Sequence[int]) -> None:
-        self._decisions_E[list(rows)] = 0
-        super()._begin(rows, tasks)
-
     def _advance(self, rows: Sequence[int], actions: Sequence[int]) -> tuple[BoolArray, BoolArray, Info]:
-        self._decisions_E[list(rows)] += 1
         rngs = [self._rngs[e] for e in rows]
         segments = self._latent_batch.decide(rows, actions, rngs, on_over=self._hand_in)
         over_B = np.array([segment.over for segment in segments])
-        spent_B = self._decisions_E[list(rows)] >= (self._latent_batch.options.max_decisions or np.inf)
+        spent_B = np.array([self._latent_batch.out_of_decisions(row) for row in rows])
         for i in np.flatnonzero(spent_B & ~over_B).tolist():
             self._hand_in(rows[i])
         terminated_B = np.array([segment.ended for segment in segments])
@@ -112,14 +106,5 @@ class LatentCodeVectorEnv(CodeVectorEnv):
         self._logprobs_EK[list(rows)] = logprobs_BK
         self._legal_En[list(rows)] = self._latent_batch.legal_BK(logprobs_BK)
 
-    def _current(self, rows: Sequence[int]) -> Info:
-        at = list(rows)
-        task_ids = [self.problem.tasks[task].task_id for task in self._batch.task_E[at].tolist()]
-        return {
-            "task_id": np.array(task_ids, dtype=object),
-            "logprobs": self._logprobs_EK[at],
-            "action_mask": self._legal_En[at].astype(np.int8),
-        }
-
-    def _show(self, row: int) -> str:
-        return show(self._latent_batch, row, int(self._decisions_E[row]), self._verdicts[row])
+    def _actions(self, rows: Sequence[int]) -> Info:
+        return {"logprobs": self._logprobs_EK[list(rows)]}

@@ -6,22 +6,20 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import gymnasium as gym
 import numpy as np
-import numpy.typing as npt
 
 from ra3gym.envs.code_batch import CodeBatch
-from ra3gym.envs.code_problem import CodeProblem, Observation, ObservationKind, RewardKind
+from ra3gym.envs.code_env import CodeEnv
+from ra3gym.envs.code_problem import CodeProblem, ObservationKind, RewardKind
 from ra3gym.envs.options import check_choice, check_render_mode
 from ra3gym.errors import ConfigError
 from ra3gym.lm import LoadedModel
 from ra3gym.tasks import CodeTask
-from ra3gym.verify import Verdict
 
 ActionSpace = Literal["topk", "full"]
 
 
-class TokenCodeEnv(gym.Env[Observation, np.int64]):
+class TokenCodeEnv(CodeEnv):
     """Solve a `CodeTask` token by token.
 
     **Actions.** `action_space="topk"` (default): `Discrete(k)`, an index into the model's `top_k` likeliest tokens
@@ -69,8 +67,6 @@ class TokenCodeEnv(gym.Env[Observation, np.int64]):
         UnknownNameError: no such set of tasks; in `reset`, no such task.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}
-
     def __init__(
         self,
         model: str | os.PathLike[str] | LoadedModel = "embedded",
@@ -91,8 +87,7 @@ class TokenCodeEnv(gym.Env[Observation, np.int64]):
         check_render_mode(render_mode, self.metadata["render_modes"])
         if top_k < 1:
             raise ConfigError(f"top_k={top_k} must be at least 1")
-        self.render_mode = render_mode
-        self.problem = CodeProblem(
+        problem = CodeProblem(
             model,
             tasks,
             split,
@@ -103,118 +98,29 @@ class TokenCodeEnv(gym.Env[Observation, np.int64]):
             device=device,
             dtype=dtype,
         )
-        self._writable_V = self.problem.writable_V
+        self._writable_V = problem.writable_V
         self._top_k = min(top_k, int(self._writable_V.sum())) if action_space == "topk" else None
-        num_actions = self._top_k or self.problem.vocab_size
-        self.action_space = gym.spaces.Discrete(num_actions)
-        self.observation_space = self.problem.observation_space(num_actions)
+        super().__init__(CodeBatch(problem, 1), self._top_k or problem.vocab_size, render_mode)
+        if self._top_k is None:
+            self._legal_n = self._writable_V.numpy()
 
-        self.verdict: Verdict | None = None
-        self._batch = CodeBatch(self.problem, 1)
-        self._done = True
-
-    @property
-    def max_new_tokens(self) -> int:
-        """The budget of an episode in tokens."""
-        return self.problem.max_new_tokens
-
-    @property
-    def task(self) -> CodeTask:
-        """The task of this episode."""
-        return self.problem.tasks[int(self._batch.task_E[0])]
-
-    @property
-    def task_ids(self) -> list[str]:
-        """The ids that `reset(options={"task_id": ...})` takes."""
-        return self.problem.task_ids
-
-    @property
-    def completion(self) -> str:
-        """The text written so far, latents included, without the end token."""
-        return self._batch.completion(0)
-
-    @property
-    def program(self) -> str:
-        """What is graded: the prompt and the completion without latents."""
-        return self._batch.program(0)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Begin a task: a random one, or that of `options={"task_id": ...}`; `UnknownNameError` if there is none."""
-        super().reset(seed=seed)
-        self._batch.begin([0], [self.problem.pick(options or {}, self.np_random)])
-        self.verdict = None
-        self._done = False
-        self._update_actions()
-        return self._observe(), self._info()
-
-    def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Write the action's token; `gymnasium.error.ResetNeeded` when no episode is under way."""
-        if self._done:
-            raise gym.error.ResetNeeded("this episode has ended, or none has begun: call reset() first")
+    def _advance(self, action: int) -> tuple[bool, bool, dict[str, Any]]:
         self._batch.spent_E[0] += 1
-        index = int(action)
-        legal = 0 <= index < len(self._legal) and bool(self._legal[index])
+        legal = action >= 0
         if legal:
-            self._batch.stream.write([0], [int(self._candidates[index])])
-            self._update_actions()
+            self._batch.stream.write([0], [int(self._candidates[action])])
         terminated = legal and self._batch.written(0)[-1] in self.problem.end_ids
         truncated = not terminated and bool(self._batch.spent_E[0] >= self.max_new_tokens)
-        reward = 0.0
-        info = self._info() | {"duration": {"tokens": 1}, "illegal_action": not legal}
-        if terminated or truncated:
-            self._done = True
-            (self.verdict,) = self.problem.submit(int(self._batch.task_E[0]), self._batch.written(0)).result()
-            reward = self.problem.reward(self.verdict)
-            info["verdict"] = self.verdict
-        return self._observe(), reward, terminated, truncated, info
-
-    def action_masks(self) -> npt.NDArray[np.bool_]:
-        """bool `(n,)`: which actions are legal now; the dialect of sb3-contrib."""
-        return self._legal.copy()
-
-    def render(self) -> str | None:
-        """The program so far under a line of status, for `render_mode="ansi"`."""
-        if self.render_mode is None:
-            return None
-        return show(self._batch, 0, self.verdict)
-
-    def close(self) -> None:
-        """End the judge's processes; safe to call twice."""
-        self.problem.close()
+        return terminated, truncated, {"duration": {"tokens": 1}, "illegal_action": not legal}
 
     def _update_actions(self) -> None:
-        """What each action would write now, its log-probability, and whether it is legal."""
+        """What each action would write now, and its log-probability; candidates are always legal."""
         logp_V = self._batch.stream.logits_EV[0].float().log_softmax(-1).cpu()
         if self._top_k is None:
-            self._candidates = np.arange(self.problem.vocab_size)
-            self._logprobs = logp_V.numpy()
-            self._legal = self._writable_V.numpy()
-        else:
-            top = logp_V.masked_fill(~self._writable_V, -float("inf")).topk(self._top_k)
-            self._candidates, self._logprobs = top.indices.numpy(), top.values.numpy()
-            self._legal = np.ones(self._top_k, dtype=np.bool_)
+            self._candidates, self._logprobs = np.arange(self.problem.vocab_size), logp_V.numpy()
+            return
+        top = logp_V.masked_fill(~self._writable_V, -float("inf")).topk(self._top_k)
+        self._candidates, self._logprobs = top.indices.numpy(), top.values.numpy()
 
-    def _observe(self) -> Observation:
-        if self.problem.observation == "tokens":
-            tokens_L: Observation = self._batch.padded_BL([0])[0]
-            return tokens_L
-        hidden_D: npt.NDArray[np.float32] = self._batch.hidden_BD([0])[0]
-        if self.problem.observation == "hidden":
-            return hidden_D
-        return {"obs": hidden_D, "mask": self._legal.astype(np.int8)}
-
-    def _info(self) -> dict[str, Any]:
-        return {
-            "task_id": self.task.task_id,
-            "candidates": self._candidates.copy(),
-            "logprobs": self._logprobs.copy(),
-            "action_mask": self._legal.astype(np.int8),
-        }
-
-
-def show(batch: CodeBatch, row: int, verdict: Verdict | None) -> str:
-    """A row's program under a line of status."""
-    status = batch.problem.status(int(batch.task_E[row]), str(batch.spent_E[row]), verdict)
-    return f"{status}\n{batch.program(row)}\n"
+    def _actions(self) -> dict[str, Any]:
+        return {"candidates": self._candidates.copy(), "logprobs": self._logprobs.copy()}

@@ -14,7 +14,7 @@ from ra3gym.envs.code_batch import CodeBatch
 from ra3gym.envs.code_problem import CodeProblem, ObservationKind, RewardKind
 from ra3gym.envs.code_vector import CodeVectorEnv
 from ra3gym.envs.options import check_choice, check_render_mode, check_vector
-from ra3gym.envs.token_code import ActionSpace, TokenCodeEnv, show
+from ra3gym.envs.token_code import ActionSpace, TokenCodeEnv
 from ra3gym.errors import ConfigError
 from ra3gym.lm import LoadedModel
 from ra3gym.tasks import CodeTask
@@ -106,15 +106,6 @@ class TokenCodeVectorEnv(CodeVectorEnv):
         top = logp_BV.masked_fill(self._illegal_V, -float("inf")).topk(self._top_k)
         self._candidates_En[at], self._logprobs_En[at] = top.indices.cpu().numpy(), top.values.cpu().numpy()
 
-    def _current(self, rows: Sequence[int]) -> Info:
+    def _actions(self, rows: Sequence[int]) -> Info:
         at = list(rows)
-        task_ids = [self.problem.tasks[task].task_id for task in self._batch.task_E[at].tolist()]
-        return {
-            "task_id": np.array(task_ids, dtype=object),
-            "candidates": self._candidates_En[at],
-            "logprobs": self._logprobs_En[at],
-            "action_mask": self._legal_En[at].astype(np.int8),
-        }
-
-    def _show(self, row: int) -> str:
-        return show(self._batch, row, self._verdicts[row])
+        return {"candidates": self._candidates_En[at], "logprobs": self._logprobs_En[at]}
