@@ -103,9 +103,11 @@ class InferenceProblem:
         return observed_BO
 
     def end_observations(self, previous_B: IntArray) -> Float32Array:
-        """What is seen behind a trace's last line, float32 (B, O): no features, the last latent, position (1, 0)."""
+        """What is seen behind a trace's last line, float32 (B, O): no features, the last latent (one-hot, or zeros),
+        position (1, 0)."""
         observed_BO = np.zeros((len(previous_B), self.observation_size), dtype=np.float32)
-        observed_BO[np.arange(len(previous_B)), self.feature_NF.shape[1] + previous_B] = 1.0
+        (rows,) = np.nonzero(previous_B >= 0)
+        observed_BO[rows, self.feature_NF.shape[1] + previous_B[rows]] = 1.0
         observed_BO[:, -2] = 1.0
         return observed_BO
 

@@ -29,15 +29,17 @@ OBSERVATION_BOUND = 1e4
 class TraceInferenceEnv(gym.Env[Observation, np.int64]):
     """The E-step as an environment: infer the latents of an expert trace, line by line.
 
-    **Actions.** `Discrete(K)`: the latent of the line ahead. Illegal is a latent under which the line is impossible
-    (emission or prior of `-inf`); it comes as `info["action_mask"]` (int8), as `action_masks()` (bool) and in the
-    `"dict"` observation. *Choosing one* pays the floor and goes on with it as the latent behind. Where nothing is legal
+    **Actions.** `Discrete(K)`: the latent of the line ahead. Masked is a latent under which the line is impossible
+    (emission or prior of `-inf`). The mask comes as `info["action_mask"]` (int8), as `action_masks()` (bool) and in the
+    `"dict"` observation. *An illegal action* (masked, or out of range) uses up the line: it pays the floor, makes
+    `log_joint` `-inf`, and is reported as `info["illegal_action"]`. A masked latent is the latent behind from then on;
+    what is out of range is no latent, so that none is behind the next line, as at the first one. Where nothing is legal
     (a prior with hard zeros, after an illegal choice) and behind the last line, the mask is open.
 
     **Observations.** `"features"` (default): float32 `(F + K + 2,)`, as `InferenceProblem.observations` has it:
-    features of the prefix and the line ahead, the latent behind (one-hot; zeros at a first line), and position. Behind
-    the last line the features are zeros and the position is (1, 0). `"dict"`: a flat Dict of that as `"obs"`, and
-    `"mask"`, int8 `(K,)`.
+    features of the prefix and the line ahead, the latent behind (one-hot; zeros where there is none), and position.
+    Behind the last line the features are zeros and the position is (1, 0). `"dict"`: a flat Dict of that as `"obs"`,
+    and `"mask"`, int8 `(K,)`.
 
     **Reward.** `log p(line | z) + log p(z | latent behind)` in nats, raised to at least `floor`, so that learners never
     meet `-inf`. Rewards of a path sum to its log joint probability with the trace, unless the floor was met.
@@ -47,8 +49,8 @@ class TraceInferenceEnv(gym.Env[Observation, np.int64]):
 
     **Info.** Always `trace_id`; `line`, the one ahead, as text where the problem has texts (`""` behind the last), else
     its index in the trace (-1); `log_joint`, the sum so far in nats, *without* the floor (`-inf` after an illegal
-    choice); `action_mask`. After a step also `duration`, `{"lines": 1}`. At the end also `evidence`, the trace's log
-    evidence, and `gap = evidence - log_joint`, never negative.
+    choice); `action_mask`. After a step also `duration`, `{"lines": 1}`, and `illegal_action`. At the end also
+    `evidence`, the trace's log evidence, and `gap = evidence - log_joint`, never negative.
 
     `log_joint` is the temporal ELBO of a q that is sure of this path. A stochastic q also earns its entropy: its
     expected `gap` less its entropy is the gap of its ELBO. So add `-log q(action)` to each reward, that is, entropy at
@@ -145,14 +147,14 @@ class TraceInferenceEnv(gym.Env[Observation, np.int64]):
             raise gym.error.ResetNeeded("this episode has ended, or none has begun: call reset() first")
         latent = int(action)
         if not 0 <= latent < self.problem.num_latents:
-            raise gym.error.InvalidAction(f"action {action} is no latent: give 0 to {self.problem.num_latents - 1}")
-        gain = float(self._reward_K[latent])
+            latent = NO_LATENT
+        gain = -math.inf if latent == NO_LATENT else float(self._reward_K[latent])
         self._log_joint += gain
         self._path.append(latent)
         self._line += 1
         self._update_actions()
         terminated = self._line == self._end
-        info = self._info() | {"duration": {"lines": 1}}
+        info = self._info() | {"duration": {"lines": 1}, "illegal_action": gain == -math.inf}
         if terminated:
             evidence = float(self.problem.log_evidence_M[self._trace])
             info |= {"evidence": evidence, "gap": evidence - self._log_joint}
@@ -250,10 +252,10 @@ def observation_space(problem: InferenceProblem, observation: ObservationKind) -
 
 
 def show_path(problem: InferenceProblem, trace: int, path: Sequence[int], log_joint: float) -> str:
-    """A trace under a line of status, each line behind its latent; lines without one yet are behind a dot."""
+    """A trace under a line of status, each line behind its latent, or "?" for none; lines ahead are behind a dot."""
     start, end = map(int, problem.chain.offsets[trace : trace + 2])
     texts = [f"line {t}" for t in range(end - start)] if problem.line_texts is None else problem.line_texts[start:end]
-    marks = [f"z{latent}" for latent in path] + ["."] * (end - start - len(path))
+    marks = ["?" if latent == NO_LATENT else f"z{latent}" for latent in path] + ["."] * (end - start - len(path))
     width = len(f"z{problem.num_latents - 1}")
     shown = [f"{mark:>{width}} | {text.rstrip()}" for mark, text in zip(marks, texts, strict=True)]
     status = f"# {problem.trace_ids[trace]}: {len(path)} of {end - start} lines, log joint {log_joint:.2f} nats"

@@ -27,9 +27,11 @@ class Tables(NamedTuple):
 
     known_NO: Float32Array
     legal_NK: Int8Array
-    """Legal whatever the latent behind; a sticky prior can only add that one."""
+    """Legal whatever the latent behind, where there is one; a sticky prior can only add that one."""
+    legal_fresh_NK: Int8Array
+    """Legal where there is no latent behind."""
     some_N: BoolArray
-    """Whether any of them is."""
+    """Whether any of `legal_NK` is."""
     row_N: IntArray
     keep_N: FloatArray
     fresh_row_N: IntArray
@@ -78,15 +80,16 @@ def make_tables(problem: InferenceProblem) -> Tables:
     """The tables of a problem, in types and layouts that one compiled version of the passes serves."""
     chain = problem.chain
     fresh_row_N = chain.fresh_row_M[problem.trace_N]
-    first_N = np.zeros(len(chain.row_N), dtype=np.bool_)
-    first_N[chain.offsets[:-1]] = True
-    drawn_NK = np.where(first_N, 1.0, 1.0 - chain.keep_N)[:, None] * chain.fresh_SK[fresh_row_N]
-    legal_NK = (drawn_NK > 0.0) & (chain.log_emission_RK[chain.row_N] > -np.inf)
-    end_O = problem.end_observations(np.zeros(1, dtype=np.int64))
-    end_O[0, problem.feature_NF.shape[1]] = 0.0  # the latent behind is filled in at each step
+    fresh_NK, possible_NK = chain.fresh_SK[fresh_row_N], chain.log_emission_RK[chain.row_N] > -np.inf
+    legal_NK = ((1.0 - chain.keep_N)[:, None] * fresh_NK > 0.0) & possible_NK
+    legal_fresh_NK = (fresh_NK > 0.0) & possible_NK
+    legal_fresh_NK |= ~legal_fresh_NK.any(axis=1, keepdims=True)  # a dead end opens the mask
+    end_1O = problem.end_observations(np.full(1, NO_LATENT))  # the latent behind is filled in at each step
+    end_1K = np.ones((1, problem.num_latents), dtype=np.bool_)
     return Tables(
-        known_NO=np.ascontiguousarray(np.concatenate([problem.known_NO, end_O])),
-        legal_NK=np.concatenate([legal_NK, np.ones((1, problem.num_latents), dtype=np.bool_)]).astype(np.int8),
+        known_NO=np.ascontiguousarray(np.concatenate([problem.known_NO, end_1O])),
+        legal_NK=np.concatenate([legal_NK, end_1K]).astype(np.int8),
+        legal_fresh_NK=np.concatenate([legal_fresh_NK, end_1K]).astype(np.int8),
         some_N=np.append(legal_NK.any(axis=1), True),
         row_N=_plain(chain.row_N, np.int64),
         keep_N=_plain(chain.keep_N, np.float64),
@@ -128,7 +131,8 @@ def begin_chosen(tables: Tables, state: State, chosen_E: BoolArray, pinned_E: In
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def look(tables: Tables, state: State, obs_EO: Float32Array, mask_EK: Int8Array) -> None:
     """Write observations and masks of all environments as they are."""
-    known_NO, legal_NK, some_N = tables.known_NO, tables.legal_NK, tables.some_N
+    known_NO, some_N = tables.known_NO, tables.some_N
+    legal_NK, legal_fresh_NK = tables.legal_NK, tables.legal_fresh_NK
     row_N, keep_N, log_emission_RK = tables.row_N, tables.keep_N, tables.log_emission_RK
     line_E, previous_E = state.line_E, state.previous_E
     size, K = obs_EO.shape[1], mask_EK.shape[1]
@@ -137,7 +141,7 @@ def look(tables: Tables, state: State, obs_EO: Float32Array, mask_EK: Int8Array)
         for o in range(size):
             obs_EO[e, o] = known_NO[line, o]
         for k in range(K):
-            mask_EK[e, k] = legal_NK[line, k]
+            mask_EK[e, k] = legal_NK[line, k] if previous >= 0 else legal_fresh_NK[line, k]
         if previous >= 0:
             obs_EO[e, size - 2 - K + previous] = 1.0
             if line < len(row_N):
@@ -158,13 +162,11 @@ def step_all(
     obs_EO: Float32Array,
     mask_EK: Int8Array,
     reward_E: FloatArray,
+    illegal_E: BoolArray,
     terminated_E: BoolArray,
-) -> int:
+) -> None:
     """Step every environment and write what comes of it; begin the next episode where one had ended, or, with
     `same_step`, ends now.
-
-    Returns:
-        -1; or the first environment whose action is no latent, and then nothing has changed.
     """
     K, E, end = mask_EK.shape[1], len(action_E), len(tables.row_N)
     row_N, keep_N, fresh_row_N, offsets = tables.row_N, tables.keep_N, tables.fresh_row_N, tables.offsets
@@ -173,19 +175,20 @@ def step_all(
     log_joint_E, path_ET, ended_E = state.log_joint_E, state.path_ET, state.ended_E
     last_trace_E, last_latent_E = state.last_trace_E, state.last_latent_E
     last_log_joint_E = state.last_log_joint_E
-    for e in range(E):
-        if not ended_E[e] and not 0 <= action_E[e] < K:
-            return e
     begins_E = ended_E.copy()
     for e in range(E):
-        reward_E[e], terminated_E[e] = 0.0, False
+        reward_E[e], illegal_E[e], terminated_E[e] = 0.0, False, False
         if not ended_E[e]:
             trace, line, previous, latent = trace_E[e], line_E[e], previous_E[e], action_E[e]
-            keep = keep_N[line] if previous >= 0 else 0.0
-            fresh = fresh_SK[fresh_row_N[line], latent]
-            log_prior = np.log((1.0 - keep) * fresh + (keep if latent == previous else 0.0))
-            gain = log_emission_RK[row_N[line], latent] + log_prior
+            if 0 <= latent < K:
+                keep = keep_N[line] if previous >= 0 else 0.0
+                fresh = fresh_SK[fresh_row_N[line], latent]
+                log_prior = np.log((1.0 - keep) * fresh + (keep if latent == previous else 0.0))
+                gain = log_emission_RK[row_N[line], latent] + log_prior
+            else:
+                latent, gain = -1, -np.inf  # NO_LATENT
             reward_E[e] = max(gain, floor)
+            illegal_E[e] = gain == -np.inf
             log_joint_E[e] += gain
             path_ET[e, line - offsets[trace]] = latent
             previous_E[e] = latent
@@ -197,4 +200,3 @@ def step_all(
                 ended_E[e], begins_E[e] = not same_step, same_step
     begin_chosen(tables, state, begins_E, np.full(E, -1))
     look(tables, state, obs_EO, mask_EK)
-    return -1

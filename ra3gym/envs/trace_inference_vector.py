@@ -130,35 +130,31 @@ class TraceInferenceVectorEnv(BatchedEnv):
         return self._observation_of(obs_EO, mask_EK), info
 
     def step(self, actions: npt.NDArray[np.int64]) -> tuple[Observation, FloatArray, BoolArray, BoolArray, Info]:
-        """Give the line ahead in each environment its latent.
+        """Give the line ahead in each environment its latent; illegal actions are reported in the infos.
 
         Raises:
             ResetNeeded: there was no reset, or, with autoreset disabled, an environment has ended.
-            InvalidAction: an action that is no latent, in an environment that reads it.
+            InvalidAction: not one action for each environment.
         """
         state, E = self._state, self.num_envs
         action_E = self._checked_actions(actions, state.ended_E)
         began_E = state.ended_E.copy()
-        reward_E, terminated_E = np.empty(E), np.empty(E, dtype=np.bool_)
+        reward_E, illegal_E, terminated_E = np.empty(E), np.empty(E, dtype=np.bool_), np.empty(E, dtype=np.bool_)
         obs_EO, mask_EK = self._blank()
         self._redraw()
         same_step = self._mode is AutoresetMode.SAME_STEP
-        wrong = step_all(self._tables, state, action_E, self._floor, same_step, obs_EO, mask_EK, reward_E, terminated_E)
-        if wrong >= 0:
-            K = self.problem.num_latents
-            raise gym.error.InvalidAction(
-                f"action {action_E[wrong]} of environment {wrong} is no latent: give 0 to {K - 1}"
-            )
+        results = obs_EO, mask_EK, reward_E, illegal_E, terminated_E
+        step_all(self._tables, state, action_E, self._floor, same_step, *results)
 
         info: Info = {}
         ended = Where.of(terminated_E)
         if same_step:
-            self._add_final(info, ended)
+            self._add_final(info, ended, illegal_E)
         else:
             ended.put(info, self._outcome(ended))
         self._add_current(info, Where.everywhere(E), mask_EK)
         stepped = Where.of(~(terminated_E if same_step else began_E))
-        stepped.put(info, _duration(stepped))
+        stepped.put(info, _stepped(stepped, illegal_E))
         return self._observation_of(obs_EO, mask_EK), reward_E, terminated_E, np.zeros(E, dtype=np.bool_), info
 
     def action_masks(self) -> BoolArray:
@@ -220,7 +216,7 @@ class TraceInferenceVectorEnv(BatchedEnv):
         evidence_W = self.problem.log_evidence_M[self._state.last_trace_E[where.rows_W]]
         return {"evidence": evidence_W, "gap": evidence_W - self._state.last_log_joint_E[where.rows_W]}
 
-    def _add_final(self, info: Info, where: Where) -> None:
+    def _add_final(self, info: Info, where: Where, illegal_E: BoolArray) -> None:
         """`final_obs` and `final_info` of environments that have gone on to another trace within this step."""
         state, rows_W = self._state, where.rows_W
         obs_WO = self.problem.end_observations(state.last_latent_E[rows_W])
@@ -234,14 +230,15 @@ class TraceInferenceVectorEnv(BatchedEnv):
                 "log_joint": state.last_log_joint_E[rows_W],
                 "action_mask": mask_WK,
             }
-            | _duration(where)
+            | _stepped(where, illegal_E)
             | self._outcome(where),
         )
         where.put_final(info, self._observation_of(obs_WO, mask_WK), final)
 
 
-def _duration(where: Where) -> Info:
-    return {"duration": {"lines": np.ones(len(where.rows_W), dtype=np.int64)}}
+def _stepped(where: Where, illegal_E: BoolArray) -> Info:
+    lines_W = np.ones(len(where.rows_W), dtype=np.int64)
+    return {"duration": {"lines": lines_W}, "illegal_action": illegal_E[where.rows_W]}
 
 
 def _line_names(problem: InferenceProblem) -> npt.NDArray[Any]:

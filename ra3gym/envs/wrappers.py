@@ -27,8 +27,8 @@ class PruneActions(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     **As a mask** (default): the action space stays, and masks are and-ed with the subset: `info["action_mask"]` (added
     where the environment has none), `action_masks()` and the `"mask"` of a Dict observation. Where the environment
     allows none of the kept actions, its own mask gives way and the kept ones are open: choosing one is then illegal
-    there. *A pruned action* reaches the environment as -1, which is what the environments of this package make of an
-    illegal one, as each documents; one that takes no illegal actions (`TraceInference-v0`) raises.
+    there. *A pruned action* reaches the environment as -1, which is out of range: for the environments of this package
+    an illegal action, each documents what it does; one that takes no illegal actions raises.
 
     **Re-indexed** (`reindex=True`): actions are `Discrete(K)`, the kept ones in ascending order; masks, and the arrays
     of `info` that hold one number per action, are cut to them.
