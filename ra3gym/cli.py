@@ -5,7 +5,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -114,6 +114,53 @@ def judge(arguments: Sequence[str], console: Console) -> None:
     from ra3gym.experiments.judging import JudgingConfig, judge_file
 
     judge_file(_parsed(JudgingConfig, arguments or ["--help"], prog="ra3gym judge"), console)
+
+
+def envs(arguments: Sequence[str], console: Console) -> None:
+    """List the environments with their spaces and defaults; with an id, explain one."""
+    from ra3gym.experiments.env_listing import describe_environment, list_environments
+
+    @dataclass(frozen=True)
+    class Envs:
+        id: tyro.conf.Positional[str | None] = None
+        """The environment to explain, such as ra3gym/TokenCode-v0."""
+
+    chosen = _parsed(Envs, arguments, prog="ra3gym envs", description=envs.__doc__)
+    if chosen.id is None:
+        list_environments(console)
+    else:
+        describe_environment(chosen.id, console)
+
+
+def play(arguments: Sequence[str], console: Console) -> None:
+    """Step through an episode of an environment here, by hand or by a policy."""
+    from ra3gym.experiments import playing
+
+    @dataclass(frozen=True)
+    class Play:
+        id: tyro.conf.Positional[str]
+        """The environment, such as ra3gym/TokenCode-v0; `ra3gym envs` lists them."""
+        settings: tyro.conf.Positional[list[str]] = field(default_factory=list)
+        """Keywords of the environment as key=value, such as top_k=8 observation=dict; `ra3gym envs ID` lists them."""
+        policy: playing.PolicyName = "by-hand"
+        """Who acts: by-hand asks you; random takes any legal action; likeliest and sample go by info["logprobs"]."""
+        seed: int = 0
+        """Of the environment, and of the policy."""
+        option: tyro.conf.UseAppendAction[list[str]] = field(default_factory=list)
+        """An option of reset as key=value, such as task_id=ID, trace_id=ID or state=3; may be given again."""
+        steps: int | None = None
+        """Stop after so many steps; None plays to the episode's end."""
+
+    chosen = _parsed(Play, arguments or ["--help"], prog="ra3gym play", description=play.__doc__)
+    playing.play(
+        chosen.id,
+        console,
+        policy=chosen.policy,
+        seed=chosen.seed,
+        steps=chosen.steps,
+        options=dict(map(playing.parse_setting, chosen.option)),
+        kwargs=dict(map(playing.parse_setting, chosen.settings)),
+    )
 
 
 def doctor(arguments: Sequence[str], console: Console) -> int:
@@ -276,6 +323,8 @@ COMMANDS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     "judge": judge,
     "report": report,
     "inspect": inspect,
+    "envs": envs,
+    "play": play,
     "doctor": doctor,
 }
 """Each returns its exit status, `None` for 0."""

@@ -137,7 +137,7 @@ EVAL = ("eval", "--model", "MODEL", "--tasks", "TASKS")
 @pytest.mark.parametrize(
     ("arguments", "named", "way_out"),
     [
-        (("evaluate",), "unknown command 'evaluate'", "known: doctor, eval, inspect, judge, report, run, study"),
+        (("evaluate",), "unknown command 'evaluate'", "known: doctor, envs, eval, inspect, judge, play, report, run, study"),
         (("run", "quikstart"), "unknown study 'quikstart'", "Did you mean 'quickstart'?"),
         (("run", "quickstart", "--arms", "ntp,ra4"), "unknown arm 'ra4'", "known: base, latents"),
         (("run", "quickstart", "--m-step.tokens", 100), "tokens=100 is smaller than one batch", "raise tokens"),

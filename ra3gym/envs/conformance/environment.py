@@ -41,8 +41,8 @@ class EnvironmentCase:
 
     make: a new environment with each call. If it takes `render_mode`, every mode in the metadata is tried. steps: of
     each walk; enough for an episode to end. seeds: one walk each. measured: keys of infos, and fields of dataclasses in
-    them, that say how long something took: they may differ. tolerance: absolute and relative, of a pickled copy alone: a
-    model's weights then lie elsewhere in memory, and its arithmetic may round in other ways; 0 compares exactly.
+    them, that say how long something took: they may differ. tolerance: absolute and relative, of a pickled copy alone,
+    whose weights lie elsewhere in memory, so that its arithmetic may round in other ways; 0 compares exactly.
     """
 
     make: Callable[..., Env]
@@ -252,7 +252,7 @@ def renders_what_it_declares(case: EnvironmentCase) -> None:
                     assert isinstance(frame, str), f"{where} {type(frame).__name__}, not str"
                 elif mode == "rgb_array":
                     array = np.asarray(frame)
-                    assert (array.dtype, array.shape[2:]) == (np.uint8, (3,)), (
+                    assert (str(array.dtype), array.shape[2:]) == ("uint8", (3,)), (
                         f"{where} {array.dtype} of shape {array.shape}, not uint8 (H, W, 3)"
                     )
                 if moment.over:
