@@ -122,7 +122,7 @@ def envs(arguments: Sequence[str], console: Console) -> None:
 
     @dataclass(frozen=True)
     class Envs:
-        id: tyro.conf.Positional[str | None] = None
+        id: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="ID")] = None
         """The environment to explain, such as ra3gym/TokenCode-v0."""
 
     chosen = _parsed(Envs, arguments, prog="ra3gym envs", description=envs.__doc__)
@@ -138,19 +138,25 @@ def play(arguments: Sequence[str], console: Console) -> None:
 
     @dataclass(frozen=True)
     class Play:
-        id: tyro.conf.Positional[str]
+        id: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ID")]
         """The environment, such as ra3gym/TokenCode-v0; `ra3gym envs` lists them."""
-        settings: tyro.conf.Positional[list[str]] = field(default_factory=list)
+        settings: Annotated[tyro.conf.Positional[list[str]], tyro.conf.arg(metavar="KEY=VALUE")] = field(
+            default_factory=list
+        )
         """Keywords of the environment as key=value, such as top_k=8 observation=dict; `ra3gym envs ID` lists them."""
         policy: playing.PolicyName = "by-hand"
         """Who acts: by-hand asks you; random takes any legal action; likeliest and sample go by info["logprobs"]."""
         seed: int = 0
         """Of the environment, and of the policy."""
-        option: tyro.conf.UseAppendAction[list[str]] = field(default_factory=list)
+        option: Annotated[tyro.conf.UseAppendAction[list[str]], tyro.conf.arg(metavar="KEY=VALUE")] = field(
+            default_factory=list
+        )
         """An option of reset as key=value, such as task_id=ID, trace_id=ID or state=3; may be given again."""
         steps: int | None = None
         """Stop after so many steps; None plays to the episode's end."""
 
+    # tyro takes words that name no option in one place only; settings may stand anywhere.
+    settings, arguments = playing.split_settings(arguments)
     chosen = _parsed(Play, arguments or ["--help"], prog="ra3gym play", description=play.__doc__)
     playing.play(
         chosen.id,
@@ -159,7 +165,7 @@ def play(arguments: Sequence[str], console: Console) -> None:
         seed=chosen.seed,
         steps=chosen.steps,
         options=dict(map(playing.parse_setting, chosen.option)),
-        kwargs=dict(map(playing.parse_setting, chosen.settings)),
+        kwargs=dict(map(playing.parse_setting, [*chosen.settings, *settings])),
     )
 
 

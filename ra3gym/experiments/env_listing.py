@@ -48,18 +48,21 @@ def find_environment(env_id: str) -> EnvSpec:
     try:
         return gym.spec(env_id)
     except (gym.error.Error, ImportError) as error:
-        hint = "Those of another package are named 'module:id', so that it is imported first."
+        hint = "(an environment of another package: 'module:id', so that it is imported)"
         raise UnknownNameError("environment", env_id, environment_ids(), hint) from error
 
 
 def keywords_of(spec: EnvSpec) -> list[Keyword]:
     """The keywords of an environment, `render_mode` included, in their order.
 
-    What a class does not explain itself ("as in `TokenCodeEnv`") is taken from the others of the package.
+    What a class says is "as in `TokenCodeEnv`", or another of the package, is taken from there.
     """
     creator = _creator(spec)
-    others = [_meanings(_creator(gym.spec(one))) for one in environment_ids()] if spec.namespace == NAMESPACE else []
-    documented = {name: text for one in [*others, _meanings(creator)] for name, text in one.items()}
+    documented = _meanings(creator)
+    if reference := re.search(r"as in `(\w+)`", _arguments(creator)):
+        family = {one.__name__: one for one in map(_creator, map(gym.spec, environment_ids()))}
+        if reference[1] in family:
+            documented = _meanings(family[reference[1]]) | documented
     return [
         Keyword(name, default, documented.get(name.lstrip("*"), ""))
         for name, default in _defaults(inspect.signature(creator))
@@ -128,10 +131,14 @@ def _defaults(signature: inspect.Signature) -> Iterator[tuple[str, str]]:
             yield name, "" if parameter.default is parameter.empty else repr(parameter.default)
 
 
+def _arguments(creator: type[object]) -> str:
+    """The "Args" of a class's docstring."""
+    _, _, rest = (inspect.getdoc(creator) or "").partition("\nArgs:\n")
+    return re.split(r"^\S", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
 def _meanings(creator: type[object]) -> dict[str, str]:
-    """What the "Args" of a docstring say of each keyword, in one line each; nothing of "see above"."""
-    _, _, arguments = (inspect.getdoc(creator) or "").partition("\nArgs:\n")
-    arguments = re.split(r"^\S", arguments, maxsplit=1, flags=re.MULTILINE)[0]
-    entries = re.split(r"^ {4}(\w+): ", arguments, flags=re.MULTILINE)[1:]
+    """What a docstring says of each keyword, in one line each; nothing where it only names another class."""
+    entries = re.split(r"^ {4}(\w+): ", _arguments(creator), flags=re.MULTILINE)[1:]
     found = {name: " ".join(text.split()) for name, text in zip(entries[::2], entries[1::2], strict=True)}
-    return {name: text for name, text in found.items() if not re.match(r"(as in|see) `?\w+", text)}
+    return {name: text for name, text in found.items() if not re.match(r"(as in|see) `", text)}

@@ -7,6 +7,7 @@ from ast import literal_eval
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Literal, TypeAlias
 
 import gymnasium as gym
@@ -88,6 +89,8 @@ def make_playable(spec: EnvSpec, kwargs: Mapping[str, Any]) -> Env:
         for name in kwargs:
             if name not in parameters:
                 raise UnknownNameError(f"keyword of {spec.id}", name, parameters)
+    if "render_mode" in kwargs:
+        raise ConfigError(f"render_mode={kwargs['render_mode']!r}: it is 'ansi' in a terminal, so leave it out")
     modes = getattr(creator, "metadata", {}).get("render_modes", [])
     if "ansi" not in modes:
         raise ConfigError(f"{spec.id} has no render mode 'ansi', only {modes}: it cannot be shown in a terminal")
@@ -98,6 +101,15 @@ def make_playable(spec: EnvSpec, kwargs: Mapping[str, Any]) -> Env:
     if not isinstance(env.action_space, gym.spaces.Discrete):
         raise ConfigError(f"{spec.id} has the actions {env.action_space}: only Discrete ones can be chosen by number")
     return env
+
+
+def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line that read key=value and belong to no option; and all the others."""
+    loose = [
+        "=" in word and not word.startswith("-") and before != "--option"
+        for before, word in zip(["", *arguments], arguments, strict=False)
+    ]
+    return list(compress(arguments, loose)), [word for word, own in zip(arguments, loose, strict=True) if not own]
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -144,7 +156,7 @@ def _play(
     total, taken, over = 0.0, 0, False
     while not over and taken != steps:
         if by_hand:
-            console.print(Text(str(env.render())))
+            console.print(Text(str(env.render()).rstrip("\n")))
         choices = legal_choices(env, info)
         action = choose(choices)
         if action is None:
@@ -154,7 +166,7 @@ def _play(
         total, taken, over = total + float(reward), taken + 1, terminated or truncated
         console.print(Text(_told(taken, chosen, float(reward), info)))
     if over or not by_hand:
-        console.print(Text(str(env.render())))
+        console.print(Text(str(env.render()).rstrip("\n")))
     ending = ("terminated" if terminated else "truncated") if over else "stopped"
     console.print(f"{ending} after {taken} steps, return {total:g}", highlight=False)
 
