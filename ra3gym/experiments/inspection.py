@@ -18,10 +18,11 @@ from rich.text import Text
 
 from ra3gym.abstractions.corpus import encode_traces
 from ra3gym.abstractions.diagnosis import LatentDiagnosis, diagnose
+from ra3gym.abstractions.latent_colours import DARK_COLOURS
 from ra3gym.agents.annotated_traces import AnnotatedTrace, Names, read_annotated
 from ra3gym.atomic import write_atomic
 from ra3gym.errors import ConfigError, RunFolderError
-from ra3gym.experiments.latent_legend import DARK_COLOURS, LatentInfo, describe_latents
+from ra3gym.experiments.latent_legend import LatentInfo, describe_latents
 from ra3gym.tasks import CodeTask, ExpertTrace, FunctionTests
 
 IN_TERMINAL = 3

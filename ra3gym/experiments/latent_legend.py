@@ -1,8 +1,4 @@
-"""What each latent of annotated traces is about, and the colour it is shown in.
-
-Colours are those of Okabe and Ito (2008), with violet for black: distinct under the common kinds of colour blindness.
-There are more latents than colours, so that a latent is a colour and a stroke, and its number always stands beside it.
-"""
+"""What each latent of annotated traces is about, and how it is shown: in a colour and a stroke, beside its number."""
 
 from __future__ import annotations
 
@@ -15,11 +11,9 @@ from itertools import pairwise
 import numpy as np
 
 from ra3gym.abstractions.corpus import line_template
+from ra3gym.abstractions.latent_colours import COLOURS
 from ra3gym.agents.annotated_traces import AnnotatedTrace
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#7a52f0")
-DARK_COLOURS = frozenset({"#0072b2", "#7a52f0"})
-"""Those that white text reads better on than black."""
 STROKES = ("solid", "dashed", "dotted", "double")
 """Border styles of CSS."""
 
