@@ -15,11 +15,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from ra3gym.abstractions.inference_problem import NO_LATENT
 from ra3gym.envs.code_problem import CodeProblem, clipped
 from ra3gym.envs.options import check_choice
 from ra3gym.errors import ConfigError, ModelError
 from ra3gym.lm.batch_stream import BatchStream, draw
-from ra3gym.lm.tokenizer import decode_completion, latent_ids
+from ra3gym.lm.tokenizer import decode_completion, latent_ids, split_latents
 from ra3gym.verify import Verdict
 
 DecoderKind = Literal["sample", "greedy"]
@@ -119,6 +120,18 @@ class CodeBatch:
         """A row's text under a line of status."""
         status = self.problem.status(int(self.task_E[row]), self.spent(row), verdict)
         return f"{status}\n{self.shown(row)}\n"
+
+    def frame(self, row: int, verdict: Verdict | None) -> npt.NDArray[np.uint8]:
+        """A row's program as a picture, segments in the colours of their latents; see `ra3gym.envs.frames`."""
+        from ra3gym.envs.frames import Run, program_frame
+
+        task = int(self.task_E[row])
+        runs, latent = [Run(self.problem.tasks[task].prompt)], NO_LATENT
+        for name, text in split_latents(self.completion(row)):
+            if name is not None and name != "pause":
+                latent = int(name.removeprefix("z"))
+            runs.append(Run(text, latent))
+        return program_frame(self.problem.status(task, self.spent(row), verdict).removeprefix("# "), runs)
 
     def hidden_BD(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """float32 `(B, D)`: last hidden states, clipped."""

@@ -24,7 +24,7 @@ from ra3gym.verify import Verdict
 class CodeEnv(gym.Env[Observation, np.int64]):
     """One episode at a time of a problem, the only row of a batch; a base class."""
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
 
     def __init__(self, batch: CodeBatch, num_actions: int, render_mode: str | None) -> None:
         self._batch = batch
@@ -110,8 +110,10 @@ class CodeEnv(gym.Env[Observation, np.int64]):
         """bool `(n,)`: which actions are legal now; the dialect of sb3-contrib."""
         return self._legal_n.copy()
 
-    def render(self) -> str | None:
-        """The program so far under a line of status, for `render_mode="ansi"`."""
+    def render(self) -> Any:
+        """The program so far under a line of status: text for "ansi", uint8 `(H, W, 3)` for "rgb_array"."""
+        if self.render_mode == "rgb_array":
+            return self._batch.frame(0, self.verdict)
         return None if self.render_mode is None else self._batch.show(0, self.verdict)
 
     def close(self) -> None:

@@ -138,11 +138,12 @@ class CodeVectorEnv(BatchedEnv):
         """bool `(E, n)`: which actions are legal now."""
         return self._legal_En.copy()
 
-    def render(self) -> tuple[str, ...] | None:
-        """The programs so far, for `render_mode="ansi"`."""
+    def render(self) -> tuple[Any, ...] | None:
+        """What the single environments render, one for each."""
         if self.render_mode is None:
             return None
-        return tuple(self._batch.show(e, verdict) for e, verdict in enumerate(self._verdicts))
+        show = self._batch.frame if self.render_mode == "rgb_array" else self._batch.show
+        return tuple(show(e, verdict) for e, verdict in enumerate(self._verdicts))
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the judge's processes."""

@@ -5,7 +5,7 @@ Shape suffixes: S states, A primitive actions, O options, n actions of the envir
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias, Unpack
 
 import gymnasium as gym
@@ -65,7 +65,27 @@ def make_tables(mdp: OptionMDP, actions: Actions) -> StepTables:
     )
 
 
-class OptionMDPEnv(gym.Env[Observation, np.int64]):
+class KnownOptimum:
+    """What both forms of the environment know of their instance with the actions that they have."""
+
+    mdp: OptionMDP
+    _tables: StepTables
+
+    @property
+    def gamma_bar(self) -> float:
+        """`sup E[gamma^tau | s, z]` over this environment's actions."""
+        return self.mdp.gamma_bar(self._tables.action_n)
+
+    def optimal_value(self) -> float:
+        """V* over this environment's actions and no horizon, in expectation over the first state."""
+        return float(self.mdp.start_S @ self._optimal_value_S)
+
+    @cached_property
+    def _optimal_value_S(self) -> FloatArray:
+        return optimal_values(self.mdp, self._tables.action_n)
+
+
+class OptionMDPEnv(KnownOptimum, gym.Env[Observation, np.int64]):
     """A random finite MDP with planted options and known optimal values.
 
     **Actions.** `Discrete(n)`: primitive actions, options, both (primitives first), or any subset of them. An option
@@ -93,7 +113,7 @@ class OptionMDPEnv(gym.Env[Observation, np.int64]):
         actions: "both" (default), "primitives", "options", or indices among all of the MDP's actions.
         observation: see above.
         horizon: of an episode, in primitive steps.
-        render_mode: `None` or "ansi".
+        render_mode: `None`, "ansi" or "rgb_array".
         family: keywords of `ra3gym.abstractions.option_mdp_family.random_option_mdp`: `num_states`, `mean_duration`,
             `gamma` and so on.
 
@@ -102,7 +122,7 @@ class OptionMDPEnv(gym.Env[Observation, np.int64]):
         UnknownNameError: no such set of actions.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
 
     def __init__(
         self,
@@ -128,15 +148,6 @@ class OptionMDPEnv(gym.Env[Observation, np.int64]):
         self._state = self._clock = 0
         self._last: str = ""
         self._running = False
-
-    @property
-    def gamma_bar(self) -> float:
-        """`sup E[gamma^tau | s, z]` over this environment's actions."""
-        return self.mdp.gamma_bar(self._tables.action_n)
-
-    def optimal_value(self) -> float:
-        """V* over this environment's actions and no horizon, in expectation over the first state."""
-        return float(self.mdp.start_S @ optimal_values(self.mdp, self._tables.action_n))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -164,9 +175,15 @@ class OptionMDPEnv(gym.Env[Observation, np.int64]):
         """bool `(n,)`: which actions are legal now; the dialect of sb3-contrib."""
         return np.asarray(self._mask_Sn[self._state], dtype=np.bool_)
 
-    def render(self) -> str | None:
-        """One line on where the episode is, for `render_mode="ansi"`."""
-        return None if self.render_mode is None else self._shown()
+    def render(self) -> Any:
+        """Where the episode is: a line of text for "ansi"; for "rgb_array" uint8 `(H, W, 3)`, a cell for each state
+        with its optimal value."""
+        if self.render_mode is None:
+            return None
+        status = state_line(self.mdp, self._state, self._clock, self.horizon) + self._last
+        if self.render_mode == "ansi":
+            return f"# {status}\n"
+        return draw_states(self.mdp, status, self._optimal_value_S, self._state)
 
     def _advance(self, action: int | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Take one of the MDP's actions until it stops; `None` stands still for a step."""
@@ -208,10 +225,6 @@ class OptionMDPEnv(gym.Env[Observation, np.int64]):
 
     def _info(self) -> dict[str, Any]:
         return {"state": self._state, "action_mask": self._mask_Sn[self._state].copy()}
-
-    def _shown(self) -> str:
-        end = " (terminal)" if self.mdp.terminal_S[self._state] else ""
-        return f"# state {self._state}{end}, {self._clock} of {self.horizon} steps{self._last}\n"
 
 
 @lru_cache(maxsize=8)
@@ -257,6 +270,18 @@ def checked_state(wanted: Any, tables: StepTables) -> int:
     if isinstance(wanted, bool) or not isinstance(wanted, (int, np.integer)) or int(wanted) not in live:
         raise ConfigError(f"state={wanted!r}: give a state that is not terminal, from 0 to {live[-1]}")
     return int(wanted)
+
+
+def state_line(mdp: OptionMDP, state: int, clock: int, horizon: int) -> str:
+    """Where an episode is, as render says it."""
+    return f"state {state}{' (terminal)' if mdp.terminal_S[state] else ''}, {clock} of {horizon} steps"
+
+
+def draw_states(mdp: OptionMDP, status: str, value_S: FloatArray, state: int) -> npt.NDArray[np.uint8]:
+    """Where an episode is, as a picture; see `ra3gym.envs.frames`."""
+    from ra3gym.envs.frames import states_frame
+
+    return states_frame(status, value_S, mdp.terminal_S, state)
 
 
 def action_name(mdp: OptionMDP, action: int) -> str:

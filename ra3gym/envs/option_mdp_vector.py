@@ -15,25 +15,27 @@ from gymnasium.vector import AutoresetMode
 
 from ra3gym.abstractions.option_mdp import Actions, BoolArray, FloatArray, IntArray, OptionMDP
 from ra3gym.abstractions.option_mdp_family import FamilyOptions
-from ra3gym.abstractions.option_mdp_solvers import optimal_values
 from ra3gym.envs.batched_episodes import BatchedEnv, Info, Where
 from ra3gym.envs.option_mdp import (
     DEFAULT_HORIZON,
+    KnownOptimum,
     Observation,
     ObservationKind,
     OptionMDPEnv,
     check_options,
     checked_state,
+    draw_states,
     load_mdp,
     make_tables,
     mask_table,
     observation_space,
+    state_line,
 )
 from ra3gym.envs.option_mdp_kernels import BLOCK, PER_STEP, Outcome, State, step_all
 from ra3gym.envs.options import check_vector
 
 
-class OptionMDPVectorEnv(BatchedEnv):
+class OptionMDPVectorEnv(KnownOptimum, BatchedEnv):
     """`OptionMDPEnv`, `num_envs` times, over one instance.
 
     Step by step it returns what `gymnasium.vector.SyncVectorEnv` does over single environments: observations, rewards,
@@ -82,15 +84,6 @@ class OptionMDPVectorEnv(BatchedEnv):
         self._onehot_SS = np.eye(self.mdp.num_states, dtype=np.float32)
         self._observation = observation
         self._state = State.blank(num_envs)
-
-    @property
-    def gamma_bar(self) -> float:
-        """`sup E[gamma^tau | s, z]` over these environments' actions."""
-        return self.mdp.gamma_bar(self._tables.action_n)
-
-    def optimal_value(self) -> float:
-        """V* over these actions and no horizon, in expectation over the first state."""
-        return float(self.mdp.start_S @ optimal_values(self.mdp, self._tables.action_n))
 
     def reset(
         self,
@@ -152,13 +145,18 @@ class OptionMDPVectorEnv(BatchedEnv):
         """bool `(E, n)`: which actions are legal now."""
         return self._mask_Sn[self._state.state_E].astype(np.bool_)
 
-    def render(self) -> tuple[str, ...] | None:
-        """One line on where each episode is, without its last action, for `render_mode="ansi"`."""
+    def render(self) -> tuple[Any, ...] | None:
+        """What the single environments render, one for each, without their last actions."""
         if self.render_mode is None:
             return None
-        ends = np.where(self.mdp.terminal_S[self._state.state_E], " (terminal)", "")
-        rows = zip(self._state.state_E.tolist(), ends.tolist(), self._state.clock_E.tolist(), strict=True)
-        return tuple(f"# state {state}{end}, {clock} of {self.horizon} steps\n" for state, end, clock in rows)
+        where = list(zip(self._state.state_E.tolist(), self._state.clock_E.tolist(), strict=True))
+        lines = [state_line(self.mdp, state, clock, self.horizon) for state, clock in where]
+        if self.render_mode == "ansi":
+            return tuple(f"# {line}\n" for line in lines)
+        return tuple(
+            draw_states(self.mdp, line, self._optimal_value_S, state)
+            for line, (state, _) in zip(lines, where, strict=True)
+        )
 
     def _refill(self) -> None:
         """Fill up the blocks that may not last for one more primitive step, behind what is left of them."""

@@ -59,7 +59,7 @@ class TokenCodeEnv(CodeEnv):
         reward: see above.
         device: where a model given by name is loaded.
         dtype: its precision, as `ra3gym.lm.load` names it.
-        render_mode: `None` or "ansi".
+        render_mode: `None`, "ansi" or "rgb_array".
 
     Raises:
         ConfigError: an option outside its choices, an empty set of tasks, or a prompt too long for the model.

@@ -72,7 +72,7 @@ class TraceInferenceEnv(gym.Env[Observation, np.int64]):
         observation: see above.
         device: where a model given by name is loaded.
         dtype: its precision, as `ra3gym.lm.load` names it.
-        render_mode: `None` or "ansi".
+        render_mode: `None`, "ansi" or "rgb_array".
 
     Raises:
         ConfigError: an option outside its choices.
@@ -81,7 +81,7 @@ class TraceInferenceEnv(gym.Env[Observation, np.int64]):
         UnknownNameError: no such set of tasks; in `reset`, no such trace.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
 
     def __init__(
         self,
@@ -164,11 +164,11 @@ class TraceInferenceEnv(gym.Env[Observation, np.int64]):
         """bool `(K,)`: which latents are legal for the line ahead; the dialect of sb3-contrib."""
         return self._legal_K.copy()
 
-    def render(self) -> str | None:
-        """The trace with the latents chosen so far, for `render_mode="ansi"`."""
+    def render(self) -> Any:
+        """The trace with the latents chosen so far: text for "ansi", uint8 `(H, W, 3)` for "rgb_array"."""
         if self.render_mode is None:
             return None
-        return show_path(self.problem, self._trace, self._path, self._log_joint)
+        return render_path(self.render_mode, self.problem, self._trace, self._path, self._log_joint)
 
     @property
     def _previous(self) -> int:
@@ -251,14 +251,23 @@ def observation_space(problem: InferenceProblem, observation: ObservationKind) -
     return gym.spaces.Dict({"obs": features, "mask": gym.spaces.Box(0, 1, (problem.num_latents,), np.int8)})
 
 
-def show_path(problem: InferenceProblem, trace: int, path: Sequence[int], log_joint: float) -> str:
-    """A trace under a line of status, each line behind its latent, or "?" for none; lines ahead are behind a dot."""
+def render_path(render_mode: str, problem: InferenceProblem, trace: int, path: Sequence[int], log_joint: float) -> Any:
+    """A trace under a line of status, in colours ("rgb_array") or as text.
+
+    In the text each line stands behind its latent, "?" for an action that was none; lines ahead are behind a dot.
+    """
     start, end = map(int, problem.chain.offsets[trace : trace + 2])
     texts = [f"line {t}" for t in range(end - start)] if problem.line_texts is None else problem.line_texts[start:end]
+    status = f"{problem.trace_ids[trace]}: {len(path)} of {end - start} lines, log joint {log_joint:.2f} nats"
+    if len(path) == end - start:
+        status += f", gap {problem.log_evidence_M[trace] - log_joint:.2f}"
+    if render_mode == "rgb_array":
+        from ra3gym.envs.frames import Run, program_frame
+
+        done = [Run(text.rstrip() + "\n", latent) for text, latent in zip(texts, path, strict=False)]
+        ahead = [Run(text.rstrip() + "\n", faint=True) for text in texts[len(path) :]]
+        return program_frame(status, done + ahead, focus=len(path))
     marks = ["?" if latent == NO_LATENT else f"z{latent}" for latent in path] + ["."] * (end - start - len(path))
     width = len(f"z{problem.num_latents - 1}")
     shown = [f"{mark:>{width}} | {text.rstrip()}" for mark, text in zip(marks, texts, strict=True)]
-    status = f"# {problem.trace_ids[trace]}: {len(path)} of {end - start} lines, log joint {log_joint:.2f} nats"
-    if len(path) == end - start:
-        status += f", gap {problem.log_evidence_M[trace] - log_joint:.2f}"
-    return "\n".join([status, *shown]) + "\n"
+    return "\n".join([f"# {status}", *shown]) + "\n"

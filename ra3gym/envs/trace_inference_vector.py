@@ -25,7 +25,7 @@ from ra3gym.envs.trace_inference import (
     check_options,
     observation_space,
     refuse_impossible,
-    show_path,
+    render_path,
     trace_index,
 )
 from ra3gym.envs.trace_inference_kernels import BLOCK, Int8Array, State, begin_chosen, look, make_tables, step_all
@@ -163,8 +163,8 @@ class TraceInferenceVectorEnv(BatchedEnv):
         look(self._tables, self._state, obs_EO, mask_EK)
         return mask_EK.astype(np.bool_)
 
-    def render(self) -> tuple[str, ...] | None:
-        """The traces with the latents chosen so far, for `render_mode="ansi"`."""
+    def render(self) -> tuple[Any, ...] | None:
+        """What the single environments render, one for each."""
         if self.render_mode is None:
             return None
         state, offsets = self._state, self.problem.chain.offsets
@@ -174,7 +174,7 @@ class TraceInferenceVectorEnv(BatchedEnv):
             start, end = int(offsets[m]), int(offsets[m + 1])
             done = (end if state.line_E[e] == len(self._text_N) - 1 else int(state.line_E[e])) - start
             path = state.path_ET[e, :done].tolist()
-            shown.append(show_path(self.problem, m, path, float(state.log_joint_E[e])))
+            shown.append(render_path(self.render_mode, self.problem, m, path, float(state.log_joint_E[e])))
         return tuple(shown)
 
     # Random traces
