@@ -140,7 +140,7 @@ def play(arguments: Sequence[str], console: Console) -> None:
     class Play:
         id: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ID")]
         """The environment, such as ra3gym/TokenCode-v0; `ra3gym envs` lists them."""
-        settings: Annotated[tyro.conf.Positional[list[str]], tyro.conf.arg(metavar="KEY=VALUE")] = field(
+        settings: Annotated[tyro.conf.Positional[list[str]], tyro.conf.arg(metavar="[KEY=VALUE ...]")] = field(
             default_factory=list
         )
         """Keywords of the environment as key=value, such as top_k=8 observation=dict; `ra3gym envs ID` lists them."""

@@ -179,7 +179,7 @@ def _told(step: int, chosen: Choice, reward: float, info: Mapping[str, Any]) -> 
     if chosen.logprob is not None:
         parts.append(f"p {np.exp(chosen.logprob):.3f}")
     parts.append(f"reward {reward:g}")
-    parts += [f"{amount} {unit}" for unit, amount in info.get("duration", {}).items()]
+    parts += [f"{unit} {amount}" for unit, amount in info.get("duration", {}).items()]
     if info.get("illegal_action"):
         parts.append("illegal")
     if info.get("segment"):
@@ -233,14 +233,14 @@ def _ask(console: Console, asked: str) -> str | None:
 
 
 def _show(choices: Sequence[Choice], console: Console) -> None:
-    """The likeliest legal actions as a table."""
+    """The legal actions: the likeliest as a table, or all in one line where nothing says which are likely."""
+    if choices[0].logprob is None:
+        console.print(Text("legal: " + ", ".join(f"{choice.action} {choice.name}".strip() for choice in choices)))
+        return
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(justify="right")
     for choice in choices[:SHOWN_ACTIONS]:
-        chance = "" if choice.logprob is None else f"p {np.exp(choice.logprob):.3f}"
-        grid.add_row(f"  {choice.action}", Text(choice.name), chance)
+        grid.add_row(f"  {choice.action}", Text(choice.name), f"p {np.exp(choice.logprob or 0.0):.3f}")
     console.print(grid)
     if len(choices) > SHOWN_ACTIONS:
-        rest = ", ".join(str(choice.action) for choice in choices[SHOWN_ACTIONS:][:20])
-        more = "" if len(choices) <= SHOWN_ACTIONS + 20 else ", ..."
-        console.print(Text(f"  also legal: {rest}{more}"))
+        console.print(Text(f"  and {len(choices) - SHOWN_ACTIONS} more, none likelier"))

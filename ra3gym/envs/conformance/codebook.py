@@ -12,7 +12,7 @@ import numpy as np
 
 from ra3gym.abstractions.codebook import Codebook, latent_chain, viterbi
 from ra3gym.abstractions.corpus import encode_traces
-from ra3gym.abstractions.posterior import posterior, viterbi_paths
+from ra3gym.abstractions.posterior import log_evidence, posterior, viterbi_paths
 from ra3gym.tasks import ExpertTrace
 
 TIGHT = 1e-6
@@ -58,9 +58,7 @@ def _check_inference(codebook: Codebook, traces: Sequence[ExpertTrace]) -> None:
     corpus = encode_traces(traces)
     with np.errstate(divide="ignore"):  # a line may be impossible under some latents
         chain = latent_chain(corpus, codebook)
-        latent_N, switch_N = viterbi_paths(chain)
-        found = posterior(chain)
-    evidence_M = found.log_evidence_M
+        evidence_M = log_evidence(chain)
     for m, trace in enumerate(traces):
         assert np.isfinite(evidence_M[m]), (
             f"trace {m} ({trace.task.task_id!r}) is impossible: its log evidence is {evidence_M[m]}"
@@ -68,6 +66,8 @@ def _check_inference(codebook: Codebook, traces: Sequence[ExpertTrace]) -> None:
         assert evidence_M[m] <= TIGHT, (
             f"trace {m} ({trace.task.task_id!r}) has the log evidence {evidence_M[m]:.4f}, above 0"
         )
+    latent_N, switch_N = viterbi_paths(chain)
+    found = posterior(chain)
     total_N = found.marginal_NK.sum(axis=1)
     assert np.allclose(total_N, 1.0, atol=TIGHT), (
         f"the posterior of line {int(np.abs(total_N - 1).argmax())} does not sum to 1"
