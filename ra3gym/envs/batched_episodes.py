@@ -6,7 +6,7 @@ Shape suffixes: E environments, W of them concerned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import gymnasium as gym
@@ -44,8 +44,16 @@ class Where(NamedTuple):
         return cls(rows_W, mask_E)
 
     @classmethod
+    def within(cls, mask_E: BoolArray) -> Where:
+        """Those of the mask, for columns that are over all environments already, and blank elsewhere."""
+        return cls(slice(None), mask_E)
+
+    @classmethod
     def everywhere(cls, num_envs: int) -> Where:
         return cls(slice(None), np.ones(num_envs, dtype=np.bool_))
+
+    def __bool__(self) -> bool:
+        return bool(self.mask_E.any() if isinstance(self.rows_W, slice) else len(self.rows_W))
 
     def put(self, info: Info, columns: Mapping[str, Any]) -> None:
         """Set `info[key]`, an array over all environments, and `info["_" + key]`, where it holds, for each column.
@@ -53,29 +61,30 @@ class Where(NamedTuple):
         This is the way of Gymnasium: a column that is a dict becomes an info of its own, and nothing is set when no
         environment is concerned. Columns must be new: they may become the caller's as they are.
         """
-        if not self.mask_E.any():
+        if not self:
             return
         for key, column_W in columns.items():
-            if isinstance(column_W, Mapping):
+            if isinstance(column_W, dict):
                 values_E: Any = {}
                 self.put(values_E, column_W)
             elif isinstance(self.rows_W, slice):
                 values_E = column_W
             else:
-                nothing = None if column_W.dtype == object else 0
-                values_E = np.full((len(self.mask_E), *column_W.shape[1:]), nothing, dtype=column_W.dtype)
+                blank = np.empty if column_W.dtype == object else np.zeros  # an empty array of objects holds None
+                values_E = blank((len(self.mask_E), *column_W.shape[1:]), dtype=column_W.dtype)
                 values_E[self.rows_W] = column_W
             info[key], info[f"_{key}"] = values_E, self.mask_E.copy()
 
     def put_final(self, info: Info, observed_W: Observation, final: Info) -> None:
         """Set `final_obs`, one observation per environment, and `final_info`: of episodes that ended in this step."""
-        if not self.mask_E.any():
+        if not self:
             return
-        final_obs_E = np.full(len(self.mask_E), None, dtype=object)
-        for i, e in enumerate(self.rows_W.tolist()):
-            final_obs_E[e] = (
-                {key: part[i] for key, part in observed_W.items()} if isinstance(observed_W, dict) else observed_W[i]
-            )
+        final_obs_E = np.empty(len(self.mask_E), dtype=object)
+        each_W: Iterable[Any] = observed_W
+        if isinstance(observed_W, dict):
+            each_W = (dict(zip(observed_W, parts, strict=True)) for parts in zip(*observed_W.values(), strict=True))
+        for e, observation in zip(self.rows_W.tolist(), each_W, strict=True):
+            final_obs_E[e] = observation
         info["final_obs"], info["_final_obs"] = final_obs_E, self.mask_E.copy()
         info["final_info"], info["_final_info"] = final, self.mask_E.copy()
 

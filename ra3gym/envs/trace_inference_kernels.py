@@ -140,9 +140,12 @@ def look(tables: Tables, state: State, obs_EO: Float32Array, mask_EK: Int8Array)
         line, previous = line_E[e], previous_E[e]
         for o in range(size):
             obs_EO[e, o] = known_NO[line, o]
-        for k in range(K):
-            mask_EK[e, k] = legal_NK[line, k] if previous >= 0 else legal_fresh_NK[line, k]
-        if previous >= 0:
+        if previous < 0:
+            for k in range(K):
+                mask_EK[e, k] = legal_fresh_NK[line, k]
+        else:
+            for k in range(K):
+                mask_EK[e, k] = legal_NK[line, k]
             obs_EO[e, size - 2 - K + previous] = 1.0
             if line < len(row_N):
                 if keep_N[line] > 0.0 and log_emission_RK[row_N[line], previous] > -np.inf:

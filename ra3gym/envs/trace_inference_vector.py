@@ -147,14 +147,15 @@ class TraceInferenceVectorEnv(BatchedEnv):
         step_all(self._tables, state, action_E, self._floor, same_step, *results)
 
         info: Info = {}
-        ended = Where.of(terminated_E)
-        if same_step:
-            self._add_final(info, ended, illegal_E)
-        else:
-            ended.put(info, self._outcome(ended))
+        if ended := Where.of(terminated_E):
+            if same_step:
+                self._add_final(info, ended, illegal_E)
+            else:
+                ended.put(info, self._outcome(ended))
         self._add_current(info, Where.everywhere(E), mask_EK)
-        stepped = Where.of(~(terminated_E if same_step else began_E))
-        stepped.put(info, _stepped(stepped, illegal_E))
+        stepped_E = ~(terminated_E if same_step else began_E)
+        taken = {"duration": {"lines": stepped_E.astype(np.int64)}, "illegal_action": illegal_E & stepped_E}
+        Where.within(stepped_E).put(info, taken)
         return self._observation_of(obs_EO, mask_EK), reward_E, terminated_E, np.zeros(E, dtype=np.bool_), info
 
     def action_masks(self) -> BoolArray:
@@ -230,15 +231,10 @@ class TraceInferenceVectorEnv(BatchedEnv):
                 "log_joint": state.last_log_joint_E[rows_W],
                 "action_mask": mask_WK,
             }
-            | _stepped(where, illegal_E)
+            | {"duration": {"lines": np.ones(len(obs_WO), dtype=np.int64)}, "illegal_action": illegal_E[rows_W]}
             | self._outcome(where),
         )
         where.put_final(info, self._observation_of(obs_WO, mask_WK), final)
-
-
-def _stepped(where: Where, illegal_E: BoolArray) -> Info:
-    lines_W = np.ones(len(where.rows_W), dtype=np.int64)
-    return {"duration": {"lines": lines_W}, "illegal_action": illegal_E[where.rows_W]}
 
 
 def _line_names(problem: InferenceProblem) -> npt.NDArray[Any]:
