@@ -137,7 +137,11 @@ EVAL = ("eval", "--model", "MODEL", "--tasks", "TASKS")
 @pytest.mark.parametrize(
     ("arguments", "named", "way_out"),
     [
-        (("evaluate",), "unknown command 'evaluate'", "known: doctor, envs, eval, inspect, judge, play, report, run, study"),
+        (
+            ("evaluate",),
+            "unknown command 'evaluate'",
+            "known: doctor, envs, eval, inspect, judge, play, report, run, study",
+        ),
         (("run", "quikstart"), "unknown study 'quikstart'", "Did you mean 'quickstart'?"),
         (("run", "quickstart", "--arms", "ntp,ra4"), "unknown arm 'ra4'", "known: base, latents"),
         (("run", "quickstart", "--m-step.tokens", 100), "tokens=100 is smaller than one batch", "raise tokens"),
@@ -184,7 +188,7 @@ def test_help_and_version(tmp_path: Path) -> None:
     assert ra3gym("--version", folder=tmp_path).stdout == f"ra3gym {__version__}\n"
     commands = ra3gym(folder=tmp_path).stdout
     assert commands == ra3gym("--help", folder=tmp_path).stdout
-    for command in ("run", "eval", "judge", "report", "doctor"):
+    for command in ("run", "eval", "judge", "report", "envs", "play", "doctor"):
         assert f"\n  {command} " in commands
         helped = ra3gym(command, "--help", folder=tmp_path)
         assert helped.returncode == 0

@@ -235,7 +235,8 @@ def _ask(console: Console, asked: str) -> str | None:
 def _show(choices: Sequence[Choice], console: Console) -> None:
     """The legal actions: the likeliest as a table, or all in one line where nothing says which are likely."""
     if choices[0].logprob is None:
-        console.print(Text("legal: " + ", ".join(f"{choice.action} {choice.name}".strip() for choice in choices)))
+        named = [f"{one.action}: {one.name}" if one.name else str(one.action) for one in choices]
+        console.print(Text(f"legal: {', '.join(named)}"))
         return
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(justify="right")
