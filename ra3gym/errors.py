@@ -20,7 +20,7 @@ class UnknownNameError(Ra3GymError, ValueError):
         if close:
             message += f". Did you mean {close[0]!r}?"
         if hint:
-            message += f" {hint}"
+            message += f" {hint}" if close else f". {hint}"
         super().__init__(message)
 
 
