@@ -4,6 +4,9 @@
     model = stable_baselines3.PPO("MlpPolicy", as_vec_env(vector_env)).learn(100_000)
 
 Batches stay arrays all the way; only the episodes that end cost Python.
+
+`DecoderPriorPolicy` is a policy for PPO and A2C that begins at the model's own choice of latents;
+`MaskableDecoderPriorPolicy` is the one for MaskablePPO.
 """
 
 from __future__ import annotations
@@ -11,9 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
@@ -144,6 +153,74 @@ class GymnasiumVecEnv(VecEnv):
     def _refuse_some(self, name: str, indices: VecEnvIndices) -> None:
         if sorted(self._ids(indices)) != list(range(self.num_envs)):
             raise ConfigError(f"{name!r} was asked of environments {indices} only: leave indices out, for all of them")
+
+
+class _BesideLogprobs(MlpExtractor):
+    """SB3's networks over the hidden state; the actor's features end with the observed log-probabilities."""
+
+    def __init__(self, feature_dim: int, num_actions: int, **kwargs: Any) -> None:
+        super().__init__(feature_dim - num_actions, **kwargs)
+        self.num_actions = num_actions
+        self.latent_dim_pi += num_actions
+
+    def forward_actor(self, features: torch.Tensor) -> torch.Tensor:
+        hidden, logprobs = features[:, : -self.num_actions], features[:, -self.num_actions :]
+        return torch.cat([super().forward_actor(hidden), logprobs], dim=1)
+
+    def forward_critic(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward_critic(features[:, : -self.num_actions])
+
+
+class DecoderPriorPolicy(ActorCriticPolicy):
+    """SB3's MlpPolicy for observations by `LogprobObservation`, begun at the model's own choice.
+
+    Logits are `W h + V log p`, with h the actor's last layer over the hidden state, and W = 0 and V = 1 to begin with:
+    ahead of the first update, latents are drawn just as the model would draw them. All of it is trained.
+    """
+
+    def _build_mlp_extractor(self) -> None:
+        self.mlp_extractor = _beside_logprobs(self)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        _begin_at_logprobs(self)
+
+
+class MaskableDecoderPriorPolicy(MaskableActorCriticPolicy):
+    """`DecoderPriorPolicy` for sb3-contrib's MaskablePPO."""
+
+    def _build_mlp_extractor(self) -> None:
+        self.mlp_extractor = _beside_logprobs(self)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        _begin_at_logprobs(self)
+
+
+def _beside_logprobs(policy: DecoderPriorPolicy | MaskableDecoderPriorPolicy) -> _BesideLogprobs:
+    """The networks; `ConfigError` when an observation cannot hold log-probabilities."""
+    space = policy.action_space
+    if not isinstance(space, gym.spaces.Discrete) or policy.features_dim <= space.n:
+        raise ConfigError(
+            f"observations of {policy.features_dim} numbers hold no log-probabilities of {space} beside a hidden "
+            "state: wrap the vector environment in ra3gym.agents.observations.LogprobObservation"
+        )
+    return _BesideLogprobs(
+        policy.features_dim,
+        int(space.n),
+        net_arch=policy.net_arch,
+        activation_fn=policy.activation_fn,
+        device=policy.device,
+    )
+
+
+def _begin_at_logprobs(policy: DecoderPriorPolicy | MaskableDecoderPriorPolicy) -> None:
+    layer = policy.action_net
+    assert isinstance(layer, torch.nn.Linear)
+    with torch.no_grad():
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+        layer.weight[:, -layer.out_features :].fill_diagonal_(1.0)
 
 
 def _attribute(vector_env: Any, name: str) -> Any:

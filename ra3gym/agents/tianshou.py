@@ -224,6 +224,41 @@ class MaskedActor(AbstractDiscreteActor):
         return logits_RA.masked_fill(~mask_RA, MASKED_LOGIT), state
 
 
+class DecoderPriorActor(AbstractDiscreteActor):
+    """An actor for observations by `LogprobObservation`, begun at the model's own choice.
+
+    Logits are those of `net`, a network over the hidden state, plus the observed log-probabilities. The last layer of
+    `net` is set to 0 here, so that ahead of the first update latents are drawn just as the model would draw them.
+    Under masks it goes inside a `MaskedActor`.
+
+    Args:
+        net: from observations (R, D) to logits (R, A): tianshou's `Net` or `MLP`, whose last module is linear.
+
+    Raises:
+        ConfigError: the last module of `net` is not linear, or a softmax follows.
+    """
+
+    def __init__(self, net: ModuleWithVectorOutput) -> None:
+        last = list(net.modules())[-1]
+        if not isinstance(last, nn.Linear) or getattr(net, "softmax", False):
+            raise ConfigError(f"the net ends with {last}, not with logits: end it with a linear layer and no softmax")
+        super().__init__(last.out_features)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.net = net
+        self.num_actions = last.out_features
+
+    def get_preprocess_net(self) -> ModuleWithVectorOutput:
+        """`net`."""
+        return self.net
+
+    def forward(self, obs: Any, state: Any = None, info: dict[str, Any] | None = None) -> tuple[torch.Tensor, Any]:
+        """Logits (R, A) of observations (R, D + A), and the network's state."""
+        logits_RA, state = self.net(obs[..., : -self.num_actions], state=state, info=info)
+        logprobs_RA = torch.as_tensor(obs[..., -self.num_actions :], device=logits_RA.device)
+        return logits_RA + logprobs_RA, state
+
+
 class UnmaskedCritic(nn.Module):
     """A critic for observations `{"obs", "mask"}`, of which it sees "obs"."""
 

@@ -23,6 +23,7 @@ from ra3gym.envs.trace_inference_vector import TraceInferenceVectorEnv
 from ra3gym.errors import ConfigError
 
 K, N = 4, 5
+SAME_STEP = AutoresetMode.SAME_STEP
 
 
 class Countdown(gym.Env[Any, Any]):
@@ -276,3 +277,57 @@ def test_ppo_learns_to_count_down_and_a_mask_leaves_nothing_to_learn() -> None:
     untrained = MaskablePPO("MlpPolicy", masked, seed=0, n_steps=64, batch_size=64)
     mean, _ = evaluate_masked(untrained, masked, n_eval_episodes=50)
     assert mean == 0.0
+
+
+class Taken(gym.vector.VectorWrapper):
+    """Notes which of the actions taken were illegal."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self.legal: list[bool] = []
+
+    def reset(self, **kwargs: Any) -> Any:
+        observation, info = self.env.reset(**kwargs)
+        self.mask_NA = info["action_mask"]
+        return observation, info
+
+    def step(self, actions: Any) -> Any:
+        self.legal += self.mask_NA[np.arange(self.num_envs), actions].astype(bool).tolist()
+        result = self.env.step(actions)
+        self.mask_NA = result[-1]["action_mask"]
+        return result
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "policy", "observation", "options"),
+    [
+        (PPO, "MlpPolicy", "hidden", {"n_steps": 8, "batch_size": 32}),
+        (DQN, "MlpPolicy", "hidden", {"learning_starts": 32}),
+        (RecurrentPPO, "MlpLstmPolicy", "hidden", {"n_steps": 8, "batch_size": 32}),
+        (MaskablePPO, "MlpPolicy", "hidden", {"n_steps": 8, "batch_size": 32}),
+        (MaskablePPO, "MultiInputPolicy", "dict", {"n_steps": 8, "batch_size": 32}),
+    ],
+)
+def test_algorithms_run_unmodified_on_latent_code(algorithm: Any, policy: str, observation: str, options: Any) -> None:
+    """With the embedded checkpoint; MaskablePPO takes legal latents only, in training and in evaluation."""
+    taken = Taken(
+        gym.make_vec(
+            "ra3gym/LatentCode-v0",
+            num_envs=8,
+            vectorization_mode="vector_entry_point",
+            observation=observation,
+            min_prob=0.01,
+            max_new_tokens=64,
+            autoreset_mode=SAME_STEP,
+        )
+    )
+    vec_env = VecMonitor(as_vec_env(taken))
+    model = algorithm(policy, vec_env, seed=0, **options)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    model.learn(192)
+    assert any(not value.equal(before[name]) for name, value in model.policy.state_dict().items())
+    if algorithm is MaskablePPO:
+        evaluate_masked(model, vec_env, n_eval_episodes=8)
+        assert len(taken.legal) > 192
+        assert all(taken.legal)
+    vec_env.close()

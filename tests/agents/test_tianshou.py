@@ -19,11 +19,13 @@ from tianshou.env import DummyVectorEnv
 from tianshou.trainer import OffPolicyTrainerParams, OnPolicyTrainerParams
 from tianshou.utils.net.common import Net
 from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
+from tianshou.utils.torch_utils import torch_train_mode
 
 from ra3gym.abstractions.inference_problem import InferenceProblem, problem_from_chain
 from ra3gym.abstractions.posterior import LatentChain
 from ra3gym.abstractions.sticky_prior import StickyPrior
-from ra3gym.agents.tianshou import GymnasiumVectorEnv, MaskedActor, UnmaskedCritic, as_vector_env
+from ra3gym.agents.observations import LogprobObservation
+from ra3gym.agents.tianshou import DecoderPriorActor, GymnasiumVectorEnv, MaskedActor, UnmaskedCritic, as_vector_env
 from ra3gym.envs.trace_inference import TraceInferenceEnv
 from ra3gym.envs.trace_inference_vector import TraceInferenceVectorEnv
 from ra3gym.errors import ConfigError
@@ -210,24 +212,46 @@ def _policy(problem: InferenceProblem) -> DiscreteActorPolicy:
 
 
 def _algorithm(name: str, problem: InferenceProblem, masked: bool) -> Any:
-    space, optim = gym.spaces.Discrete(K), AdamOptimizerFactory(lr=1e-3)
     actor: Any = MaskedActor(_actor(problem)) if masked else _actor(problem)
 
     def critic(outputs: int = 1) -> torch.nn.Module:
         return UnmaskedCritic(_critic(problem, outputs)) if masked else _critic(problem, outputs)
 
+    model = Net(state_shape=problem.observation_size, action_shape=K, hidden_sizes=(32,))
+    return _algorithm_of(name, actor, critic, model, gym.spaces.Discrete(K))
+
+
+def _algorithm_of(name: str, actor: Any, critic: Any, model: Net, space: gym.spaces.Discrete) -> Any:
+    optim = AdamOptimizerFactory(lr=1e-3)
     if name == "PPO":
         return PPO(policy=DiscreteActorPolicy(actor=actor, action_space=space), critic=critic(), optim=optim)
     if name == "DiscreteSAC":
         return DiscreteSAC(
             policy=DiscreteSACPolicy(actor=actor, action_space=space),
             policy_optim=optim,
-            critic=critic(K),
+            critic=critic(int(space.n)),
             critic_optim=optim,
         )
-    model = Net(state_shape=problem.observation_size, action_shape=K, hidden_sizes=(32,))
     policy = DiscreteQLearningPolicy(model=model, action_space=space, eps_training=0.5)
     return DQN(policy=policy, optim=optim, target_update_freq=10)
+
+
+def _train(name: str, algorithm: Any, collector: Any, steps: int, rollout: int) -> None:
+    shared = {
+        "training_collector": collector,
+        "max_epochs": 1,
+        "epoch_num_steps": steps,
+        "verbose": False,
+        "show_progress": False,
+    }
+    params = (
+        OnPolicyTrainerParams(collection_step_num_env_steps=rollout, update_step_num_repetitions=2, **shared)
+        if name == "PPO"
+        else OffPolicyTrainerParams(
+            collection_step_num_env_steps=rollout // 5, update_step_num_gradient_steps_per_sample=0.1, **shared
+        )
+    )
+    algorithm.run_training(params)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -238,21 +262,7 @@ def test_algorithms_run_unmodified_and_masks_are_kept(problem: InferenceProblem,
     before = [parameter.detach().clone() for parameter in algorithm.policy.parameters()]
     buffer = VectorReplayBuffer(2000, N)
     collector = Collector(algorithm, venv, buffer, exploration_noise=name == "DQN")
-    shared = {
-        "training_collector": collector,
-        "max_epochs": 1,
-        "epoch_num_steps": 200 * N,
-        "verbose": False,
-        "show_progress": False,
-    }
-    params = (
-        OnPolicyTrainerParams(collection_step_num_env_steps=20 * N, update_step_num_repetitions=2, **shared)
-        if name == "PPO"
-        else OffPolicyTrainerParams(
-            collection_step_num_env_steps=4 * N, update_step_num_gradient_steps_per_sample=0.1, **shared
-        )
-    )
-    algorithm.run_training(params)
+    _train(name, algorithm, collector, 200 * N, 20 * N)
     assert collector.collect_step >= 200 * N
     assert any(not new.equal(old) for new, old in zip(algorithm.policy.parameters(), before, strict=True))
     if masked:
@@ -262,6 +272,50 @@ def test_algorithms_run_unmodified_and_masks_are_kept(problem: InferenceProblem,
         assert len(stored) == 40 * N
         assert buffer.obs.mask[stored, buffer.act[stored]].all()
         assert not buffer.obs.mask[stored].all()
+
+
+@pytest.mark.parametrize("name", ["PPO", "DQN", "DiscreteSAC"])
+def test_algorithms_run_unmodified_on_latent_code(name: str) -> None:
+    """With the embedded checkpoint: no masked latent is ever taken, neither in collection nor in evaluation."""
+    envs = LogprobObservation(
+        gym.make_vec(
+            "ra3gym/LatentCode-v0",
+            num_envs=8,
+            vectorization_mode="vector_entry_point",
+            observation="dict",
+            min_prob=0.01,
+            max_new_tokens=64,
+            autoreset_mode=SAME_STEP,
+        )
+    )
+    space: Any = envs.single_action_space
+    size, latents = envs.single_observation_space["obs"].shape[0], int(space.n)
+    net = Net(state_shape=size - latents, action_shape=latents, hidden_sizes=(16,))
+
+    def critic(outputs: int = 1) -> torch.nn.Module:
+        return UnmaskedCritic(
+            DiscreteCritic(preprocess_net=Net(state_shape=size, hidden_sizes=(16,)), last_size=outputs)
+        )
+
+    model = Net(state_shape=size, action_shape=latents, hidden_sizes=(16,))
+    algorithm = _algorithm_of(name, MaskedActor(DecoderPriorActor(net)), critic, model, space)
+    before = [parameter.detach().clone() for parameter in algorithm.policy.parameters()]
+    venv = as_vector_env(envs)
+    venv.seed(0)
+    buffer = VectorReplayBuffer(1000, 8)
+    collector = Collector(algorithm, venv, buffer, exploration_noise=name == "DQN", raise_on_nan_in_buffer=False)
+    _train(name, algorithm, collector, 128, 32)
+    assert any(not new.equal(old) for new, old in zip(algorithm.policy.parameters(), before, strict=True))
+    for evaluates in (False, True):
+        collector.reset()
+        with torch_train_mode(algorithm.policy, not evaluates):
+            algorithm.policy.is_within_training_step = not evaluates
+            collector.collect(n_step=160)
+        stored = buffer.sample_indices(0)
+        assert len(stored) == 160
+        assert buffer.obs.mask[stored, buffer.act[stored]].all()
+        assert not buffer.obs.mask[stored].all()
+    venv.close()
 
 
 def test_masked_actor_gives_illegal_actions_no_probability(problem: InferenceProblem) -> None:
