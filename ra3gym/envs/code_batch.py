@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from ra3gym.abstractions.inference_problem import NO_LATENT
 from ra3gym.envs.code_problem import CodeProblem, clipped
@@ -142,25 +143,18 @@ class CodeBatch:
         return np.stack([self.problem.padded(int(self.task_E[row]), self.written(row)) for row in rows])
 
 
-class LatentBatch(CodeBatch):
-    """A `CodeBatch` that grows by segments: a latent, then what the frozen decoder writes until it asks for the next.
+class SegmentBatch(CodeBatch):
+    """A `CodeBatch` that grows by segments, one for each decision; what begins and ends them, subclasses say.
 
-    Raises:
-        ModelError: the tokenizer knows no latents.
+    Args:
+        allowed_V: bool, on any device: the tokens that the frozen decoder may write.
     """
 
-    def __init__(self, problem: CodeProblem, num_rows: int, options: SegmentOptions) -> None:
+    def __init__(self, problem: CodeProblem, num_rows: int, options: SegmentOptions, allowed_V: Tensor) -> None:
         super().__init__(problem, num_rows)
         self.options = options
         self.decisions_E = np.zeros(num_rows, dtype=np.int64)
-        self.latent_ids = latent_ids(problem.loaded.tokenizer)
-        if not self.latent_ids:
-            raise ModelError(
-                "the model knows no latents, and they are the actions here: take 'embedded', or a model trained with "
-                "them (ra3gym.lm.add_latents adds the tokens <|z0|>, <|z1|>, ...)"
-            )
-        self._latents = frozenset(self.latent_ids)
-        self._allowed_V = problem.writable_V.to(problem.loaded.model.device)
+        self._allowed_V = allowed_V.to(problem.loaded.model.device)
         self._breaks: dict[int, int] = {}
 
     def begin(self, rows: Sequence[int], tasks: Sequence[int]) -> None:
@@ -170,14 +164,70 @@ class LatentBatch(CodeBatch):
     def spent(self, row: int) -> str:
         return f"{self.decisions_E[row]} decisions, {self.spent_E[row]}"
 
-    def shown(self, row: int) -> str:
-        """The text of a row that is rendered: latents included."""
-        return self.problem.tasks[int(self.task_E[row])].prompt + self.completion(row)
-
     def out_of_decisions(self, row: int) -> bool:
         """Whether a row has taken `max_decisions`."""
         most = self.options.max_decisions
         return most is not None and bool(self.decisions_E[row] >= most)
+
+    def _append(
+        self,
+        tokens: Sequence[int],
+        rows: Sequence[int],
+        segments: Sequence[Segment],
+        on_over: Callable[[int], None],
+    ) -> None:
+        """Write a token in each of these rows (-1: none), and see which episodes are over."""
+        writing = [i for i, token in enumerate(tokens) if token >= 0]
+        if writing:
+            self.stream.write([rows[i] for i in writing], [tokens[i] for i in writing])
+        for token, row, segment in zip(tokens, rows, segments, strict=True):
+            self.spent_E[row] += 1
+            if token >= 0:
+                segment.tokens.append(token)
+                segment.breaks += self._line_breaks(token)
+                segment.ended = token in self.problem.end_ids
+            segment.over = segment.ended or bool(self.spent_E[row] >= self.problem.max_new_tokens)
+            if segment.over:
+                on_over(row)
+
+    def _next_tokens(
+        self, rows: Sequence[int], rngs: Sequence[np.random.Generator], allowed_V: Tensor | None = None
+    ) -> list[int]:
+        """The decoder's next tokens, not yet written; of `allowed_V`, bool `(V,)` or `(B, V)`, where it is given."""
+        logits_BV = self.stream.logits_EV
+        if len(rows) < self.num_rows or list(rows) != list(range(self.num_rows)):
+            logits_BV = logits_BV[list(rows)]
+        allowed_V = self._allowed_V if allowed_V is None else allowed_V
+        uniform_B = None if self.options.decoder == "greedy" else [float(rng.random()) for rng in rngs]
+        return draw(logits_BV, uniform_B, temperature=self.options.temperature, allowed_V=allowed_V)
+
+    def _line_breaks(self, token: int) -> int:
+        """Line breaks in a token's text; tokens of other tokenizers may hold several."""
+        if token not in self._breaks:
+            self._breaks[token] = decode_completion(self.problem.loaded.tokenizer, [], [token]).count("\n")
+        return self._breaks[token]
+
+
+class LatentBatch(SegmentBatch):
+    """A segment is a latent, then what the frozen decoder writes until it asks for the next.
+
+    Raises:
+        ModelError: the tokenizer knows no latents.
+    """
+
+    def __init__(self, problem: CodeProblem, num_rows: int, options: SegmentOptions) -> None:
+        super().__init__(problem, num_rows, options, problem.writable_V)
+        self.latent_ids = latent_ids(problem.loaded.tokenizer)
+        if not self.latent_ids:
+            raise ModelError(
+                "the model knows no latents, and they are the actions here: take 'embedded', or a model trained with "
+                "them (ra3gym.lm.add_latents adds the tokens <|z0|>, <|z1|>, ...)"
+            )
+        self._latents = frozenset(self.latent_ids)
+
+    def shown(self, row: int) -> str:
+        """The text of a row that is rendered: latents included."""
+        return self.problem.tasks[int(self.task_E[row])].prompt + self.completion(row)
 
     def logprobs_BK(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """float32 `(B, K)`, nats: the model's own choice, given that a latent comes."""
@@ -234,27 +284,6 @@ class LatentBatch(CodeBatch):
             self._finish(segment)
         return segments
 
-    def _append(
-        self,
-        tokens: Sequence[int],
-        rows: Sequence[int],
-        segments: Sequence[Segment],
-        on_over: Callable[[int], None],
-    ) -> None:
-        """Write a token in each of these rows (-1: none), and see which episodes are over."""
-        writing = [i for i, token in enumerate(tokens) if token >= 0]
-        if writing:
-            self.stream.write([rows[i] for i in writing], [tokens[i] for i in writing])
-        for token, row, segment in zip(tokens, rows, segments, strict=True):
-            self.spent_E[row] += 1
-            if token >= 0:
-                segment.tokens.append(token)
-                segment.breaks += self._line_breaks(token)
-                segment.ended = token in self.problem.end_ids
-            segment.over = segment.ended or bool(self.spent_E[row] >= self.problem.max_new_tokens)
-            if segment.over:
-                on_over(row)
-
     def _wants_more(self, segment: Segment) -> bool:
         """Whether the decoder is to go on with a segment."""
         lines, tokens = self.options.segment_lines, self.options.segment_tokens
@@ -262,19 +291,6 @@ class LatentBatch(CodeBatch):
             tokens is not None and len(segment.tokens) > tokens  # the latent's own is not counted
         )
         return not (segment.over or full or segment.latent < 0)
-
-    def _next_tokens(self, rows: Sequence[int], rngs: Sequence[np.random.Generator]) -> list[int]:
-        logits_BV = self.stream.logits_EV
-        if len(rows) < self.num_rows or list(rows) != list(range(self.num_rows)):
-            logits_BV = logits_BV[list(rows)]
-        uniform_B = None if self.options.decoder == "greedy" else [float(rng.random()) for rng in rngs]
-        return draw(logits_BV, uniform_B, temperature=self.options.temperature, allowed_V=self._allowed_V)
-
-    def _line_breaks(self, token: int) -> int:
-        """Line breaks in a token's text; tokens of other tokenizers may hold several."""
-        if token not in self._breaks:
-            self._breaks[token] = decode_completion(self.problem.loaded.tokenizer, [], [token]).count("\n")
-        return self._breaks[token]
 
     def _finish(self, segment: Segment) -> None:
         """The segment's text and lines; a last line without a break counts where the program stops in it."""

@@ -108,7 +108,7 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        decoder = _decoder(model, prompt_ids, group_size, max_new_tokens)
+        decoder = read_prompts(model, prompt_ids, group_size, max_new_tokens)
         is_end_V = _end_tokens(eos_id, decoder.logits_MV)
         banned_V = None if allowed_mask_V is None else _banned_tokens(allowed_mask_V, decoder.logits_MV)
         rows = torch.arange(num_rows, device=device)
@@ -181,15 +181,19 @@ def _inverse_cdf(prob_MV: Tensor, uniform_M: Tensor) -> Tensor:
     return torch.searchsorted(cdf_MV, (uniform_M * cdf_MV[:, -1])[:, None], right=True)[:, 0]
 
 
-def _decoder(model: Any, prompt_ids: list[list[int]], group_size: int, max_new_tokens: int) -> Decoder:
+def read_prompts(model: Any, prompt_ids: Sequence[Sequence[int]], group_size: int, max_new_tokens: int) -> Decoder:
+    """Read prompts in one pass, for `group_size` rows behind each; the caches have room for `max_new_tokens` more.
+
+    To be called, like the decoder's `read`, without gradients and with the model in evaluation mode.
+    """
     kind = LlamaDecoder if supports(model) else CacheDecoder
     return kind(model, *_left_pad(model, prompt_ids), group_size, max_new_tokens)
 
 
-def _left_pad(model: Any, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+def _left_pad(model: Any, prompt_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """`ids_PS` and `mask_PS` (int64, 1 at real tokens); what stands at padding is never seen."""
     longest = max(map(len, prompt_ids))
-    ids = [[0] * (longest - len(prompt)) + prompt for prompt in prompt_ids]
+    ids = [[0] * (longest - len(prompt)) + [*prompt] for prompt in prompt_ids]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompt_ids]
     device = next(model.parameters()).device
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
