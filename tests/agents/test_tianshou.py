@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from tianshou.algorithm.algorithm_base import policy_within_training_step
 from tianshou.algorithm.modelfree.discrete_sac import DiscreteSAC, DiscreteSACPolicy
 from tianshou.algorithm.modelfree.dqn import DQN, DiscreteQLearningPolicy
 from tianshou.algorithm.modelfree.ppo import PPO
@@ -19,7 +20,6 @@ from tianshou.env import DummyVectorEnv
 from tianshou.trainer import OffPolicyTrainerParams, OnPolicyTrainerParams
 from tianshou.utils.net.common import Net
 from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
-from tianshou.utils.torch_utils import torch_train_mode
 
 from ra3gym.abstractions.inference_problem import InferenceProblem, problem_from_chain
 from ra3gym.abstractions.posterior import LatentChain
@@ -304,12 +304,11 @@ def test_algorithms_run_unmodified_on_latent_code(name: str) -> None:
     venv.seed(0)
     buffer = VectorReplayBuffer(1000, 8)
     collector = Collector(algorithm, venv, buffer, exploration_noise=name == "DQN", raise_on_nan_in_buffer=False)
-    _train(name, algorithm, collector, 128, 32)
+    _train(name, algorithm, collector, 160, 40)
     assert any(not new.equal(old) for new, old in zip(algorithm.policy.parameters(), before, strict=True))
     for evaluates in (False, True):
         collector.reset()
-        with torch_train_mode(algorithm.policy, not evaluates):
-            algorithm.policy.is_within_training_step = not evaluates
+        with policy_within_training_step(algorithm.policy, enabled=not evaluates):
             collector.collect(n_step=160)
         stored = buffer.sample_indices(0)
         assert len(stored) == 160

@@ -1,0 +1,40 @@
+"""The programs of docs/rl-libraries.md, run as they stand there but for their number of steps."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "rl-libraries.md"
+PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+LENGTHS = {"6_144": "1_024", "UPDATES = 64, 100": "UPDATES = 64, 12"}
+
+
+def test_the_page_and_its_loop_are_short() -> None:
+    assert len(PAGE.read_text().splitlines()) < 130
+    assert len(PROGRAMS) == 3
+    assert len(PROGRAMS[-1].splitlines()) < 40
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=["stable-baselines3", "tianshou", "own loop"])
+def test_programs_run(program: str, tmp_path: Path) -> None:
+    """Each ends by itself; the checks appended see that something was learnt, and that what was drawn was legal."""
+    checks = "\nassert any(parameter.abs().sum() > 0 for parameter in learnt.parameters())\n"
+    for length, shorter in LENGTHS.items():
+        program = program.replace(length, shorter)
+    learnt = {
+        "maskable": "learnt = maskable.policy.action_net\nlegal = vec_env.info['action_mask']\n"
+        "assert legal[range(len(latents)), latents].all()\nassert ppo.num_timesteps == 1024",
+        "sac": "learnt = sac.policy.actor.actor.net.model.model[-1]\nstored = collector.buffer.sample_indices(0)\n"
+        "assert len(stored) == 1024\nassert collector.buffer.obs.mask[stored, collector.buffer.act[stored]].all()",
+        "baseline": "learnt = net[-1]\nassert baseline",
+    }
+    (check,) = (text for name, text in learnt.items() if re.search(rf"^.*\b{name}\b", program, flags=re.MULTILINE))
+    done = subprocess.run(
+        [sys.executable, "-c", program + check + checks], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
