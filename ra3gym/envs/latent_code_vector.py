@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from ra3gym.envs.batched_episodes import BoolArray, Info
-from ra3gym.envs.code_batch import DecoderKind, LatentBatch, SegmentOptions
+from ra3gym.envs.code_batch import DecoderKind, LatentBatch, Segment, SegmentBatch, SegmentOptions
 from ra3gym.envs.code_problem import CodeProblem, ObservationKind, RewardKind
 from ra3gym.envs.code_vector import CodeVectorEnv
 from ra3gym.envs.latent_code import LatentCodeEnv, segment_info
@@ -87,19 +87,7 @@ class LatentCodeVectorEnv(CodeVectorEnv):
     def _advance(self, rows: Sequence[int], actions: Sequence[int]) -> tuple[BoolArray, BoolArray, Info]:
         rngs = [self._rngs[e] for e in rows]
         segments = self._latent_batch.decide(rows, actions, rngs, on_over=self._hand_in)
-        over_B = np.array([segment.over for segment in segments])
-        spent_B = np.array([self._latent_batch.out_of_decisions(row) for row in rows])
-        for i in np.flatnonzero(spent_B & ~over_B).tolist():
-            self._hand_in(rows[i])
-        terminated_B = np.array([segment.ended for segment in segments])
-        truncated_B = (over_B | spent_B) & ~terminated_B
-        infos = [segment_info(segment) for segment in segments]
-        columns: Info = {
-            "duration": {key: np.array([info["duration"][key] for info in infos]) for key in ("lines", "tokens")},
-            "segment": np.array([info["segment"] for info in infos], dtype=object),
-            "illegal_action": np.array([info["illegal_action"] for info in infos]),
-        }
-        return terminated_B, truncated_B, columns
+        return segments_taken(self._latent_batch, rows, segments, self._hand_in)
 
     def _update_actions(self, rows: Sequence[int]) -> None:
         logprobs_BK = self._latent_batch.logprobs_BK(rows)
@@ -108,3 +96,22 @@ class LatentCodeVectorEnv(CodeVectorEnv):
 
     def _actions(self, rows: Sequence[int]) -> Info:
         return {"logprobs": self._logprobs_EK[list(rows)]}
+
+
+def segments_taken(
+    batch: SegmentBatch, rows: Sequence[int], segments: Sequence[Segment], hand_in: Callable[[int], None]
+) -> tuple[BoolArray, BoolArray, Info]:
+    """What `CodeVectorEnv._advance` returns of these rows' segments; rows that are out of decisions are handed in."""
+    over_B = np.array([segment.over for segment in segments])
+    spent_B = np.array([batch.out_of_decisions(row) for row in rows])
+    for i in np.flatnonzero(spent_B & ~over_B).tolist():
+        hand_in(rows[i])
+    terminated_B = np.array([segment.ended for segment in segments])
+    truncated_B = (over_B | spent_B) & ~terminated_B
+    infos = [segment_info(segment) for segment in segments]
+    columns: Info = {
+        "duration": {key: np.array([info["duration"][key] for info in infos]) for key in ("lines", "tokens")},
+        "segment": np.array([info["segment"] for info in infos], dtype=object),
+        "illegal_action": np.array([info["illegal_action"] for info in infos]),
+    }
+    return terminated_B, truncated_B, columns

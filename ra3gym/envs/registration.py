@@ -7,6 +7,7 @@ import gymnasium as gym
 ENVIRONMENTS = {
     "TokenCode": "token_code",
     "LatentCode": "latent_code",
+    "RationaleCode": "rationale_code",
     "TraceInference": "trace_inference",
     "OptionMDP": "option_mdp",
 }

@@ -23,6 +23,7 @@ NAMESPACE = "ra3gym"
 DEFAULT_SPACES = {
     "ra3gym/LatentCode-v0": ("Discrete(48)", "Box(-10000.0, 10000.0, (64,), float32)"),
     "ra3gym/OptionMDP-v0": ("Discrete(12)", "Box(0.0, 1.0, (24,), float32)"),
+    "ra3gym/RationaleCode-v0": ("Discrete(5)", "Box(-10000.0, 10000.0, (64,), float32)"),
     "ra3gym/TokenCode-v0": ("Discrete(32)", "Box(-10000.0, 10000.0, (64,), float32)"),
     "ra3gym/TraceInference-v0": ("Discrete(48)", "Box(-10000.0, 10000.0, (178,), float32)"),
 }

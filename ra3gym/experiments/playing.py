@@ -139,11 +139,13 @@ def legal_choices(env: Env, info: Mapping[str, Any]) -> list[Choice]:
 
 
 def _namer(env: Env, info: Mapping[str, Any]) -> Callable[[int], str]:
-    """What an action is called: its token, its latent, or its place among primitives and options."""
+    """What an action is called: its token, its comment, its latent, or its place among primitives and options."""
     bare: Any = env.unwrapped
     if "candidates" in info:
         tokenizer = bare.problem.loaded.tokenizer
         return lambda i: repr(tokenizer.decode([int(info["candidates"][i])], clean_up_tokenization_spaces=False))
+    if "proposals" in info:
+        return lambda i: repr(info["proposals"][i - 1]) if i else "no comment"
     if hasattr(bare, "mdp"):
         A, actions = bare.mdp.num_primitives, bare.mdp.action_indices(bare.actions)
         return lambda i: f"primitive {actions[i]}" if actions[i] < A else f"option {actions[i] - A}"
