@@ -61,7 +61,8 @@ class RationaleCodeEnv(CodeEnv):
             `dtype` and `render_mode`.
         proposals: the k of the class's text; 2 to 8. Their cost grows with it.
         max_comment_tokens: longest proposal in tokens, line break included, at least 2; the paper's have 6 on average.
-        decoder: as in `LatentCodeEnv`; proposals are drawn in any case.
+        decoder: "sample" draws the decoder's tokens with `self.np_random`, "greedy" takes the likeliest. Proposals are
+            drawn in any case.
         temperature: of the sampling decoder and of proposals; below 1 is sharper.
         segment_lines: the next decision is due behind so many line breaks at the latest, the comment's not counted; 1,
             the paper's form, has the agent choose above each line. `None` for no limit: only where the model asks.

@@ -38,6 +38,8 @@ from ra3gym.envs.latent_code import LatentCodeEnv
 from ra3gym.envs.latent_code_vector import LatentCodeVectorEnv
 from ra3gym.envs.option_mdp import OptionMDPEnv
 from ra3gym.envs.option_mdp_vector import OptionMDPVectorEnv
+from ra3gym.envs.rationale_code import RationaleCodeEnv
+from ra3gym.envs.rationale_code_vector import RationaleCodeVectorEnv
 from ra3gym.envs.token_code import TokenCodeEnv
 from ra3gym.envs.token_code_vector import TokenCodeVectorEnv
 from ra3gym.envs.trace_inference import TraceInferenceEnv
@@ -49,6 +51,7 @@ from ra3gym.tasks.idioms import IdiomsDomain
 
 from .broken_environments import MUTANTS, VECTOR_MUTANTS, NativeWalk, Walk
 from .code_vector_cases import TASKS
+from .commenting_models import commenting_model, save_commenting_model
 
 OPTION_MDP: list[dict[str, Any]] = [
     {},
@@ -67,6 +70,12 @@ LATENT_CODE: list[dict[str, Any]] = [
     {"max_new_tokens": 12, "segment_tokens": 3, "observation": "tokens", "decoder": "greedy", "segment_lines": 1},
     {"max_new_tokens": 12, "segment_tokens": 3, "observation": "dict", "top_k": 2, "reward": "all", "temperature": 0.5},
     {"max_new_tokens": 12, "min_prob": 0.2, "max_decisions": 3, "segment_tokens": 4, "segment_lines": None},
+]
+RATIONALE_CODE: list[dict[str, Any]] = [
+    {"max_new_tokens": 30},
+    {"max_new_tokens": 30, "observation": "tokens", "decoder": "greedy", "segment_lines": 2, "proposals": 2},
+    {"max_new_tokens": 30, "observation": "dict", "segment_lines": None, "segment_tokens": 4, "reward": "all"},
+    {"max_new_tokens": 30, "max_comment_tokens": 4, "max_decisions": 3, "temperature": 0.5},
 ]
 TRACE_INFERENCE: list[dict[str, Any]] = [{}, {"observation": "dict"}, {"observation": "dict", "floor": -3.0}]
 
@@ -98,6 +107,7 @@ def inference_problem() -> Any:
 
 def cases(loaded: lm.LoadedModel) -> dict[str, tuple[Callable[..., Any], Callable[..., Any], list[dict[str, Any]]]]:
     code = {"model": loaded, "tasks": TASKS}
+    comments = code | {"model": commenting_model("llama", "own")}  # the other never ends a line
     problem = inference_problem()
     return {
         "OptionMDP": (OptionMDPEnv, OptionMDPVectorEnv, OPTION_MDP),
@@ -108,6 +118,11 @@ def cases(loaded: lm.LoadedModel) -> dict[str, tuple[Callable[..., Any], Callabl
         ),
         "TokenCode": (partial(TokenCodeEnv, **code), partial(TokenCodeVectorEnv, **code), TOKEN_CODE),
         "LatentCode": (partial(LatentCodeEnv, **code), partial(LatentCodeVectorEnv, **code), LATENT_CODE),
+        "RationaleCode": (
+            partial(RationaleCodeEnv, **comments),
+            partial(RationaleCodeVectorEnv, **comments),
+            RATIONALE_CODE,
+        ),
     }
 
 
@@ -116,6 +131,7 @@ ALL = [
     *(("TraceInference", one) for one in TRACE_INFERENCE),
     *(("TokenCode", one) for one in TOKEN_CODE),
     *(("LatentCode", one) for one in LATENT_CODE),
+    *(("RationaleCode", one) for one in RATIONALE_CODE),
 ]
 
 
@@ -141,10 +157,13 @@ def test_every_vector_form_conforms(loaded: lm.LoadedModel, name: str, options: 
     check_vector_environment(single, vector, options, **few)
 
 
-@pytest.mark.parametrize("name", ["OptionMDP", "TokenCode", "LatentCode", "TraceInference"])
-def test_every_id_conforms_by_name(tiny_model_folder: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["OptionMDP", "TokenCode", "LatentCode", "RationaleCode", "TraceInference"])
+def test_every_id_conforms_by_name(tiny_model_folder: Path, tmp_path: Path, name: str) -> None:
     """Made by Gymnasium from JSON-able keywords, as users make them: this is where specs are checked."""
     kwargs: dict[str, Any] = {"horizon": 20} if name == "OptionMDP" else {"model": str(tiny_model_folder)}
+    if name == "RationaleCode":
+        save_commenting_model(tmp_path)
+        kwargs = {"model": str(tmp_path), "max_new_tokens": 80}
     kwargs |= {
         "TraceInference": {"num_traces": 3},
         "TokenCode": {"max_new_tokens": 6},
