@@ -50,19 +50,17 @@ def test_the_own_choice_leaves_room(own: np.ndarray) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "margin"), [("SB3 PPO", 0.1), ("MaskablePPO", 0.1), ("tianshou PPO", 0.2), ("DiscreteSAC", 0.1)]
-)
+@pytest.mark.parametrize("name", ["SB3 PPO", "MaskablePPO", "tianshou PPO", "DiscreteSAC"])
 def test_algorithms_beat_the_decoders_own_choice(
-    benchmark: ModuleType, tasks: list[CodeTask], own: np.ndarray, name: str, margin: float
+    benchmark: ModuleType, tasks: list[CodeTask], own: np.ndarray, name: str
 ) -> None:
-    """By 0.1 of reward at least, tianshou's PPO by 0.2, after 4096 decisions (about 700 episodes), on other seeds.
+    """By 0.1 of reward at least, after 4096 decisions (about 700 episodes), on evaluation seeds.
 
-    The least of the benchmark's three seeds, with 5120 decisions, are 0.19, 0.18, 0.29 and 0.16. The interval is
-    over evaluation episodes: these tasks, other draws.
+    The benchmark's means over five other seeds, with 5120 decisions, are 0.15, 0.16, 0.26 and 0.17; one of SB3's PPO
+    learnt nothing there. The interval is over evaluation episodes: these tasks, other draws.
     """
     choose = benchmark.TRAIN[name](tasks, 4096, 0)
     learnt = benchmark.earned(tasks, choose, benchmark.EVALUATION_SEED, 8)
     difference = (learnt - own).ravel()
-    assert difference.mean() > margin
+    assert difference.mean() > 0.1
     assert bootstrap_interval(difference.tolist())[0] > 0.0
