@@ -221,7 +221,7 @@ def test_log_probabilities_are_those_of_plain_passes(make: Any, loaded: lm.Loade
     tokens, choices = env._rationale_batch._tokens, env._choices
     prefix = [*env._batch.stream.prompt_ids[0], *env._batch.written(0)]
     for choice, comment in enumerate(choices.comments, 1):
-        assert 2 <= len(comment) <= 6
+        assert 1 <= len(comment) <= 6  # a tokenizer may know "#\n"
         with torch.no_grad():
             logits_TV = loaded.model(torch.tensor([[*prefix, *comment]])).logits[0, len(prefix) - 1 : -1]
         begin_V = logits_TV[0].masked_fill(~tokens.line_V, -torch.inf).softmax(-1)
@@ -382,15 +382,12 @@ def test_shown_programs_have_their_comments(make: Any, commenting: lm.LoadedMode
     assert [("# add one" in text) for text in envs.render()] == [True, False]
 
 
-def test_played_in_the_terminal_proposals_are_the_names_of_actions(folder: Path) -> None:
+def test_played_in_the_terminal_proposals_are_the_names_of_actions() -> None:
     printed = StringIO()
-    kwargs = {"model": str(folder), "max_new_tokens": 60, "temperature": 0.1}
-    play(ID, Console(file=printed, width=200), policy="random", seed=1, steps=2, kwargs=kwargs)
+    play(ID, Console(file=printed, width=200), policy="random", seed=0, steps=3)
     assert re.search(r"^step \d: action [1-4], '#.*', p \d\.\d+, .*lines \d+, tokens \d+", printed.getvalue(), re.M)
     printed = StringIO()
-    play(
-        ID, Console(file=printed, width=200), policy="likeliest", seed=1, steps=1, kwargs=kwargs | {"max_new_tokens": 2}
-    )
+    play(ID, Console(file=printed, width=200), policy="likeliest", seed=0, steps=1, kwargs={"max_new_tokens": 2})
     assert "step 1: action 0, no comment, p 1.000" in printed.getvalue()
 
 
