@@ -106,8 +106,9 @@ def generating(problem: CodeProblem, size: int, seed: int, write: Callable[[list
     while True:
         tasks = [problem.draw_task(rng) for _ in range(size)]
         written = write(tasks)
-        for graded in [problem.submit(task, tokens) for task, tokens in zip(tasks, written, strict=True)]:
-            graded.result()
+        pairs = zip(tasks, written, strict=True)
+        for graded in [problem.submit(task, tokens, len(tokens)) for task, tokens in pairs]:
+            graded.outcome()
         yield size, sum(map(len, written))
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ra3gym.abstractions.inference_problem import NO_LATENT
-from ra3gym.envs.code_problem import CodeProblem, clipped
+from ra3gym.envs.code_problem import CodeProblem, Graded, clipped
 from ra3gym.envs.options import check_choice
 from ra3gym.errors import ConfigError, ModelError
 from ra3gym.lm.batch_stream import BatchStream, draw
@@ -133,6 +133,10 @@ class CodeBatch:
                 latent = int(name.removeprefix("z"))
             runs.append(Run(text, latent))
         return program_frame(self.problem.status(task, self.spent(row), verdict).removeprefix("# "), runs)
+
+    def submit(self, row: int) -> Graded:
+        """Give a row's program to the judge, without waiting."""
+        return self.problem.submit(int(self.task_E[row]), self.written(row), int(self.spent_E[row]))
 
     def hidden_BD(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """float32 `(B, D)`: last hidden states, clipped."""

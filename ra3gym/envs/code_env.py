@@ -101,9 +101,9 @@ class CodeEnv(gym.Env[Observation, np.int64]):
         info = self._info() | stepped
         if terminated or truncated:
             self._done = True
-            (self.verdict,) = self.problem.submit(int(self._batch.task_E[0]), self._batch.written(0)).result()
-            reward = self.problem.reward(self.verdict)
-            info["verdict"] = self.verdict
+            self.verdict, terms = self._batch.submit(0).outcome()
+            reward = sum(terms.values())
+            info |= {"verdict": self.verdict, "reward_terms": terms}
         return self._observe(), reward, terminated, truncated, info
 
     def action_masks(self) -> npt.NDArray[np.bool_]:

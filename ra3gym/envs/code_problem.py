@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias
 
@@ -13,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ra3gym.abstractions.rationale import parsed
 from ra3gym.envs.options import check_choice, refuse_unknown_options
-from ra3gym.errors import ConfigError, UnknownNameError
+from ra3gym.errors import ConfigError, DataError, UnknownNameError
 from ra3gym.lm import LoadedModel, encode_prompt, load, strip_latents
 from ra3gym.lm.stream import end_ids, writable_mask
 from ra3gym.lm.tokenizer import decode_completion
@@ -24,6 +27,7 @@ from ra3gym.verify import Judge, Verdict
 Observation: TypeAlias = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
 ObservationKind = Literal["hidden", "tokens", "dict"]
 RewardKind = Literal["fraction", "all"]
+ShapingTerm = Literal["format", "length"]
 
 HIDDEN_BOUND = 1e4
 """Hidden states are clipped to this; what a final normalisation layer gives out stays far below."""
@@ -47,12 +51,19 @@ class CodeProblem:
         max_new_tokens: int,
         observation: ObservationKind,
         reward: RewardKind,
+        shaping: Mapping[str, float] | None = None,
         judge_workers: int,
         device: str,
         dtype: str,
     ) -> None:
         check_choice("observation", observation, ObservationKind)
         check_choice("reward", reward, RewardKind)
+        self.shaping = dict(shaping or {})
+        """Weights of further terms of the reward."""
+        for term, weight in self.shaping.items():
+            check_choice("shaping", term, ShapingTerm)
+            if not math.isfinite(weight):
+                raise ConfigError(f"shaping={self.shaping}: the weight of {term!r} must be a finite number")
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 1")
         self.max_new_tokens, self.observation, self.reward_kind = max_new_tokens, observation, reward
@@ -139,15 +150,14 @@ class CodeProblem:
 
     # Grading
 
-    def submit(self, task: int, written: Sequence[int]) -> Future[list[Verdict]]:
+    def submit(self, task: int, written: Sequence[int], spent: int) -> Graded:
         """Have the judge grade one program, without waiting; the judge starts with the first."""
         if self._judge is None:
             self._judge = Judge(workers=self._judge_workers)
-        return self._judge.submit([(self.tasks[task], self.program(task, written))])
-
-    def reward(self, verdict: Verdict) -> float:
-        """What a verdict pays."""
-        return verdict.score if self.reward_kind == "fraction" else float(verdict.passed)
+        program = self.program(task, written)
+        found = {"format": _parses(program), "length": spent / self.max_new_tokens} if self.shaping else {}
+        shaped = {term: weight * found[term] for term, weight in self.shaping.items()}
+        return Graded(self._judge.submit([(self.tasks[task], program)]), self.reward_kind, shaped)
 
     def close(self) -> None:
         """End the judge's processes; safe to call twice."""
@@ -166,6 +176,28 @@ class CodeProblem:
                 f"{length} positions, but the model has {positions}; lower max_new_tokens or take another model"
             )
         return length
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A program in the judge's hands, and what its episode is paid beside."""
+
+    verdicts: Future[list[Verdict]]
+    kind: RewardKind
+    shaped: dict[str, float]
+
+    def outcome(self) -> tuple[Verdict, dict[str, float]]:
+        """Wait for the verdict; it comes with the terms of the reward, weighted: `"tests"` and those of `shaping`."""
+        (verdict,) = self.verdicts.result()
+        return verdict, {"tests": verdict.score if self.kind == "fraction" else float(verdict.passed), **self.shaped}
+
+
+def _parses(program: str) -> bool:
+    try:
+        parsed(program)
+    except DataError:
+        return False
+    return True
 
 
 def clipped(hidden: torch.Tensor) -> npt.NDArray[np.float32]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import gymnasium as gym
@@ -20,7 +19,7 @@ from gymnasium.vector import AutoresetMode
 
 from ra3gym.envs.batched_episodes import BatchedEnv, BoolArray, Info, Where
 from ra3gym.envs.code_batch import CodeBatch
-from ra3gym.envs.code_problem import CodeProblem, Observation
+from ra3gym.envs.code_problem import CodeProblem, Graded, Observation
 from ra3gym.verify import Verdict
 
 
@@ -49,7 +48,7 @@ class CodeVectorEnv(BatchedEnv):
         self._legal_En = np.ones((self.num_envs, num_actions), dtype=np.bool_)
         self._over_E = np.zeros(self.num_envs, dtype=np.bool_)
         self._verdicts: list[Verdict | None] = [None] * self.num_envs
-        self._graded: dict[int, Future[list[Verdict]]] = {}
+        self._graded: dict[int, Graded] = {}
 
     # What a subclass says
 
@@ -173,19 +172,22 @@ class CodeVectorEnv(BatchedEnv):
 
     def _hand_in(self, row: int) -> None:
         """Give a finished program to the judge, without waiting."""
-        self._graded[row] = self.problem.submit(int(self._batch.task_E[row]), self._batch.written(row))
+        self._graded[row] = self._batch.submit(row)
 
     def _rewards(self, ended: Sequence[int], info: Info) -> npt.NDArray[np.float64]:
         """Wait for the verdicts of the episodes that end in this step, and add them to `info`."""
         reward_E = np.zeros(self.num_envs)
-        futures, self._graded = self._graded, {}
+        graded, self._graded = self._graded, {}
         verdict_B = np.empty(len(ended), dtype=object)
+        terms_B = []
         for i, e in enumerate(ended):
-            (verdict_B[i],) = futures[e].result()
-            reward_E[e] = self.problem.reward(verdict_B[i])
+            verdict_B[i], terms = graded[e].outcome()
+            reward_E[e] = sum(terms.values())
+            terms_B.append(terms)
             if self._mode is not AutoresetMode.SAME_STEP:
                 self._verdicts[e] = verdict_B[i]
-        Where.at(ended, self.num_envs).put(info, {"verdict": verdict_B})
+        columns = {term: np.array([terms[term] for terms in terms_B]) for term in (terms_B[0] if terms_B else ())}
+        Where.at(ended, self.num_envs).put(info, {"verdict": verdict_B, "reward_terms": columns})
         return reward_E
 
     # Returned data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,14 +41,15 @@ class LatentCodeEnv(CodeEnv):
 
     **Info.** Always `task_id`; `logprobs` (float32 `(K,)`, nats), the model's own log-probabilities over latents given
     that one comes; and `action_mask`. After a step also `duration`: `{"lines", "tokens"}` of the segment, its latent's
-    token and any end token included; `segment`, its text; `illegal_action`; at the end also `verdict`. Agents that
-    discount use `gamma ** duration`. An agent that draws its actions from `logprobs`, beside the sampling decoder at
-    temperature 1 and without caps, writes as the model does by itself, but for the latent that begins the program.
+    token and any end token included; `segment`, its text; `illegal_action`; at the end also `verdict` and
+    `reward_terms`. Agents that discount use `gamma ** duration`. An agent that draws its actions from `logprobs`,
+    beside the sampling decoder at temperature 1 and without caps, writes as the model does by itself, but for the
+    latent that begins the program.
 
     Args:
         model: as in `TokenCodeEnv`; the model must know latents. It is not to change while this is in use.
-        tasks: as in `TokenCodeEnv`, like `split`, `observation`, `max_new_tokens`, `judge_workers`, `reward`, `device`,
-            `dtype` and `render_mode`.
+        tasks: as in `TokenCodeEnv`, like `split`, `observation`, `max_new_tokens`, `judge_workers`, `reward`,
+            `shaping`, `device`, `dtype` and `render_mode`.
         decoder: "sample" draws the decoder's tokens with `self.np_random`, one number each; "greedy" takes the
             likeliest, so that an episode depends on its actions alone.
         temperature: of the sampling decoder; below 1 is sharper.
@@ -83,6 +84,7 @@ class LatentCodeEnv(CodeEnv):
         observation: ObservationKind = "hidden",
         judge_workers: int = 1,
         reward: RewardKind = "fraction",
+        shaping: Mapping[str, float] | None = None,
         device: str = "cpu",
         dtype: str = "float32",
         render_mode: str | None = None,
@@ -98,6 +100,7 @@ class LatentCodeEnv(CodeEnv):
             max_new_tokens=max_new_tokens,
             observation=observation,
             reward=reward,
+            shaping=shaping,
             judge_workers=judge_workers,
             device=device,
             dtype=dtype,

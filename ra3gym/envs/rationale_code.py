@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ra3gym.envs.code_batch import DecoderKind, SegmentOptions
@@ -52,13 +52,13 @@ class RationaleCodeEnv(CodeEnv):
     may begin with and within the limits above; `asked`, whether the decoder's own next token would have begun a
     comment; `proposal_tokens`, tokens drawn for the proposals; and `action_mask`. After a step also `duration`:
     `{"lines", "tokens"}` that it wrote, comment and any end token included; `segment`, their text; `illegal_action`;
-    at the end also `verdict`. Agents that discount use `gamma ** duration`. An agent that takes the action
-    `int(info["asked"])`, beside the sampling decoder, writes as the model does by itself within those limits.
+    at the end also `verdict` and `reward_terms`. Agents that discount use `gamma ** duration`. An agent that takes the
+    action `int(info["asked"])`, beside the sampling decoder, writes as the model does by itself within those limits.
 
     Args:
         model: as in `TokenCodeEnv`; it is not to change while this is in use.
-        tasks: as in `TokenCodeEnv`, like `split`, `observation`, `max_new_tokens`, `judge_workers`, `reward`, `device`,
-            `dtype` and `render_mode`.
+        tasks: as in `TokenCodeEnv`, like `split`, `observation`, `max_new_tokens`, `judge_workers`, `reward`,
+            `shaping`, `device`, `dtype` and `render_mode`.
         proposals: the k of the class's text; 2 to 8. Their cost grows with it.
         max_comment_tokens: longest proposal in tokens, line break included, at least 2; the paper's have 6 on average.
         decoder: "sample" draws the decoder's tokens with `self.np_random`, "greedy" takes the likeliest. Proposals are
@@ -92,6 +92,7 @@ class RationaleCodeEnv(CodeEnv):
         observation: ObservationKind = "hidden",
         judge_workers: int = 1,
         reward: RewardKind = "fraction",
+        shaping: Mapping[str, float] | None = None,
         device: str = "cpu",
         dtype: str = "float32",
         render_mode: str | None = None,
@@ -105,6 +106,7 @@ class RationaleCodeEnv(CodeEnv):
             max_new_tokens=max_new_tokens,
             observation=observation,
             reward=reward,
+            shaping=shaping,
             judge_workers=judge_workers,
             device=device,
             dtype=dtype,

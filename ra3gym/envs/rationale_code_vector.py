@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,7 @@ class RationaleCodeVectorEnv(CodeVectorEnv):
         observation: ObservationKind = "hidden",
         judge_workers: int = 2,
         reward: RewardKind = "fraction",
+        shaping: Mapping[str, float] | None = None,
         device: str = "cpu",
         dtype: str = "float32",
         render_mode: str | None = None,
@@ -74,6 +75,7 @@ class RationaleCodeVectorEnv(CodeVectorEnv):
             max_new_tokens=max_new_tokens,
             observation=observation,
             reward=reward,
+            shaping=shaping,
             judge_workers=judge_workers,
             device=device,
             dtype=dtype,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -38,11 +38,13 @@ class TokenCodeEnv(CodeEnv):
     can be right, or partly right. Latent and pause tokens are stripped from it first.
 
     **Reward.** 0 until the end, then the fraction of hidden tests passed (`reward="fraction"`) or 1 if all pass and 0
-    otherwise (`"all"`).
+    otherwise (`"all"`). `shaping` adds terms to it, each with a weight of yours: `"format"`, 1 if the program parses as
+    Python; `"length"`, the share of `max_new_tokens` that was used, so its weight is negative as a rule. The terms are
+    in `info["reward_terms"]` at the end.
 
     **Info.** Always `task_id`, `candidates` (int64 token id per action), `logprobs` (float32, nats, per action, under
     the model's whole vocabulary) and `action_mask`. After a step also `duration` (`{"tokens": 1}`) and
-    `illegal_action`; at the end also `verdict`.
+    `illegal_action`; at the end also `verdict` and `reward_terms`.
 
     Args:
         model: "embedded" (the checkpoint in the package), a Hugging Face folder or hub id; or a `LoadedModel` when the
@@ -57,6 +59,7 @@ class TokenCodeEnv(CodeEnv):
         max_new_tokens: the budget of an episode in tokens.
         judge_workers: processes that grade; an environment grades one program at a time, so 1 suffices.
         reward: see above.
+        shaping: see above; `{"format": 0.1, "length": -0.2}`, say. `None` for no such terms.
         device: where a model given by name is loaded.
         dtype: its precision, as `ra3gym.lm.load` names it.
         render_mode: `None`, "ansi" or "rgb_array".
@@ -79,6 +82,7 @@ class TokenCodeEnv(CodeEnv):
         max_new_tokens: int = 192,
         judge_workers: int = 1,
         reward: RewardKind = "fraction",
+        shaping: Mapping[str, float] | None = None,
         device: str = "cpu",
         dtype: str = "float32",
         render_mode: str | None = None,
@@ -94,6 +98,7 @@ class TokenCodeEnv(CodeEnv):
             max_new_tokens=max_new_tokens,
             observation=observation,
             reward=reward,
+            shaping=shaping,
             judge_workers=judge_workers,
             device=device,
             dtype=dtype,

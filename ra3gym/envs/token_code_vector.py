@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ class TokenCodeVectorEnv(CodeVectorEnv):
         max_new_tokens: int = 192,
         judge_workers: int = 2,
         reward: RewardKind = "fraction",
+        shaping: Mapping[str, float] | None = None,
         device: str = "cpu",
         dtype: str = "float32",
         render_mode: str | None = None,
@@ -69,6 +70,7 @@ class TokenCodeVectorEnv(CodeVectorEnv):
             max_new_tokens=max_new_tokens,
             observation=observation,
             reward=reward,
+            shaping=shaping,
             judge_workers=judge_workers,
             device=device,
             dtype=dtype,

@@ -63,7 +63,7 @@ OPTION_MDP: list[dict[str, Any]] = [
 TOKEN_CODE: list[dict[str, Any]] = [
     {"max_new_tokens": 5},
     {"max_new_tokens": 5, "observation": "tokens", "top_k": 6},
-    {"max_new_tokens": 5, "action_space": "full", "observation": "dict", "reward": "all"},
+    {"max_new_tokens": 5, "action_space": "full", "observation": "dict", "reward": "all", "shaping": {"format": 0.5}},
 ]
 LATENT_CODE: list[dict[str, Any]] = [
     {"max_new_tokens": 12, "segment_tokens": 3},

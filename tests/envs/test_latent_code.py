@@ -207,6 +207,19 @@ def test_end_token_terminates_and_program_is_graded_without_latents(
         assert env.step(np.int64(0))[1] == 0.0
 
 
+def test_shaping_adds_its_terms_to_the_reward(make: Any, loaded: lm.LoadedModel, scripted: Any) -> None:
+    end = {loaded.tokenizer.eos_token_id: 1.0}
+    shaping = {"format": 0.5, "length": -1.0}
+    for text, tests, parses in (("    return x[0]\n", 1.0, 1.0), ("    return x[\n", 0.0, 0.0)):
+        env = make(model=scripted(text, then=end), max_new_tokens=100, shaping=shaping)
+        env.reset(options={"task_id": "first"})
+        _, reward, terminated, _, info = env.step(np.int64(0))
+        spent = info["duration"]["tokens"]
+        assert terminated
+        assert info["reward_terms"] == {"tests": tests, "format": 0.5 * parses, "length": -spent / 100}
+        assert reward == pytest.approx(tests + 0.5 * parses - spent / 100)
+
+
 def test_cut_off_program_is_graded_all_the_same(make: Any, loaded: lm.LoadedModel, scripted: Any) -> None:
     program = loaded.tokenizer.encode("    return x[0]\n")
     env = make(model=scripted("    return x[0]\n"), max_new_tokens=len(program) + 1)
@@ -398,6 +411,8 @@ def test_step_outside_an_episode_asks_for_reset(make: Any) -> None:
         ({"min_prob": 1.0}, "min_prob=1.0"),
         ({"observation": "text"}, "'hidden', 'tokens', 'dict'"),
         ({"reward": "some"}, "'fraction', 'all'"),
+        ({"shaping": {"style": 1.0}}, "'style'.*'format', 'length'"),
+        ({"shaping": {"format": float("nan")}}, "'format' must be a finite number"),
         ({"render_mode": "human"}, "None or 'ansi'"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"tasks": []}, "holds no task"),

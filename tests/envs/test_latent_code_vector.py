@@ -28,7 +28,14 @@ VARIANTS: list[dict[str, Any]] = [
     {},
     {"observation": "tokens", "decoder": "greedy"},
     {"observation": "dict", "top_k": 2, "max_decisions": 3},
-    {"observation": "dict", "segment_lines": 1, "segment_tokens": 5, "temperature": 0.7, "reward": "all"},
+    {
+        "observation": "dict",
+        "segment_lines": 1,
+        "segment_tokens": 5,
+        "temperature": 0.7,
+        "reward": "all",
+        "shaping": {"format": 0.5, "length": -1.0},
+    },
 ]
 
 

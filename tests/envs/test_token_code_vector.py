@@ -25,7 +25,7 @@ AUTORESET = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP]
 VARIANTS: list[dict[str, Any]] = [
     {"top_k": 6},
     {"top_k": 6, "observation": "tokens"},
-    {"action_space": "full", "observation": "dict", "reward": "all"},
+    {"action_space": "full", "observation": "dict", "reward": "all", "shaping": {"format": 0.5, "length": -1.0}},
 ]
 
 
