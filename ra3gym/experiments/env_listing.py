@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
@@ -58,10 +59,10 @@ def keywords_of(spec: EnvSpec) -> list[Keyword]:
 
     What a class says is "as in `TokenCodeEnv`", or another of the package, is taken from there.
     """
-    creator = _creator(spec)
+    creator = creator_of(spec)
     documented = _meanings(creator)
     if reference := re.search(r"as in `(\w+)`", _arguments(creator)):
-        family = {one.__name__: one for one in map(_creator, map(gym.spec, environment_ids()))}
+        family = {one.__name__: one for one in map(creator_of, map(gym.spec, environment_ids()))}
         if reference[1] in family:
             documented = _meanings(family[reference[1]]) | documented
     return [
@@ -83,7 +84,7 @@ def list_environments(console: Console) -> None:
         about.add_row("about", Text(_summary(env_id)))
         about.add_row("actions", Text(actions))
         about.add_row("observes", Text(observations))
-        defaults = [f"{name}={default}" for name, default in _defaults(inspect.signature(_creator(gym.spec(env_id))))]
+        defaults = [f"{name}={default}" for name, default in _defaults(inspect.signature(creator_of(gym.spec(env_id))))]
         about.add_row("defaults", Text(", ".join(one.removesuffix("=") for one in defaults)), end_section=True)
         table.add_row(env_id, about, end_section=True)
     console.print(table)
@@ -97,7 +98,7 @@ def describe_environment(env_id: str, console: Console) -> None:
         UnknownNameError: no such environment.
     """
     spec = find_environment(env_id)
-    prose, _, _ = (inspect.getdoc(_creator(spec)) or "").partition("\nArgs:")
+    prose, _, _ = (inspect.getdoc(creator_of(spec)) or "").partition("\nArgs:")
     console.print(Text(spec.id, style="bold"))
     if spec.id in DEFAULT_SPACES:
         actions, observations = DEFAULT_SPACES[spec.id]
@@ -112,15 +113,14 @@ def describe_environment(env_id: str, console: Console) -> None:
     console.print(table)
 
 
-def _creator(spec: EnvSpec) -> type[gym.Env[object, object]]:
-    entry = spec.entry_point
-    creator: type[gym.Env[object, object]] = load_env_creator(entry) if isinstance(entry, str) else entry  # type: ignore[assignment]
-    return creator
+def creator_of(spec: EnvSpec) -> Any:
+    """The environment's class, or the function that makes it."""
+    return load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
 
 
 def _summary(env_id: str) -> str:
     """The part of the module's first line behind the id: what a step is."""
-    first = (inspect.getdoc(inspect.getmodule(_creator(gym.spec(env_id)))) or "").partition("\n")[0]
+    first = (inspect.getdoc(inspect.getmodule(creator_of(gym.spec(env_id)))) or "").partition("\n")[0]
     return first.partition(": ")[2].replace("`", "").rstrip(".")
 
 

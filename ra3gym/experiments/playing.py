@@ -13,13 +13,13 @@ from typing import Any, Literal, TypeAlias
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.envs.registration import EnvSpec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ra3gym.errors import ConfigError, UnknownNameError
-from ra3gym.experiments.env_listing import find_environment
+from ra3gym.experiments.env_listing import creator_of, find_environment
 
 Env: TypeAlias = gym.Env[Any, Any]
 PolicyName = Literal["by-hand", "random", "likeliest", "sample"]
@@ -83,7 +83,7 @@ def play(
 
 def make_playable(spec: EnvSpec, kwargs: Mapping[str, Any]) -> Env:
     """Make an environment that renders text; errors as `play`."""
-    creator: Any = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    creator = creator_of(spec)
     parameters = inspect.signature(creator).parameters
     if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         for name in kwargs:

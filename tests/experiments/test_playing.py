@@ -58,9 +58,9 @@ def played(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return printed
 
 
-def shown(function: object, *arguments: object, width: int) -> list[str]:
+def shown(function: Callable[..., object], *arguments: object, width: int) -> list[str]:
     out = StringIO()
-    function(*arguments, Console(file=out, width=width))  # type: ignore[operator]
+    function(*arguments, Console(file=out, width=width))
     return out.getvalue().splitlines()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import gymnasium as gym
 import numpy as np
@@ -101,7 +101,7 @@ def reset_mask_leaves_the_others(case: VectorCase) -> None:
         with closing(make(AutoresetMode.DISABLED)) as env:
             before = record_vector(env, case.seeds[0], 1)[-1]
             options = {"reset_mask": chosen_E.copy()}
-            observation, info = env.reset(seed=[100 + e for e in range(case.num_envs)], options=options)  # type: ignore[arg-type]
+            observation, info = _reset(env, [100 + e for e in range(case.num_envs)], options)
             found.append([Moment("reset with a reset_mask", deepcopy(observation), deepcopy(info))])
             for e in np.flatnonzero(~chosen_E).tolist():
                 told = difference(row(before.observation, e), row(observation, e), path="observation")
@@ -121,7 +121,7 @@ def seeds_may_be_a_list(case: VectorCase) -> None:
         told = told_difference(first, again, case.measured)
         assert told is None, f"reset(seed={seed}) is not reset(seed=[{seed}, {seed + 1}, ...]): {told}"
         try:
-            one.reset(seed=[0] * (E + 1))  # type: ignore[arg-type]
+            _reset(one, [0] * (E + 1))
         except Exception:
             return
     raise AssertionError(f"reset() took {E + 1} seeds for {E} environments")
@@ -254,7 +254,7 @@ def record_vector(
         moments.append(Moment(where, deepcopy(observation), deepcopy(info), *outcome))
         touch(observation, info)
 
-    observation, info = env.reset(seed=seed)  # type: ignore[arg-type]
+    observation, info = _reset(env, seed)
     mask_E = masks(env, observation, info)
     add(f"reset(seed={seed})", observation, info)
     for t in range(steps):
@@ -318,3 +318,8 @@ def _info_row(info: Mapping[str, Any], e: int) -> dict[str, Any]:
         if holds is not None and holds[e]:
             found[key] = _info_row(values, e) if isinstance(values, dict) else values[e]
     return found
+
+
+def _reset(env: Vector, seed: int | Sequence[int], options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    """Gymnasium's vector environments take a seed for each environment; the types of their base class do not."""
+    return env.reset(seed=cast(Any, seed), options=options)
