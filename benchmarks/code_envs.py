@@ -36,7 +36,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from rich.console import Console
 from rich.table import Table
 
-import ra3gym  # noqa: F401  (registers the environments)
 from ra3gym import lm
 from ra3gym.atomic import write_json
 from ra3gym.cli import PIPE_WIDTH

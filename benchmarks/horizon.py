@@ -23,7 +23,6 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-import ra3gym  # noqa: F401  (registers the environments)
 from ra3gym import lm
 from ra3gym.abstractions.horizon import Interval, observed_horizon
 from ra3gym.atomic import write_json

@@ -47,7 +47,6 @@ from tianshou.trainer import OffPolicyTrainerParams, OnPolicyTrainerParams
 from tianshou.utils.net.common import Net
 from tianshou.utils.net.discrete import DiscreteCritic
 
-import ra3gym  # noqa: F401  registers the environments
 from ra3gym import lm
 from ra3gym.agents.conditioning import global_seeds
 from ra3gym.agents.observations import LogprobObservation

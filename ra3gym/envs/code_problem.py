@@ -159,6 +159,10 @@ class CodeProblem:
         shaped = {term: weight * found[term] for term, weight in self.shaping.items()}
         return Graded(self._judge.submit([(self.tasks[task], program)]), self.reward_kind, shaped)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles start a judge of their own: its processes are not theirs."""
+        return self.__dict__ | {"_judge": None}
+
     def close(self) -> None:
         """End the judge's processes; safe to call twice."""
         if self._judge is not None:

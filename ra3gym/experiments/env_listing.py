@@ -16,7 +16,6 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
-import ra3gym  # noqa: F401 - registers the environments
 from ra3gym.errors import UnknownNameError
 
 NAMESPACE = "ra3gym"

@@ -14,7 +14,6 @@ from stable_baselines3 import PPO
 from tianshou.data import Batch
 from tianshou.utils.net.common import Net
 
-import ra3gym  # noqa: F401  registers the environments
 from ra3gym.agents.observations import FLOOR, LogprobObservation
 from ra3gym.agents.sb3 import DecoderPriorPolicy, MaskableDecoderPriorPolicy, as_vec_env
 from ra3gym.agents.tianshou import DecoderPriorActor, MaskedActor

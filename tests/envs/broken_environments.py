@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -170,6 +171,14 @@ class PicklesWrong(Walk):
         return super().info() | {"forgotten": getattr(self, "forgotten", False)}
 
 
+class HoldsALock(Walk):
+    """What cannot be pickled comes with the first step, as a judge's processes do."""
+
+    def step(self, action: Any) -> Any:
+        self.lock = threading.Lock()
+        return super().step(action)
+
+
 class RendersFloats(Walk):
     def render(self) -> Any:
         return f"at {self.place}" if self.render_mode == "ansi" else np.zeros((4, 6, 3))
@@ -246,6 +255,18 @@ class SharedSeed(NativeWalk):
         return super().reset(seed=[seed] * self.num_envs if isinstance(seed, int) else seed, options=options)
 
 
+class RefusesLate(NativeWalk):
+    """Refused seeds leave a trace."""
+
+    shift = 0
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        seeds = [seed + e for e in range(self.num_envs)] if isinstance(seed, int) else seed
+        if seeds is not None and len(seeds) != self.num_envs:
+            self.shift = 1000
+        return super().reset(seed=seeds and [one + self.shift for one in seeds], options=options)
+
+
 class SeedsByNumber(NativeWalk):
     """Streams depend on how many environments there are."""
 
@@ -314,6 +335,7 @@ MUTANTS = [
     (RememberingReset, "reset_forgets_the_episode", r"after a reset in an episode: observation\[1\]"),
     (ClosesOnce, "close_may_be_repeated", r"the second close\(\) raised RuntimeError: closed already"),
     (PicklesWrong, "pickles_go_on_alike", r"after pickling: info\['forgotten'\]: False is not True"),
+    (HoldsALock, "pickles_go_on_alike", "after 50 steps it cannot be pickled: TypeError: cannot pickle"),
     (RendersFloats, "renders_what_it_declares", r"'rgb_array' gave float64 of shape \(4, 6, 3\)"),
     (RendersNothing, "renders_what_it_declares", "'ansi' gave NoneType, not str"),
     (TerminatedAndTruncated, "data_fits_its_spaces", "terminated and truncated"),
@@ -328,6 +350,7 @@ VECTOR_MUTANTS = [
     (OtherSpace, "observations_are_in_their_space", "the observation is float32 .* the space has float64"),
     (ResetsAll, "reset_mask_leaves_the_others", "reset_mask is False for environment 1, but it was touched"),
     (SharedSeed, "seeds_may_be_a_list", r"reset\(seed=0\) is not reset\(seed=\[0, 1, ...\]\)"),
+    (RefusesLate, "seeds_may_be_a_list", "refusing 4 seeds for 3 environments changed what follows"),
     (SeedsByNumber, "rows_do_not_depend_on_num_envs", "environment 0 of 3 does not do what it does alone"),
     (Spills, "a_row_s_illegal_action_is_its_own", "an illegal action in environment 0 changed environment 1"),
     (SharesItsBuffer, "returned_arrays_stay", r"reset\(seed=0\) returned was changed by a later call"),

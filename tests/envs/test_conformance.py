@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,9 @@ from ra3gym.envs.conformance import (
     check_vector_environment,
     difference,
 )
+from ra3gym.envs.conformance.comparing import MEASURED
+from ra3gym.envs.conformance.vector import record_vector
+from ra3gym.envs.conformance.walking import told_difference
 from ra3gym.envs.latent_code import LatentCodeEnv
 from ra3gym.envs.latent_code_vector import LatentCodeVectorEnv
 from ra3gym.envs.option_mdp import OptionMDPEnv
@@ -155,6 +160,17 @@ def test_every_vector_form_conforms(loaded: lm.LoadedModel, name: str, options: 
     # float64 rounds in batches of other sizes too, just less.
     few = {"steps": 6, "num_envs": 2, "tolerance": 1e-6} if name.endswith("Code") else {"steps": 150}
     check_vector_environment(single, vector, options, **few)
+
+
+@pytest.mark.parametrize("name", ["OptionMDP", "TraceInference", "TokenCode", "LatentCode", "RationaleCode"])
+def test_a_pickled_vector_form_goes_on_alike(loaded: lm.LoadedModel, name: str) -> None:
+    """Also one whose judge is at work."""
+    _, vector, (options, *_) = cases(loaded)[name]
+    with closing(vector(num_envs=2, **options)) as env:
+        steps = record_vector(env, 0, 150 if name == "OptionMDP" else 40)[1:]
+        assert any(moment.terminated.any() or moment.truncated.any() for moment in steps)
+        with closing(pickle.loads(pickle.dumps(env))) as again:
+            assert told_difference(record_vector(env, 1, 8), record_vector(again, 1, 8), MEASURED, 1e-12) is None
 
 
 @pytest.mark.parametrize("name", ["OptionMDP", "TokenCode", "LatentCode", "RationaleCode", "TraceInference"])

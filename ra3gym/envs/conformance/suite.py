@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -93,7 +94,7 @@ def check_vector_environment(
     _run_all(VECTOR_CHECKS, case, skip)
 
 
-class EnvironmentConformance:
+class EnvironmentConformance(ABC):
     """Subclass it as `TestMyEnv` with a `make`, and pytest runs each check as a test named `test_<check>`.
 
     `steps`, `seeds`, `measured` and `tolerance` are those of `EnvironmentCase`; `test_<check> = None` leaves one out.
@@ -104,16 +105,16 @@ class EnvironmentConformance:
     measured = MEASURED
     tolerance = 0.0
 
+    @abstractmethod
     def make(self, **kwargs: Any) -> Env:
         """A new environment; take `render_mode` to have every mode of the metadata tried."""
-        raise NotImplementedError(f"{type(self).__name__} has no make(self, **kwargs) that returns an environment")
 
     def case(self) -> EnvironmentCase:
         """What the checks get."""
         return EnvironmentCase(self.make, self.steps, self.seeds, self.measured, self.tolerance)
 
 
-class VectorEnvironmentConformance:
+class VectorEnvironmentConformance(ABC):
     """Subclass it as `TestMyVectorEnv` with `make_single` and `make_vector`; each check of `VECTOR_CHECKS` is a test.
 
     The attributes are those of `VectorCase`; `test_<check> = None` leaves one out.
@@ -126,13 +127,13 @@ class VectorEnvironmentConformance:
     tolerance = 0.0
     measured = MEASURED
 
+    @abstractmethod
     def make_single(self) -> Env:
         """A new single environment."""
-        raise NotImplementedError(f"{type(self).__name__} has no make_single(self)")
 
+    @abstractmethod
     def make_vector(self, *, num_envs: int, autoreset_mode: str) -> Vector:
         """A new vector environment."""
-        raise NotImplementedError(f"{type(self).__name__} has no make_vector(self, *, num_envs, autoreset_mode)")
 
     def case(self) -> VectorCase:
         """What the checks get."""
