@@ -1,4 +1,4 @@
-"""What both vector environments that write programs are held to: they return what `SyncVectorEnv` does."""
+"""What tests of environments that write programs share: tasks, trails, and that vectors do what `SyncVectorEnv` does."""
 
 from __future__ import annotations
 
@@ -22,6 +22,17 @@ TASKS = [
 def sync(make_one: Any, num_envs: int, mode: AutoresetMode) -> SyncVectorEnv:
     """Gymnasium's own vector over single environments."""
     return SyncVectorEnv([make_one] * num_envs, autoreset_mode=mode)
+
+
+def trail(env: Any, seed: int, steps: int) -> list[Any]:
+    """What an environment returns under legal actions drawn from a seed, over as many episodes as it takes."""
+    env.action_space.seed(seed)
+    found: list[Any] = [env.reset(seed=seed)]
+    for _ in range(steps):
+        step = env.step(env.action_space.sample(found[-1][-1]["action_mask"]))
+        step[-1].pop("verdict", None)  # holds the seconds that grading took
+        found.append(step if not (step[2] or step[3]) else env.reset())
+    return found
 
 
 def random_actions(seed: int, steps: int, num_envs: int, num_actions: int) -> Any:

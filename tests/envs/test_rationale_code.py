@@ -33,7 +33,7 @@ from ra3gym.experiments.playing import play
 from ra3gym.lm.sampling import generate
 from ra3gym.tasks import CodeTask, FunctionTests, load_tasks
 
-from .code_vector_cases import TASKS, assert_same_trajectories, random_actions, sync, untimed
+from .code_vector_cases import TASKS, assert_same_trajectories, random_actions, sync, trail, untimed
 from .commenting_models import (
     BODY,
     MODELS,
@@ -125,17 +125,7 @@ def test_spec_survives_json_and_pickle(folder: Path) -> None:
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_same_seed_and_actions_same_bytes(make: Any, tiny: lm.LoadedModel, options: dict[str, Any]) -> None:
-    def episodes(seed: int) -> list[Any]:
-        env = make(tiny, max_new_tokens=160, **options)
-        env.action_space.seed(seed)
-        trail: list[Any] = [env.reset(seed=seed)]
-        for _ in range(12):
-            step = env.step(env.action_space.sample(trail[-1][-1]["action_mask"]))
-            step[-1].pop("verdict", None)  # holds the seconds that grading took
-            trail.append(step if not (step[2] or step[3]) else env.reset())
-        return trail
-
-    first, second, other = episodes(1), episodes(1), episodes(2)
+    first, second, other = (trail(make(tiny, max_new_tokens=160, **options), seed, 12) for seed in (1, 1, 2))
     assert data_equivalence(first, second, exact=True)
     assert not data_equivalence(first, other)
 

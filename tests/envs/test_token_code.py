@@ -31,6 +31,8 @@ from ra3gym.envs.token_code import TokenCodeEnv
 from ra3gym.errors import ConfigError, ModelError, UnknownNameError
 from ra3gym.tasks import CodeTask, FunctionTests, load_tasks
 
+from .code_vector_cases import trail
+
 ID = "ra3gym/TokenCode-v0"
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -131,17 +133,7 @@ def test_registering_twice_changes_nothing() -> None:
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_same_seed_same_episode(make: Any, options: dict[str, Any]) -> None:
-    def episodes(seed: int) -> list[Any]:
-        env = make(max_new_tokens=6, **options)
-        env.action_space.seed(seed)
-        trail: list[Any] = [env.reset(seed=seed)]
-        for _ in range(20):
-            step = env.step(env.action_space.sample(trail[-1][-1]["action_mask"]))
-            step[-1].pop("verdict", None)  # holds the seconds that grading took
-            trail.append(step if not (step[2] or step[3]) else env.reset())
-        return trail
-
-    first, second, other = episodes(1), episodes(1), episodes(2)
+    first, second, other = (trail(make(max_new_tokens=6, **options), seed, 20) for seed in (1, 1, 2))
     assert data_equivalence(first, second, exact=True)
     assert not data_equivalence(first, other)
 
