@@ -1,6 +1,6 @@
 """What the single environments that write programs share: tasks, episodes, grading, masks and rendering.
 
-What a step writes, and what the actions are, the two environments say themselves; `CodeVectorEnv` is the same for many
+What a step writes, and what the actions are, each environment says itself; `CodeVectorEnv` is the same for many
 at once.
 
 Shape suffixes: n actions, D hidden size, L tokens.

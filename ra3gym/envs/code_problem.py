@@ -58,11 +58,11 @@ class CodeProblem:
     ) -> None:
         check_choice("observation", observation, ObservationKind)
         check_choice("reward", reward, RewardKind)
-        self.shaping = dict(shaping or {})
+        self.shaping: dict[str, Any] = dict(shaping or {})
         """Weights of further terms of the reward."""
         for term, weight in self.shaping.items():
             check_choice("shaping", term, ShapingTerm)
-            if not math.isfinite(weight):
+            if not isinstance(weight, (int, float)) or not math.isfinite(weight):
                 raise ConfigError(f"shaping={self.shaping}: the weight of {term!r} must be a finite number")
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 1")

@@ -1,7 +1,7 @@
 """What the vector environments that write programs share: seeds, tasks, autoreset, grading and infos of E episodes.
 
 Step by step they return what `gymnasium.vector.SyncVectorEnv` does over single environments. What a step writes, and
-what a row's actions are, the two environments say themselves.
+what a row's actions are, each environment says itself.
 
 Shape suffixes: E environments, B of them concerned, n actions.
 """

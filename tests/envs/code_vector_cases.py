@@ -1,4 +1,4 @@
-"""What tests of environments that write programs share: tasks, trails, and that vectors do what `SyncVectorEnv` does."""
+"""What tests of environments that write programs share: tasks, trails, and vectors held to `SyncVectorEnv`."""
 
 from __future__ import annotations
 

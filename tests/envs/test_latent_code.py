@@ -404,6 +404,7 @@ def test_step_outside_an_episode_asks_for_reset(make: Any) -> None:
         ({"observation": "text"}, "'hidden', 'tokens', 'dict'"),
         ({"reward": "some"}, "'fraction', 'all'"),
         ({"shaping": {"style": 1.0}}, "'style'.*'format', 'length'"),
+        ({"shaping": {"length": "short"}}, "'length' must be a finite number"),
         ({"shaping": {"format": float("nan")}}, "'format' must be a finite number"),
         ({"render_mode": "human"}, "None or 'ansi'"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
