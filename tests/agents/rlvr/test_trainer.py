@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from ra3gym import lm
 from ra3gym.agents import MStepConfig, RLVRConfig, distill, train_rlvr
-from ra3gym.agents.rlvr import SampledPrograms, _update, group_advantages, sample_programs
+from ra3gym.agents.rlvr import SampledPrograms, group_advantages, sample_programs
+from ra3gym.agents.rlvr.trainer import _update
 from ra3gym.errors import ConfigError, DataError
 from ra3gym.tasks import CodeTask, FunctionTests
 from ra3gym.verify import Judge, Limits
