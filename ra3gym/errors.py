@@ -47,6 +47,10 @@ class RunFolderError(Ra3GymError, ValueError):
     """A folder that is not a run, or a run that cannot be continued as asked."""
 
 
+class TrainingDiverged(Ra3GymError, RuntimeError):
+    """Training that has nothing to go on with: weights or gradients are not finite, or the policy has collapsed."""
+
+
 class WorkerDied(Ra3GymError, RuntimeError):
     """A process of a study ended without a word; what was finished is stored."""
 
@@ -57,3 +61,7 @@ class SandboxUnavailable(Ra3GymError, RuntimeError):
 
 class JudgeError(Ra3GymError, RuntimeError):
     """The judge itself is broken or closed: never a verdict on a program."""
+
+
+class SamplerError(Ra3GymError, RuntimeError):
+    """The server that samples for a trainer failed, or does not sample from the trainer's policy."""
