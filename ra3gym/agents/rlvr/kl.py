@@ -1,0 +1,79 @@
+"""Per-token estimates of the KL divergence from the policy to a reference, and which gradient each of them has.
+
+With `x ~ pi` and `l = log pi(x) - log ref(x)`, Schulman's note "Approximating KL Divergence" (2020) has
+
+    k1 = l                      unbiased, may be negative, noisy
+    k2 = l^2 / 2                biased (second order), never negative
+    k3 = exp(-l) - 1 + l        unbiased, never negative, little noise near the reference
+
+as estimates of `KL(pi || ref)`. A good estimate of the *value* need not be a good one of the *gradient*. As a term of
+the loss, differentiated through `log pi` on tokens that pi itself sampled,
+
+    E[grad k1] = E[grad log pi]                  = 0                       no regularisation, only noise
+    E[grad k2] = E[l * grad log pi]              = grad KL(pi || ref)      the gradient that was wanted
+    E[grad k3] = E[(1 - ref/pi) * grad log pi]   = grad KL(ref || pi)      that of the *forward* KL
+
+(Tang & Munos, arXiv 2506.09477). GRPO puts k3 into the loss all the same; near the reference both gradients agree to
+first order in l. k1 is refused there. A loss per token also leaves out that a token changes the KL of later tokens.
+
+As a penalty in the *reward* the estimate is a constant of which the policy gradient takes the expectation: any unbiased
+value will do, k1 or k3, and later tokens are credited through the returns. That is how REINFORCE++, RLOO and PPO use
+k1. k2 is biased there.
+
+Off-policy none of this holds exactly: the tokens come from an older policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ra3gym.errors import DataError, UnknownNameError
+
+KLEstimator = Literal["k1", "k2", "k3"]
+"""Names of the estimators; see the module's page for what they estimate and for their gradients."""
+
+
+def kl_k1(logp_NT: Tensor, ref_logp_NT: Tensor) -> Tensor:
+    """`log pi - log ref` in nats: unbiased, for the reward. As a loss its expected gradient is 0."""
+    return logp_NT - ref_logp_NT
+
+
+def kl_k2(logp_NT: Tensor, ref_logp_NT: Tensor) -> Tensor:
+    """`(log pi - log ref)^2 / 2` in nats: as a loss it has the gradient of KL(pi || ref), on-policy."""
+    return 0.5 * (logp_NT - ref_logp_NT).square()
+
+
+def kl_k3(logp_NT: Tensor, ref_logp_NT: Tensor) -> Tensor:
+    """`ref/pi - 1 - log(ref/pi)` in nats, GRPO's (arXiv 2402.03300, equation 4)."""
+    log_ratio_NT = ref_logp_NT - logp_NT
+    # expm1 keeps the digits that exp(x) - 1 loses where policy and reference are close.
+    return torch.expm1(log_ratio_NT) - log_ratio_NT
+
+
+_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+
+
+def kl_estimate(logp_NT: Tensor, ref_logp_NT: Tensor, estimator: KLEstimator) -> Tensor:
+    """Elementwise KL estimate from policy to reference, in nats; differentiable in `logp_NT`.
+
+    Args:
+        logp_NT: log-probabilities of the sampled tokens under the policy; finite, the padding included.
+        ref_logp_NT: the same under the reference, at the same temperature.
+        estimator: "k1", "k2" or "k3".
+
+    Raises:
+        UnknownNameError: another estimator.
+        DataError: shapes that differ.
+    """
+    if estimator not in _ESTIMATORS:
+        raise UnknownNameError("KL estimator", estimator, _ESTIMATORS)
+    if logp_NT.shape != ref_logp_NT.shape:
+        raise DataError(
+            f"log-probabilities of shape {tuple(logp_NT.shape)} and the reference's {tuple(ref_logp_NT.shape)}: give "
+            "one of each per token"
+        )
+    return _ESTIMATORS[estimator](logp_NT, ref_logp_NT)
