@@ -140,7 +140,7 @@ class CodeBatch:
 
     def hidden_BD(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """float32 `(B, D)`: last hidden states, clipped."""
-        return clipped(self.stream.hidden_ED[list(rows)])
+        return clipped(self.stream.hidden_BD(rows))
 
     def padded_BL(self, rows: Sequence[int]) -> npt.NDArray[np.int64]:
         """int64 `(B, L)`: prompts and programs, padded on the right."""
@@ -180,10 +180,13 @@ class SegmentBatch(CodeBatch):
         segments: Sequence[Segment],
         on_over: Callable[[int], None],
     ) -> None:
-        """Write a token in each of these rows (-1: none), and see which episodes are over."""
+        """Write a token in each of these rows (-1: none), and see which episodes are over.
+
+        What is over is known, and handed on, ahead of the forward pass: grading runs beside it.
+        """
         writing = [i for i, token in enumerate(tokens) if token >= 0]
-        if writing:
-            self.stream.write([rows[i] for i in writing], [tokens[i] for i in writing])
+        written_rows = [rows[i] for i in writing]
+        self.stream.append(written_rows, [tokens[i] for i in writing])
         for token, row, segment in zip(tokens, rows, segments, strict=True):
             self.spent_E[row] += 1
             if token >= 0:
@@ -193,17 +196,16 @@ class SegmentBatch(CodeBatch):
             segment.over = segment.ended or bool(self.spent_E[row] >= self.problem.max_new_tokens)
             if segment.over:
                 on_over(row)
+        if writing:
+            self.stream.read(written_rows)
 
     def _next_tokens(
         self, rows: Sequence[int], rngs: Sequence[np.random.Generator], allowed_V: Tensor | None = None
     ) -> list[int]:
         """The decoder's next tokens, not yet written; of `allowed_V`, bool `(V,)` or `(B, V)`, where it is given."""
-        logits_BV = self.stream.logits_EV
-        if len(rows) < self.num_rows or list(rows) != list(range(self.num_rows)):
-            logits_BV = logits_BV[list(rows)]
         allowed_V = self._allowed_V if allowed_V is None else allowed_V
         uniform_B = None if self.options.decoder == "greedy" else [float(rng.random()) for rng in rngs]
-        return draw(logits_BV, uniform_B, temperature=self.options.temperature, allowed_V=allowed_V)
+        return draw(self.stream.logits_BV(rows), uniform_B, temperature=self.options.temperature, allowed_V=allowed_V)
 
     def _line_breaks(self, token: int) -> int:
         """Line breaks in a token's text; tokens of other tokenizers may hold several."""
@@ -235,7 +237,7 @@ class LatentBatch(SegmentBatch):
 
     def logprobs_BK(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """float32 `(B, K)`, nats: the model's own choice, given that a latent comes."""
-        logits_BK = self.stream.logits_EV[list(rows)][:, self.latent_ids].float()
+        logits_BK = self.stream.logits_BV(rows)[:, self.latent_ids].float()
         found: npt.NDArray[np.float32] = logits_BK.log_softmax(-1).cpu().numpy()
         return found
 

@@ -206,5 +206,5 @@ def _parses(program: str) -> bool:
 
 def clipped(hidden: torch.Tensor) -> npt.NDArray[np.float32]:
     """Hidden states as observations: float32, new in memory, within `HIDDEN_BOUND`."""
-    found: npt.NDArray[np.float32] = np.clip(hidden.float().cpu().numpy(), -HIDDEN_BOUND, HIDDEN_BOUND)
+    found: npt.NDArray[np.float32] = hidden.float().clamp(-HIDDEN_BOUND, HIDDEN_BOUND).cpu().numpy()
     return found

@@ -49,6 +49,7 @@ class CodeVectorEnv(BatchedEnv):
         self._over_E = np.zeros(self.num_envs, dtype=np.bool_)
         self._verdicts: list[Verdict | None] = [None] * self.num_envs
         self._graded: dict[int, Graded] = {}
+        self._task_ids = np.array([task.task_id for task in self.problem.tasks], dtype=object)
 
     # What a subclass says
 
@@ -162,11 +163,12 @@ class CodeVectorEnv(BatchedEnv):
         return self.problem.draw_task(self._rngs[e])
 
     def _legal_or_minus_1(self, rows: Sequence[int], action_E: npt.NDArray[np.int64]) -> list[int]:
-        n = self._legal_En.shape[1]
-        return [
-            int(action_E[e]) if 0 <= action_E[e] < n and self._legal_En[e, action_E[e]] else -1  # masked, or no action
-            for e in rows
-        ]
+        at = list(rows)
+        action_B, n = action_E[at], self._legal_En.shape[1]
+        known_B = (action_B >= 0) & (action_B < n)
+        legal_B = known_B & self._legal_En[at, np.where(known_B, action_B, 0)]
+        actions: list[int] = np.where(legal_B, action_B, -1).tolist()
+        return actions
 
     # Grading
 
@@ -204,9 +206,8 @@ class CodeVectorEnv(BatchedEnv):
     def _current(self, rows: Sequence[int]) -> Info:
         """Infos of these rows that do not depend on a step, as columns of B, new in memory."""
         at = list(rows)
-        task_ids = [self.problem.tasks[task].task_id for task in self._batch.task_E[at].tolist()]
         return {
-            "task_id": np.array(task_ids, dtype=object),
+            "task_id": self._task_ids[self._batch.task_E[at]],
             **self._actions(rows),
             "action_mask": self._legal_En[at].astype(np.int8),
         }

@@ -14,7 +14,7 @@ from ra3gym.envs.code_batch import CodeBatch
 from ra3gym.envs.code_problem import CodeProblem, ObservationKind, RewardKind
 from ra3gym.envs.code_vector import CodeVectorEnv
 from ra3gym.envs.options import check_choice, check_render_mode, check_vector
-from ra3gym.envs.token_code import ActionSpace, TokenCodeEnv
+from ra3gym.envs.token_code import ActionSpace, TokenCodeEnv, barred, likeliest, logprobs
 from ra3gym.errors import ConfigError
 from ra3gym.lm import LoadedModel
 from ra3gym.tasks import CodeTask
@@ -80,33 +80,34 @@ class TokenCodeVectorEnv(CodeVectorEnv):
         super().__init__(CodeBatch(problem, num_envs), num_actions, mode, render_mode)
         if self._top_k is None:
             self._legal_En[:] = problem.writable_V.numpy()
-        self._illegal_V = ~problem.writable_V.to(problem.loaded.model.device)
+        self._barred_V = barred(problem)
         self._candidates_En = np.tile(np.arange(num_actions), (num_envs, 1))
         self._logprobs_En = np.zeros((num_envs, num_actions), dtype=np.float32)
 
     def _advance(self, rows: Sequence[int], actions: Sequence[int]) -> tuple[BoolArray, BoolArray, Info]:
-        legal_B = np.array(actions) >= 0
-        tokens = [int(self._candidates_En[e, action]) for e, action in zip(rows, actions, strict=True)]
-        writing = np.flatnonzero(legal_B).tolist()
-        if writing:
-            self._batch.stream.write([rows[i] for i in writing], [tokens[i] for i in writing])
-        self._batch.spent_E[list(rows)] += 1
-        terminated_B = legal_B & np.array([token in self.problem.end_ids for token in tokens])
-        truncated_B = ~terminated_B & (self._batch.spent_E[list(rows)] >= self.problem.max_new_tokens)
+        at, action_B = list(rows), np.array(actions)
+        legal_B = action_B >= 0
+        token_B = np.where(legal_B, self._candidates_En[at, action_B], -1)
+        writing = [e for e, legal in zip(rows, legal_B.tolist(), strict=True) if legal]
+        self._batch.stream.append(writing, token_B[legal_B].tolist())
+        self._batch.spent_E[at] += 1
+        terminated_B = np.array([token in self.problem.end_ids for token in token_B.tolist()])
+        truncated_B = ~terminated_B & (self._batch.spent_E[at] >= self.problem.max_new_tokens)
         for i in np.flatnonzero(terminated_B | truncated_B).tolist():
-            self._hand_in(rows[i])
+            self._hand_in(rows[i])  # ahead of the forward pass, so that grading runs beside it
+        if writing:
+            self._batch.stream.read(writing)
         columns: Info = {"duration": {"tokens": np.ones(len(rows), dtype=np.int64)}, "illegal_action": ~legal_B}
         return terminated_B, truncated_B, columns
 
     def _update_actions(self, rows: Sequence[int]) -> None:
         """What each action would write now, and its log-probability."""
         at = list(rows)
-        logp_BV = self._batch.stream.logits_EV[at].float().log_softmax(-1)
+        logits_BV = self._batch.stream.logits_BV(rows)
         if self._top_k is None:
-            self._logprobs_En[at] = logp_BV.cpu().numpy()
-            return
-        top = logp_BV.masked_fill(self._illegal_V, -float("inf")).topk(self._top_k)
-        self._candidates_En[at], self._logprobs_En[at] = top.indices.cpu().numpy(), top.values.cpu().numpy()
+            self._logprobs_En[at] = logprobs(logits_BV)
+        else:
+            self._candidates_En[at], self._logprobs_En[at] = likeliest(logits_BV, self._top_k, self._barred_V)
 
     def _actions(self, rows: Sequence[int]) -> Info:
         at = list(rows)

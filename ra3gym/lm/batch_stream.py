@@ -68,19 +68,38 @@ class BatchStream:
             self.prompt_ids[row], self.written[row] = list(prompt), []
         self._put(rows, *self._rows.begin(rows, prompts))
 
-    @torch.inference_mode()
     def write(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
-        """Append one token to each of these rows, in one pass."""
+        """Append one token to each of these rows, and read it, in one pass."""
+        self.append(rows, tokens)
+        self.read(rows)
+
+    def append(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """Note one token in each of these rows; `read` of the same rows is due next."""
         for row, token in zip(rows, tokens, strict=True):
             self.written[row].append(token)
-        self._put(rows, *self._rows.write(rows, tokens))
+
+    @torch.inference_mode()
+    def read(self, rows: Sequence[int]) -> None:
+        """Read the last token of each of these rows, in one pass."""
+        self._put(rows, *self._rows.write(rows, [self.written[row][-1] for row in rows]))
+
+    def logits_BV(self, rows: Sequence[int]) -> Tensor:
+        """Next-token logits of these rows; not copied where they are all, in order."""
+        return self.logits_EV if self._are_all(rows) else self.logits_EV[list(rows)]
+
+    def hidden_BD(self, rows: Sequence[int]) -> Tensor:
+        """The last states of these rows, likewise."""
+        return self.hidden_ED if self._are_all(rows) else self.hidden_ED[list(rows)]
+
+    def _are_all(self, rows: Sequence[int]) -> bool:
+        return len(rows) == len(self.written) and list(rows) == list(range(len(rows)))
 
     def text(self, row: int) -> str:
         """What a row has written, special tokens included."""
         return decode_completion(self._loaded.tokenizer, self.prompt_ids[row], self.written[row])
 
     def _put(self, rows: Sequence[int], logits_BV: Tensor, hidden_BD: Tensor) -> None:
-        if list(rows) == list(range(len(self.written))):
+        if self._are_all(rows):
             self.logits_EV, self.hidden_ED = logits_BV, hidden_BD
         else:
             at = torch.tensor(rows, device=logits_BV.device)

@@ -46,16 +46,13 @@ class LlamaRows:
         """Forget these rows and read their prompts, all in one pass; next-token logits `(B, V)`, states `(B, D)`."""
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
+        self._make_room(longest)
         # Padded on the right: what stands behind a prompt is seen by nothing ahead of it, and is written over later.
         ids_BT = torch.tensor([[*prompt] + [0] * (longest - len(prompt)) for prompt in prompts], device=self._device)
-        output = self._model.model(input_ids=ids_BT, use_cache=True)
-        self._make_room(longest)
         slots = [self._slot_of_row[row] for row in rows]
-        for i, cached in enumerate(output.past_key_values.layers):
-            self._keys[i][slots, :, :longest] = cached.keys
-            self._values[i][slots, :, :longest] = cached.values
+        last_B = torch.tensor([length - 1 for length in lengths], device=self._device)
+        hidden_BD = self._read_prompts(ids_BT, torch.tensor(slots, device=self._device), last_B)
         self._length_S[slots] = lengths
-        hidden_BD = output.last_hidden_state[range(len(rows)), [length - 1 for length in lengths]]
         return F.linear(hidden_BD, self._model.lm_head.weight), hidden_BD
 
     def write(self, rows: Sequence[int], tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -103,6 +100,34 @@ class LlamaRows:
         for slot, row in zip(here, [self._row_of_slot[slot] for slot in there], strict=True):
             self._row_of_slot[slot], self._slot_of_row[row] = row, slot
 
+    def _read_prompts(self, ids_BT: Tensor, slot_B: Tensor, last_B: Tensor) -> Tensor:
+        """Fill slots with whole prompts; the last layer's states at the prompts' last tokens, `(B, D)`."""
+        B, T = ids_BT.shape
+        kv_heads, size = self._kv_heads, self._head_size
+        cos_T1E, sin_T1E = self._cos_LE[:T, None], self._sin_LE[:T, None]
+        x_BTD = F.embedding(ids_BT, self._model.model.embed_tokens.weight)
+        for layer, keys_SKLE, values_SKLE in zip(self._layers, self._keys, self._values, strict=True):
+            qkv = F.linear(_rms_norm(x_BTD, layer.norm_1, layer.eps), layer.qkv, layer.qkv_bias).view(B, T, -1, size)
+            queries_and_key = qkv[:, :, :-kv_heads]
+            queries_and_key = queries_and_key * cos_T1E + queries_and_key.roll(size // 2, -1) * sin_T1E
+            keys_BKTE = queries_and_key[:, :, -kv_heads:].transpose(1, 2)
+            values_BKTE = qkv[:, :, -kv_heads:].transpose(1, 2)
+            keys_SKLE[slot_B, :, :T], values_SKLE[slot_B, :, :T] = keys_BKTE, values_BKTE
+            query_BHTE = queries_and_key[:, :, :-kv_heads].transpose(1, 2)
+            mixed_BHTE = F.scaled_dot_product_attention(
+                query_BHTE,
+                keys_BKTE,
+                values_BKTE,
+                is_causal=True,
+                scale=self._scale,
+                enable_gqa=query_BHTE.shape[1] != kv_heads,
+            )
+            x_BTD = x_BTD + F.linear(mixed_BHTE.transpose(1, 2).reshape(B, T, -1), layer.out, layer.out_bias)
+            x_BTD = x_BTD + _feed_forward(x_BTD, layer)
+        norm = self._model.model.norm
+        last_BD = x_BTD[torch.arange(B, device=self._device), last_B]
+        return _rms_norm(last_BD, norm.weight, norm.variance_epsilon)
+
     def _read(self, token_M: npt.NDArray[np.int64]) -> Tensor:
         """One token in each of the first M slots, at the end of what it holds; the last layer's states `(M, D)`."""
         M, kv_heads, size = len(token_M), self._kv_heads, self._head_size
@@ -132,8 +157,13 @@ class LlamaRows:
                 scores.view(M, -1, end).add_(bias_M1L)
             mixed = torch.bmm(torch.softmax(scores, dim=-1), values).view(M, -1)
             x_MD = x_MD + F.linear(mixed, layer.out, layer.out_bias)
-            h_MD = F.linear(_rms_norm(x_MD, layer.norm_2, layer.eps), layer.gate_up, layer.gate_up_bias)
-            gate, up = h_MD.chunk(2, dim=-1)
-            x_MD = x_MD + F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
+            x_MD = x_MD + _feed_forward(x_MD, layer)
         norm = self._model.model.norm
         return _rms_norm(x_MD, norm.weight, norm.variance_epsilon)
+
+
+def _feed_forward(x: Tensor, layer: _LayerWeights) -> Tensor:
+    """What a layer's second half adds to `x`, of shape `(..., D)`."""
+    both = F.linear(_rms_norm(x, layer.norm_2, layer.eps), layer.gate_up, layer.gate_up_bias)
+    gate, up = both.chunk(2, dim=-1)
+    return F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
