@@ -5,7 +5,7 @@ Only the standard library is used. What went wrong is told in a `SamplerError` t
 - a server that cannot be reached is told at once, ready or not: one that went away has lost the weights pushed to it,
   and waiting for another to take its place would mean sampling from other weights without a word;
 - a connection lost after the request was sent, and the answers "busy" and "not now" (429, 502, 503, 504), are tried
-  again a few times, where asking twice is harmless;
+  again a few times; everything asked here is harmless to ask twice (seeded sampling, loading the same folder);
 - any other refusal, a timeout and an answer that is not JSON are told at once.
 """
 
@@ -75,7 +75,7 @@ class VLLMClient:
             the environment are not used.
         api_key: what the server was given as `--api-key`.
         timeout: seconds to wait for an answer; a completion is answered when its last token is sampled.
-        retries: how often a request that is safe to repeat is sent again.
+        retries: how often a request whose connection broke, or that the server was too busy for, is sent again.
         retry_wait: seconds ahead of the first repetition; doubled for each that follows.
         concurrency: most requests under way at a time; vLLM forms its own batches of them.
     """
@@ -91,7 +91,11 @@ class VLLMClient:
         concurrency: int = 64,
     ) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        try:
+            host, port = parts.hostname, parts.port
+        except ValueError:  # a port that is no number
+            host, port = None, None
+        if parts.scheme not in {"http", "https"} or not host:
             raise ConfigError(f"vLLM URL {url!r}: give it with scheme and host, such as http://127.0.0.1:8000")
         if timeout <= 0 or retries < 0 or retry_wait < 0 or concurrency < 1:
             raise ConfigError(
@@ -99,7 +103,7 @@ class VLLMClient:
                 "positive number of seconds, at least 0, at least 0 seconds, and at least 1"
             )
         self._path = parts.path.rstrip("/").removesuffix("/v1")
-        self._address = (parts.hostname, parts.port)
+        self._address = (host, port)
         self._connection_type = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{self._path}"
         self._headers = {"Content-Type": "application/json"}
@@ -131,21 +135,21 @@ class VLLMClient:
 
     def get(self, path: str) -> Any:
         """The JSON answer to a GET."""
-        return self._request("GET", path, None, _OpenSockets(), repeatable=True)
+        return self._request("GET", path, None, _OpenSockets())
 
     def post(self, path: str, body: Any = None) -> Any:
-        """The JSON answer to a POST that is sent once; `None` for an empty answer."""
-        return self._request("POST", path, body, _OpenSockets(), repeatable=False)
+        """The JSON answer to a POST; `None` for an empty one."""
+        return self._request("POST", path, body, _OpenSockets())
 
     def post_all(self, path: str, bodies: Sequence[Any], read: Callable[[int, Any], T]) -> list[T]:
-        """`read(i, answer)` for the answer to each body, in order; all are under way at a time, and may be repeated.
+        """`read(i, answer)` for the answer to each body, in order; up to `concurrency` are under way at a time.
 
         When one fails, or the wait is interrupted, the others are cut off.
         """
         sockets = _OpenSockets()
 
         def one(index: int) -> T:
-            return read(index, self._request("POST", path, bodies[index], sockets, repeatable=True))
+            return read(index, self._request("POST", path, bodies[index], sockets))
 
         with ThreadPoolExecutor(max_workers=min(len(bodies), self._concurrency), thread_name_prefix="vllm") as pool:
             futures = [pool.submit(one, index) for index in range(len(bodies))]
@@ -159,10 +163,9 @@ class VLLMClient:
                 raise
         return [future.result() for future in futures]
 
-    def _request(self, method: str, path: str, body: Any, sockets: _OpenSockets, *, repeatable: bool) -> Any:
-        attempts = 1 + (self._retries if repeatable else 0)
+    def _request(self, method: str, path: str, body: Any, sockets: _OpenSockets) -> Any:
         reason = ""
-        for attempt in range(attempts):
+        for attempt in range(1 + self._retries):
             if attempt and sockets.cut.wait(self._retry_wait * 2 ** (attempt - 1)):
                 break
             try:
@@ -176,8 +179,7 @@ class VLLMClient:
             if status not in _TRY_AGAIN:
                 break
         else:
-            if attempts > 1:
-                reason += f" ({attempts} attempts)"
+            reason += f" (tried {1 + self._retries} times)"
         raise SamplerError(f"vLLM at {self.url}{path}: {reason}{_way_out(path, reason)}")
 
     def _exchange(
