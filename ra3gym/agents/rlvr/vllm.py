@@ -45,7 +45,7 @@ class VLLMSampler:
         server_folder: where the server sees that folder, if elsewhere than the trainer.
         model_name: what the server serves the policy as; `None` for the only model there.
         api_key: what the server was given as `--api-key`.
-        ready_timeout: seconds to wait for the server to be ready; loading a model takes it minutes.
+        ready_timeout: seconds to wait for the server to be ready; a large model takes minutes to load.
         timeout: seconds to wait for one answer: a group of completions, or a push.
         retries: how often a request for completions whose connection broke is sent again, with the same seed.
         retry_wait: seconds ahead of the first repetition; doubled for each that follows.
@@ -68,7 +68,7 @@ class VLLMSampler:
         server_folder: str | os.PathLike[str] | None = None,
         model_name: str | None = None,
         api_key: str | None = None,
-        ready_timeout: float = 600.0,
+        ready_timeout: float = 120.0,
         timeout: float = 600.0,
         retries: int = 3,
         retry_wait: float = 1.0,
