@@ -133,6 +133,9 @@ class Algorithm:
             if number is not None and not low <= number <= high:
                 bounds = f"from {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
                 raise ConfigError(f"{field}={number} of algorithm {self.name!r}: give a number {bounds}")
+        for field in ("updates_per_batch", "minibatches"):
+            if not isinstance(number := getattr(self, field), int):
+                raise ConfigError(f"{field}={number} of algorithm {self.name!r}: give a whole number")
         if not 0 < self.gamma <= 1:
             raise ConfigError(f"gamma={self.gamma} of algorithm {self.name!r}: give a discount above 0 and at most 1")
         for field in ("off_policy_cap", "value_clip"):

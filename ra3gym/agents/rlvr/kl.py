@@ -16,9 +16,14 @@ the loss, differentiated through `log pi` on tokens that pi itself sampled,
 (Tang & Munos, arXiv 2506.09477). GRPO puts k3 into the loss all the same; near the reference both gradients agree to
 first order in l. k1 is refused there. A loss per token also leaves out that a token changes the KL of later tokens.
 
-As a penalty in the *reward* the estimate is a constant of which the policy gradient takes the expectation: any unbiased
-value will do, k1 or k3, and later tokens are credited through the returns. That is how REINFORCE++, RLOO and PPO use
-k1. k2 is biased there.
+As a penalty in the *reward* the estimate is a number that weighs `grad log pi`, its own token's and, through the
+returns, those of the tokens ahead of it:
+
+    E[k1 * grad log pi]   = grad KL(pi || ref)                        the gradient that was wanted
+    E[k2 * grad log pi]   is of second order in l                     hardly any pull near the reference
+    E[k3 * grad log pi]   = grad KL(pi || ref) - grad KL(ref || pi)   likewise, although its value is unbiased
+
+So k1 belongs into the reward, as in REINFORCE++, RLOO and PPO, and k2 or k3 into the loss.
 
 Off-policy none of this holds exactly: the tokens come from an older policy.
 """
@@ -38,7 +43,7 @@ KLEstimator = Literal["k1", "k2", "k3"]
 
 
 def kl_k1(logp_NT: Tensor, ref_logp_NT: Tensor) -> Tensor:
-    """`log pi - log ref` in nats: unbiased, for the reward. As a loss its expected gradient is 0."""
+    """`log pi - log ref` in nats: the estimate for the reward. As a loss its expected gradient is 0."""
     return logp_NT - ref_logp_NT
 
 
