@@ -129,15 +129,17 @@ class Algorithm:
         check_known("place for the KL", self.kl_place, get_args(KLPlace))
         for field, low, high in _RANGES:
             number = getattr(self, field)
-            # NaN fails the comparison too.
-            if number is not None and not low <= number <= high:
-                bounds = f"from {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-                raise ConfigError(f"{field}={number} of algorithm {self.name!r}: give a number {bounds}")
+            if number is None and field in _MAY_BE_NONE:
+                continue
+            fits = isinstance(number, int | float) and math.isfinite(number) and low <= number <= high
+            if not fits or isinstance(number, bool):
+                bounds = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+                raise ConfigError(f"{field}={number!r} of algorithm {self.name!r}: give a number {bounds}")
         for field in ("updates_per_batch", "minibatches"):
             if not isinstance(number := getattr(self, field), int):
                 raise ConfigError(f"{field}={number} of algorithm {self.name!r}: give a whole number")
-        if not 0 < self.gamma <= 1:
-            raise ConfigError(f"gamma={self.gamma} of algorithm {self.name!r}: give a discount above 0 and at most 1")
+        if self.gamma == 0:
+            raise ConfigError(f"gamma=0 of algorithm {self.name!r}: a reward at the end needs a discount above 0")
         for field in ("off_policy_cap", "value_clip"):
             if getattr(self, field) == 0:
                 raise ConfigError(f"{field}=0 of algorithm {self.name!r} lets nothing through; None switches it off")
@@ -230,16 +232,19 @@ class _Advantage:
 _RANGES = (
     ("clip_low", 0.0, 1.0),
     ("clip_high", 0.0, math.inf),
+    ("dual_clip", 1.0, math.inf),
     ("kl_coefficient", 0.0, math.inf),
     ("entropy_coefficient", 0.0, math.inf),
     ("off_policy_cap", 0.0, math.inf),
     ("overlong_buffer", 0.0, math.inf),
+    ("gamma", 0.0, 1.0),
     ("lam", 0.0, 1.0),
     ("value_coefficient", 0.0, math.inf),
     ("value_clip", 0.0, math.inf),
     ("updates_per_batch", 1, math.inf),
     ("minibatches", 1, math.inf),
 )
+_MAY_BE_NONE = ("dual_clip", "off_policy_cap", "value_clip")
 
 
 def token_weights(
