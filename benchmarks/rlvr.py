@@ -8,12 +8,12 @@ model, AdamW. Model, prompts, lengths, reward, optimiser and loss (the token mea
 - `smollm2`: SmolLM2-135M on Python source; 2 x 4 completions of 48 tokens behind 96. Needs `--smollm2`.
 
 First TRL's best setting is searched: its choices are varied one after the other, each from the best found so far, and
-the setting with the fastest step is kept. It then competes, and once more with the C allocator set as our training
-commands set it ("allocator"), which TRL does not do itself. Every system has a process of its own; they take their
-steps in turn, in changing order, and the first ones do not count. Ratios are formed between steps of the same turn,
-figures are medians. The peak of memory is the most that a process holds during training beyond what it held with its
-model loaded; on a GPU, of tensors there. That both do the same work is checked: as many completions and tokens, and
-gradients about as long.
+the setting with the fastest step is kept (by CPU time with one thread on the CPU, which a busy machine disturbs less).
+It competes, and beside it the best setting with the C allocator set as our training commands set it ("allocator"),
+which TRL does not do itself. Every system has a process of its own; they take their steps in turn, in changing order,
+and the first ones do not count. Ratios are formed between steps of the same turn, figures are medians. The peak of
+memory is the most that a process holds during training beyond what it held with its model loaded; on a GPU, of tensors
+there. That both do the same work is checked: as many completions and tokens, and gradients about as long.
 
     pip install 'ra3gym[benchmarks]'
     python benchmarks/rlvr.py --smollm2 FOLDER_OR_GGUF_FILE
@@ -21,16 +21,14 @@ gradients about as long.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +50,7 @@ from rlvr_cases import (
     smollm2_case,
     tiny_case,
 )
+from rlvr_systems import Row, Running, SystemEndedError
 from rlvr_trl import CHOICES, Setting, trl
 
 from ra3gym import lm
@@ -64,7 +63,6 @@ RESULTS = Path(__file__).with_name("results")
 WIDTH = 150
 """Columns of the tables where nobody looks at a terminal."""
 OURS = "ra3gym"
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,9 @@ class Options:
     search_steps: int = 3
     """Steps of each setting of TRL in the search, behind one to warm up."""
     search: bool = True
-    """Search TRL's best setting; otherwise take bfloat16 autocast, the whole batch at once."""
+    """Search TRL's best setting; otherwise take the first value of each choice."""
+    choices: tuple[str, ...] = tuple(CHOICES)
+    """TRL's choices that the search varies."""
     trl: bool = True
     """Measure TRL at all."""
     judge: bool = False
@@ -152,91 +152,48 @@ def ours(case: Case, pacer: Pacer) -> None:
             pacer.done(work)
 
 
-# --- Processes --------------------------------------------------------------------------------------------------------
-
-
-class SystemEndedError(Exception):
-    """The process of a system ended before its work was done; its traceback is on standard error."""
-
-
-class Running:
-    """A system at work on a case in a process of its own, one step whenever asked."""
-
-    def __init__(self, system: Callable[..., None], case: Case, *arguments: Any) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        target = (system, case, theirs, arguments)
-        self._process = context.Process(target=_at_work, args=target, name=system.__name__, daemon=True)
-        self._process.start()
-        theirs.close()
-        self.memory_mb: float | None = self._receive()["memory_mb"]
-
-    def step(self) -> Row:
-        """What the next step took."""
-        self._connection.send("go")
-        return self._receive()
-
-    def close(self) -> None:
-        """End it, at once."""
-        self._process.terminate()
-        self._process.join()
-        self._connection.close()
-
-    def _receive(self) -> Row:
-        try:
-            found: Row = self._connection.recv()
-        except EOFError:
-            self._process.join()
-            raise SystemEndedError(
-                f"the process of {self._process.name!r} ended with exit code {self._process.exitcode}"
-            ) from None
-        return found
-
-
-def _at_work(system: Callable[..., None], case: Case, connection: Connection, arguments: Sequence[Any]) -> None:
-    set_threads(case.threads)
-    system(case, Pacer(connection, case.device), *arguments)
-
-
 # --- Measuring --------------------------------------------------------------------------------------------------------
 
 
-def search(case: Case, options: Options, console: Console) -> tuple[Setting, list[Row]]:
-    """TRL's fastest setting and what each one tried took."""
-    case = replace(case, prompts=case.prompts[: 1 + options.search_steps])
-    tried: dict[Setting, Row] = {}
+class Search:
+    """TRL's settings tried on a case, a few steps each."""
 
-    def seconds(setting: Setting) -> float:
-        if setting not in tried:
-            tried[setting] = _attempt(case, setting)
-            console.print(f"{case.name}: TRL, {setting}: {_said(tried[setting])}", markup=False, soft_wrap=True)
-        return float(tried[setting].get("seconds", float("inf")))
+    def __init__(self, case: Case, options: Options, console: Console) -> None:
+        self.tried: dict[Setting, Row] = {}
+        self._case = replace(case, prompts=case.prompts[: 1 + options.search_steps])
+        self._figure = "cpu_seconds" if case.device == "cpu" and options.threads == 1 else "seconds"
+        self._choices = {name: CHOICES[name] for name in options.choices}
+        self._console = console
 
-    best = Setting()
-    for name, values in list(CHOICES.items())[: 1 if options.quick else None]:
-        possible = [value for value in values if name != "parts" or case.rows % value == 0]
-        best = min((replace(best, **{name: value}) for value in possible), key=seconds)
-    return best, list(tried.values())
+    def best(self, start: Setting) -> Setting:
+        """The fastest setting found by varying one choice of `start` after the other."""
+        best = start
+        for name, values in self._choices.items():
+            possible = [value for value in values if name != "parts" or self._case.rows % value == 0]
+            best = min((replace(best, **{name: value}) for value in possible), key=self._seconds)
+        return best
 
+    def _seconds(self, setting: Setting) -> float:
+        if setting not in self.tried:
+            row = self.tried[setting] = self._attempt(setting)
+            said = row.get("error") or f"{row['seconds']:.2f} s a step ({row['cpu_seconds']:.2f} s of CPU)"
+            self._console.print(f"{self._case.name}: TRL, {setting}: {said}", markup=False, soft_wrap=True)
+        return float(self.tried[setting].get(self._figure, float("inf")))
 
-def _attempt(case: Case, setting: Setting) -> Row:
-    row: Row = {"case": case.name, "setting": asdict(setting)}
-    try:
-        running = Running(trl, case, setting)
-    except SystemEndedError as error:
-        return row | {"error": str(error)}
-    try:
-        steps = [running.step() for _ in case.prompts][1:]
-    except SystemEndedError as error:
-        return row | {"error": str(error)}
-    finally:
-        running.close()
-    # The least, not the median: few steps, and what disturbs them only ever makes them longer.
-    return row | {figure: min(step[figure] for step in steps) for figure in ("seconds", "cpu_seconds", "peak_mb")}
-
-
-def _said(row: Row) -> str:
-    return row["error"] if "error" in row else f"{row['seconds']:.2f} s a step ({row['cpu_seconds']:.2f} s of CPU)"
+    def _attempt(self, setting: Setting) -> Row:
+        row: Row = {"case": self._case.name, "setting": asdict(setting)}
+        limit = 1.5 * min((row.get(self._figure, float("inf")) for row in self.tried.values()), default=float("inf"))
+        steps: list[Row] = []
+        try:
+            with closing(Running(trl, self._case, setting)) as running:
+                running.step()  # warms up
+                # Settings that are out of the question are not worth more steps.
+                while len(steps) < len(self._case.prompts) - 1 and all(s[self._figure] < limit for s in steps):
+                    steps.append(running.step())
+        except SystemEndedError as error:
+            return row | {"error": str(error).strip().splitlines()[-1]}
+        # The least, not the median: few steps, and what disturbs them only ever makes them longer.
+        return row | {figure: min(step[figure] for step in steps) for figure in ("seconds", "cpu_seconds")}
 
 
 def compete(case: Case, settings: dict[str, Setting], warmup: int, console: Console) -> list[Row]:
@@ -258,6 +215,18 @@ def compete(case: Case, settings: dict[str, Setting], warmup: int, console: Cons
         for system in running.values():
             system.close()
     return rows
+
+
+def peers(case: Case, options: Options, console: Console) -> tuple[dict[str, Setting], list[Row]]:
+    """TRL at its best setting and, on the CPU, at the best with the allocator set; and what was tried for it."""
+    search = Search(case, options, console)
+    settings = {}
+    start = Setting()
+    both = case.device == "cpu" and not options.quick
+    for name, allocator in (("TRL", False), ("TRL, allocator", True))[: 2 if both else 1]:
+        start = replace(start, keep_freed_memory=allocator)
+        settings[name] = start = search.best(start) if options.search else start
+    return settings, list(search.tried.values())
 
 
 def make_case(name: str, options: Options, folder: Path) -> Case:
@@ -283,13 +252,8 @@ def measure(options: Options, console: Console) -> dict[str, Any]:
             case = make_case(name, options, Path(folder))
             settings: dict[str, Setting] = {}
             if options.trl:
-                best = Setting()
-                if options.search:
-                    best, tried = search(case, options, console)
-                    found["search"] += tried
-                settings["TRL"] = best
-                if case.device == "cpu":
-                    settings["TRL, allocator"] = replace(best, keep_freed_memory=True)
+                settings, tried = peers(case, options, console)
+                found["search"] += tried
             case = replace(case, prompts=case.prompts[: options.warmup + options.steps])
             steps = compete(case, settings, options.warmup, console)
             found["steps"] += steps
@@ -311,7 +275,7 @@ def spread(values: Iterable[float]) -> dict[str, float]:
 
 def summarise(case: Case, settings: dict[str, Setting], steps: Sequence[Row]) -> Row:
     """Spreads over the steps that count; `ratio` is a peer's seconds over ours, of the same step, `cpu_ratio` alike."""
-    by_system: dict[str, dict[int, Row]] = defaultdict(dict)
+    by_system: dict[str, dict[int, Row]] = {name: {} for name in (OURS, *settings)}
     for row in steps:
         if row["step"] >= 1:
             rates = {f"{unit}_per_second": row[key] / row["seconds"] for unit, key in _UNITS}
@@ -354,7 +318,7 @@ def differences(summary: Row) -> list[str]:
         most = 1.0 if summary["full_length"] else 1.25
         for figure, bound in (("tokens", most), ("grad_norm", 2.0)):
             theirs, here = peer[figure]["median"], own[figure]["median"]
-            if not 1 / bound <= theirs / here <= bound:
+            if max(theirs, here) > bound * min(theirs, here):
                 found.append(f"{where}: median {figure.replace('_', ' ')} {theirs:.4g}, ours {here:.4g}")
     return found
 
@@ -398,6 +362,8 @@ def _check(options: Options) -> str | None:
     """The version of TRL, or exit where the options cannot be followed."""
     if min(options.steps, options.search_steps, options.threads) < 1 or options.warmup < 0:
         sys.exit("error: steps, search_steps and threads must be at least 1, warmup at least 0")
+    if unknown := set(options.choices) - set(CHOICES):
+        sys.exit(f"error: TRL has no choice {', '.join(sorted(unknown))}; there are {', '.join(CHOICES)}")
     if not options.trl:
         return None
     try:
@@ -409,7 +375,7 @@ def _check(options: Options) -> str | None:
 def main(options: Options) -> None:
     """Measure, print the tables and write the JSON."""
     if options.quick:
-        options = replace(options, cases=("tiny",), steps=2, warmup=1, search_steps=1)
+        options = replace(options, cases=("tiny",), steps=2, warmup=1, search_steps=1, choices=("bf16",))
     trl_version = _check(options)
     set_threads(options.threads)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)

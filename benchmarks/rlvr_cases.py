@@ -175,8 +175,8 @@ class Work:
     rows: int = 0
     tokens: int = 0
     """Completion tokens, end tokens included."""
-    grad_norm: float = float("nan")
-    """Before clipping."""
+    grad_norm: float = 0.0
+    """Before clipping; 0 where no row had an advantage."""
     phases: dict[str, float] = field(default_factory=dict)
     """Seconds spent in parts of the step, where the system tells."""
 

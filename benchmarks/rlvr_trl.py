@@ -55,7 +55,7 @@ class Setting:
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "bf16": (True, False),
-    "parts": (1, 2, 4),
+    "parts": (1, 2, 4, 8),
     "cache": (None, "static"),
     "attention": ("sdpa", "eager"),
     "gradient_checkpointing": (False, True),

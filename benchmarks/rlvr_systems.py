@@ -1,0 +1,59 @@
+"""A system of `rlvr.py` at work in a process of its own, one step at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from rlvr_cases import Case, Pacer, set_threads
+
+Row = dict[str, Any]
+
+
+class SystemEndedError(Exception):
+    """The process of a system ended before its work was done; says what its traceback said."""
+
+
+class Running:
+    """A system at work on a case in a process of its own, one step whenever asked."""
+
+    def __init__(self, system: Callable[..., None], case: Case, *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        target = (system, case, theirs, arguments)
+        self._process = context.Process(target=_at_work, args=target, name=system.__name__, daemon=True)
+        self._process.start()
+        theirs.close()
+        self.memory_mb: float | None = self._receive()["memory_mb"]
+
+    def step(self) -> Row:
+        """What the next step took."""
+        self._connection.send("go")
+        return self._receive()
+
+    def close(self) -> None:
+        """End it, at once."""
+        self._process.terminate()
+        self._process.join()
+        self._connection.close()
+
+    def _receive(self) -> Row:
+        try:
+            found: Row = self._connection.recv()
+        except EOFError:  # killed, say for its memory
+            self._process.join()
+            found = {"error": f"ended with exit code {self._process.exitcode}"}
+        if "error" in found:
+            raise SystemEndedError(f"{self._process.name}: {found['error']}")
+        return found
+
+
+def _at_work(system: Callable[..., None], case: Case, connection: Connection, arguments: Sequence[Any]) -> None:
+    set_threads(case.threads)
+    try:
+        system(case, Pacer(connection, case.device), *arguments)
+    except Exception:  # of whatever kind: the script is told, and knows whether it can go on without
+        connection.send({"error": traceback.format_exc()})
