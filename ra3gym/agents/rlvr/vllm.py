@@ -129,7 +129,8 @@ class VLLMSampler:
         """See `Sampler.sample`; tensors come on the policy's device.
 
         Each prompt is one request, seeded by the generator (by its own where there is one for each). vLLM samples the
-        same for the same seed as far as its kernels do not depend on what else is in the batch.
+        same for the same seed as far as its kernels do not depend on what else is in the batch. `stop` is applied to
+        what comes back: the server has sampled on in vain.
 
         Raises:
             ConfigError: a value out of range, or more tokens than the server has positions.
@@ -147,7 +148,10 @@ class VLLMSampler:
             )
             for prompt, seed in zip(prompt_ids, seeds, strict=True)
         ]
-        return _samples(prompt_ids, self._complete(requests), pad_id, self._device)
+        rows = self._complete(requests)
+        if stop is not None:
+            rows = [row.ended_by(stop, index) for index, row in enumerate(rows)]
+        return _samples(prompt_ids, rows, pad_id, self._device)
 
     def close(self) -> None:
         """Remove what was pushed from the folder; the server goes on with the weights it has in memory."""

@@ -11,11 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
 from ra3gym.errors import SamplerError
+
+if TYPE_CHECKING:
+    from ra3gym.lm.stopping import StopRule
 
 
 class Row(NamedTuple):
@@ -24,6 +27,16 @@ class Row(NamedTuple):
     tokens: list[int]
     logp: list[float]
     finished: bool
+
+    def ended_by(self, stop: StopRule, index: int) -> Row:
+        """Up to the token behind which the rule ends row `index` of the batch, asked as `generate` asks it."""
+        watched = frozenset(stop.watched_ids)
+        written: list[int] = []
+        for token in self.tokens:
+            written.append(token)
+            if token in watched and stop.ends(index, written):
+                return Row(written, self.logp[: len(written)], True)
+        return self
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,48 @@ def test_the_generators_decide(sampler: VLLMSampler) -> None:
     assert together[8:] == alone, "a prompt's samples depend on its own generator only"
     with pytest.raises(ConfigError, match="3 generators for 4 prompts"):
         sample(sampler, generator=own(1, 2, 3))
+
+
+class EndsAtASecondWatchedToken:
+    """`StopRule`; notes what it was asked."""
+
+    watched_ids = frozenset({9, 31, 40})
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, list[int]]] = []
+
+    def ends(self, row: int, completion: Sequence[int]) -> bool:
+        self.asked.append((row, list(completion)))
+        return sum(token in self.watched_ids for token in completion) == 2
+
+
+def test_a_stop_rule_ends_rows_where_generate_ends_them(sampler: VLLMSampler, server: VLLMServer, policy: Any) -> None:
+    prompts, ours = PROMPTS[:3], EndsAtASecondWatchedToken()
+    samples = sample(sampler, prompts, stop=ours)
+    theirs, alone = EndsAtASecondWatchedToken(), []
+    seeds = {tuple(body["prompt"]): body["seed"] for body in server.bodies[COMPLETIONS]}
+    for row, prompt in enumerate(prompt for prompt in prompts for _ in range(4)):
+        generator = torch.Generator().manual_seed(seeds[tuple(prompt)] + row % 4)
+        options: dict[str, Any] = {"generator": generator, "stop": Moved(theirs, row)}
+        alone.append(lm.generate(policy, [prompt], max_new_tokens=24, eos_id=END, pad_id=1, **options))
+    assert samples.completions() == [one.completions()[0] for one in alone]
+    assert samples.finished_N.tolist() == [bool(one.finished_N[0]) for one in alone]
+    for row, one in enumerate(alone):
+        assert torch.equal(samples.logp_NT[row, : one.logp_NT.shape[1]], one.logp_NT[0])
+    assert ours.asked == theirs.asked
+    stopped = [ids[-1] in ours.watched_ids and ids[-1] not in END for ids in samples.completions()]
+    assert any(stopped)
+    assert all(finished for finished, by_rule in zip(samples.finished_N.tolist(), stopped, strict=True) if by_rule)
+
+
+class Moved:
+    """A stop rule that is asked for row 0 of a batch of its own and answers as for another row."""
+
+    def __init__(self, rule: EndsAtASecondWatchedToken, row: int) -> None:
+        self.watched_ids, self._rule, self._row = rule.watched_ids, rule, row
+
+    def ends(self, row: int, completion: Sequence[int]) -> bool:
+        return self._rule.ends(self._row + row, completion)
 
 
 def test_only_allowed_tokens_and_their_own_distribution(sampler: VLLMSampler, policy: Any) -> None:

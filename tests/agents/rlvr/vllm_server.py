@@ -170,7 +170,8 @@ class VLLMServer:
         if path == "/v1/completions":
             return self._completions(body)
         if path == "/collective_rpc" and self.dev_mode:
-            return {"results": [self._reload(body)]}
+            self._reload(body)
+            return {"results": [None]}
         if path == "/reset_prefix_cache" and self.dev_mode:
             assert parse_qs(urlsplit(handler.path).query) == {"reset_running_requests": ["true"]}
             self._read_by.clear()
