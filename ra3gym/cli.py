@@ -109,6 +109,28 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
     evaluate_model(config, console)
 
 
+def rlvr(arguments: Sequence[str], console: Console) -> int:
+    """Post-train a checkpoint on unit-test rewards; --resume goes on after a kill."""
+    from ra3gym.experiments.post_training import PostTrainingConfig, resume_post_training, start_post_training
+    from ra3gym.lm import keep_freed_memory, quiet_libraries
+
+    @dataclass(frozen=True)
+    class Resume:
+        resume: Path
+        """The run folder, as `ra3gym rlvr` printed it."""
+
+    prog = "ra3gym rlvr"
+    quiet_libraries()
+    keep_freed_memory()
+    if any(argument.partition("=")[0] == "--resume" for argument in arguments):
+        description = "Go on with a run under its own configuration: leave the other options out."
+        chosen = _parsed(Resume, arguments, prog=prog, description=description)
+        finished = resume_post_training(chosen.resume, console)
+    else:
+        finished = start_post_training(_parsed(PostTrainingConfig, arguments or ["--help"], prog=prog), console)
+    return 0 if finished else INTERRUPTED
+
+
 def judge(arguments: Sequence[str], console: Console) -> None:
     """Grade a file of completions: every verdict, and pass@k."""
     from ra3gym.experiments.judging import JudgingConfig, judge_file
@@ -211,6 +233,7 @@ def report(arguments: Sequence[str], console: Console) -> None:
     from ra3gym.experiments.e_step_study import E_STEP_STUDY, show_e_step_study
     from ra3gym.experiments.grid import is_grid
     from ra3gym.experiments.model_evaluation import EVALUATION, show_summary
+    from ra3gym.experiments.post_training import POST_TRAINING, show_post_training
     from ra3gym.experiments.regimes import show_regimes
     from ra3gym.experiments.runs import RunFolder
     from ra3gym.experiments.study import finish
@@ -227,6 +250,10 @@ def report(arguments: Sequence[str], console: Console) -> None:
     opened = RunFolder.open(folder)
     if is_grid(opened):
         (show_e_step_study if opened.study == E_STEP_STUDY else show_regimes)(opened, console)
+    elif opened.study == POST_TRAINING and opened.summary is not None:
+        show_post_training(opened, console)
+    elif opened.study == POST_TRAINING:
+        raise RunFolderError(f"{folder} did not end: go on with it, ra3gym rlvr --resume {folder}")
     elif opened.study != EVALUATION:
         finish(opened, config_from_json(opened.config, folder / "config.json"), console, chosen.threshold)
     elif opened.summary is None:
@@ -325,6 +352,7 @@ def _print_choices(usage: str, heading: str, choices: Mapping[str, str], console
 COMMANDS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     "run": run,
     "study": study,
+    "rlvr": rlvr,
     "eval": evaluate,
     "judge": judge,
     "report": report,

@@ -1,0 +1,129 @@
+"""How RLVR runs, whatever the algorithm."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ra3gym.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLVRConfig:
+    """How RLVR runs, whatever the algorithm (`ra3gym.agents.rlvr.algorithm`).
+
+    Attributes:
+        steps: batches sampled and trained on; an algorithm may update several times on each.
+        tasks_per_step: P; a step samples P x G programs, over all processes. Must divide by their number.
+        group_size: G, programs of one task; 4 to 16.
+        learning_rate: of AdamW; 1e-4 to 1e-3 for the embedded model, around 1e-6 for a pre-trained checkpoint. `None`
+            takes 6e-4 for models of less than 20 million parameters, 1e-6 for others.
+        warmup_steps: the rate rises linearly over so many steps.
+        schedule: what the rate does afterwards: stays, or falls to 0 at the last step.
+        weight_decay: of AdamW; 0 to 0.1.
+        max_grad_norm: gradients are clipped to this norm.
+        max_new_tokens: longest completion; a program cut off there fails.
+        temperature: of the sampling, 0.6 to 1.
+        reward: "passed" is 1 for all tests passed, else 0; "score" is the fraction passed (partial credit).
+        stop_at_function_end: end a completion where the task's function ends, and grade what stands ahead of that, as
+            base models go on writing; else a model has to end its programs itself.
+        act_on: where RL acts: all, code, comments, latents, decisions (`ra3gym.agents.rlvr.scope`).
+        latent_weight: what the loss of latents is multiplied by; 0 leaves them as they are.
+        comment_weight: likewise for comment lines.
+        code_weight: likewise for code.
+        freeze_decoder: train the output rows of the latents only: how code is written under a latent stays as it is.
+        precision: of the arithmetic; weights and optimiser stay in float32. "auto" is what `accelerate launch` was
+            told, else bfloat16 on a GPU, float32 elsewhere.
+        rows_per_sample: programs sampled at once in a process; they are judged while the next ones are sampled. More
+            is faster where memory allows.
+        tokens_per_forward: tokens of one training pass; lower it when memory runs out. The result does not depend
+            on it, up to rounding.
+        max_resamples: with dynamic sampling, rounds of new tasks a step may draw to replace groups without signal.
+        checkpoint_every: steps between checkpoints, where there is a folder.
+        keep_checkpoints: the last so many are kept.
+        min_entropy: stop once the policy's entropy (nats per token) has been below this for `patience` steps while
+            tasks are left to solve; 0 never stops.
+        patience: see `min_entropy`.
+    """
+
+    steps: int = 40
+    tasks_per_step: int = 16
+    group_size: int = 8
+    learning_rate: float | None = None
+    warmup_steps: int = 5
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_new_tokens: int = 224
+    temperature: float = 1.0
+    reward: Literal["passed", "score"] = "passed"
+    stop_at_function_end: bool = True
+    act_on: str = "all"
+    latent_weight: float = 1.0
+    comment_weight: float = 1.0
+    code_weight: float = 1.0
+    freeze_decoder: bool = False
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    rows_per_sample: int = 64
+    tokens_per_forward: int = 16384
+    max_resamples: int = 3
+    checkpoint_every: int = 20
+    keep_checkpoints: int = 2
+    min_entropy: float = 1e-3
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name}={value!r}: give a whole number of at least {least}")
+        for name in ("learning_rate", "temperature", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{name}={value}: give a positive number")
+        for name in ("weight_decay", "min_entropy"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ConfigError(f"{name}={value}: give 0 or a positive number")
+        if self.freeze_decoder and self.weight_decay:
+            raise ConfigError(f"freeze_decoder with weight_decay={self.weight_decay} would shrink frozen rows: give 0")
+        if self.freeze_decoder and self.act_on not in ("latents", "decisions"):
+            raise ConfigError(
+                f"freeze_decoder with act_on={self.act_on!r}: only latents can be learnt then; give act_on='latents' "
+                "or 'decisions'"
+            )
+
+    def for_model(self, model: Any) -> RLVRConfig:
+        """The same with the learning rate that suits the model, where none was given."""
+        if self.learning_rate is not None:
+            return self
+        small = sum(weight.numel() for weight in model.parameters()) < _SMALL
+        return replace(self, learning_rate=6e-4 if small else 1e-6)
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of step 1, 2, ...; see `for_model`."""
+        assert self.learning_rate is not None
+        rate = self.learning_rate * min(1.0, step / max(1, self.warmup_steps))
+        rest = max(1, self.steps - self.warmup_steps)
+        done = min(1.0, max(0.0, (step - 1 - self.warmup_steps) / rest))
+        if self.schedule == "linear":
+            return rate * (1 - done)
+        return rate * (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else rate
+
+
+_SMALL = 20_000_000
+
+_LEAST = {
+    "steps": 0,
+    "tasks_per_step": 1,
+    "group_size": 1,
+    "warmup_steps": 0,
+    "max_new_tokens": 1,
+    "rows_per_sample": 1,
+    "tokens_per_forward": 1,
+    "max_resamples": 0,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 1,
+    "patience": 1,
+}

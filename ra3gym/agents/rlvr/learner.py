@@ -1,0 +1,341 @@
+"""One batch of rollouts to one or several updates of the policy, alone or on every rank of a data-parallel group.
+
+The loss is a sum over decisions whose weights come from the whole batch's totals (`token_weights`), so that
+micro-batches and ranks simply add up: how a batch is cut changes nothing but rounding.
+
+Shape suffixes: N rows of this rank, T tokens, A rows of all ranks, B rows of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ra3gym.agents.rlvr.algorithm import Algorithm, RolloutBatch, token_weights
+from ra3gym.agents.rlvr.config import RLVRConfig
+from ra3gym.agents.rlvr.kl import kl_estimate
+from ra3gym.agents.rlvr.objectives import truncated_importance_weights, value_loss
+from ra3gym.agents.rlvr.policy import Policy, PolicyScores, ScoreRequest
+from ra3gym.agents.rlvr.rollouts import Rollouts
+from ra3gym.agents.rlvr.scope import Marks, Scope
+
+
+@dataclass(frozen=True)
+class UpdateMetrics:
+    """What a batch's updates did; means over decisions of all ranks and updates."""
+
+    loss: float
+    grad_norm: float
+    """Largest over the updates, ahead of clipping; 0 where nothing was learnt."""
+    clip_fraction: float
+    """Share of the decisions whose gradient the objective's clipping took away."""
+    kl: float | None
+    """Estimate of the divergence to the reference, nats per decision; `None` without a reference."""
+    value_loss: float | None
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """What stays the same over a batch's updates; tensors of this rank's rows, on the policy's device."""
+
+    marks: Marks
+    advantage_NT: Tensor
+    sampled_logp_NT: Tensor
+    old_logp_NT: Tensor | None
+    """`None` where one update follows each batch: its own log-probabilities are the old ones then."""
+    reference_logp_NT: Tensor | None
+    old_value_NT: Tensor | None
+    return_NT: Tensor | None
+    decisions_A: Tensor
+    """Decisions in each row of all ranks."""
+
+
+class Learner:
+    """Holds the policy, its optimiser and what the loss is made of.
+
+    Args:
+        policy: as `accelerator.prepare` gave it.
+        optimizer: likewise.
+        reference: the frozen model that KL is measured to; `None` without KL.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        optimizer: Any,
+        accelerator: Any,
+        algorithm: Algorithm,
+        scope: Scope,
+        config: RLVRConfig,
+        *,
+        reference: Policy | None,
+        allowed_mask_V: Tensor | None,
+        on_policy_logp: bool,
+    ) -> None:
+        self._policy, self._optimizer, self._accelerator = policy, optimizer, accelerator
+        self._algorithm, self._scope, self._config = algorithm, scope, config
+        self._reference = reference
+        self._allowed_mask_V = allowed_mask_V
+        self._on_policy_logp = on_policy_logp
+
+    def step(self, rollouts: Rollouts) -> UpdateMetrics:
+        """Update the policy on one batch; `NonFiniteError` (with the policy untouched) for a gradient that is not."""
+        fixed = self._prepare(rollouts)
+        algorithm, group_size = self._algorithm, rollouts.group_size
+        totals = torch.zeros(4, dtype=torch.float64)
+        grad_norm = 0.0
+        self._policy.train()
+        for _ in range(algorithm.updates_per_batch):
+            for part in range(algorithm.minibatches):
+                groups = range(part, len(rollouts.tasks), algorithm.minibatches)
+                rows = [row for index in groups for row in range(*rollouts.group(index).indices(1 << 62))]
+                sums, norm = self._update(rollouts, fixed, rows, group_size)
+                totals += sums
+                grad_norm = max(grad_norm, norm)
+        self._policy.eval()
+        count = algorithm.updates_per_batch * algorithm.minibatches
+        decisions = max(1.0, float(fixed.decisions_A.sum())) * algorithm.updates_per_batch
+        loss, clipped, kl, value = self._sum_over_ranks(totals).tolist()
+        return UpdateMetrics(
+            loss=loss / count,
+            grad_norm=grad_norm,
+            clip_fraction=clipped / decisions,
+            kl=None if self._reference is None else kl / decisions,
+            value_loss=value / decisions if algorithm.needs_value else None,
+        )
+
+    def _prepare(self, rollouts: Rollouts) -> _Fixed:
+        """Score what the updates need from before, and work the advantages out over the batches of all ranks."""
+        algorithm, device = self._algorithm, self._accelerator.device
+        marks = self._scope.mark(rollouts.completions)
+        sampled_logp_NT = rollouts.logp_NT[:, : marks.acts_NT.shape[1]]
+        single = algorithm.updates_per_batch * algorithm.minibatches == 1
+        old_logp_NT = None if single else sampled_logp_NT
+        kl_NT, value_NT, reference_NT = None, None, None
+        if algorithm.needs_value or not (single or self._on_policy_logp):
+            before = self._score(self._policy, rollouts)
+            value_NT = before.value_NT
+            if not (single or self._on_policy_logp):
+                old_logp_NT = before.logp_NT
+        if self._reference is not None:
+            reference_NT = self._score(self._reference, rollouts).logp_NT
+            if algorithm.kl_place == "reward":
+                kl_NT = kl_estimate(sampled_logp_NT, reference_NT, algorithm.kl_estimator) * marks.acts_NT
+        local = RolloutBatch(
+            reward_N=rollouts.reward_N,
+            group_size=rollouts.group_size,
+            acts_NT=marks.acts_NT,
+            duration_NT=marks.duration_NT,
+            kl_NT=kl_NT,
+            value_NT=None if value_NT is None else value_NT * marks.acts_NT,
+        )
+        whole = self._gathered(local)
+        advantage_AT = algorithm.advantages(whole)
+        return_AT = algorithm.returns(whole, advantage_AT) if algorithm.needs_value else None
+        mine = slice(self._accelerator.process_index * len(local.reward_N), None)
+        rows, T = len(local.reward_N), marks.acts_NT.shape[1]
+
+        def here(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device)
+
+        def of_this_rank(tensor_AT: Tensor | None) -> Tensor | None:
+            return None if tensor_AT is None else tensor_AT[mine][:rows, :T].to(device)
+
+        advantage_NT = of_this_rank(advantage_AT)
+        assert advantage_NT is not None
+        return _Fixed(
+            marks=Marks(marks.acts_NT.to(device), marks.weight_NT.to(device), marks.duration_NT.to(device)),
+            advantage_NT=advantage_NT,
+            sampled_logp_NT=sampled_logp_NT.to(device),
+            old_logp_NT=here(old_logp_NT),
+            reference_logp_NT=here(reference_NT),
+            old_value_NT=here(value_NT),
+            return_NT=of_this_rank(return_AT),
+            decisions_A=whole.acts_NT.sum(1),
+        )
+
+    def _gathered(self, local: RolloutBatch) -> RolloutBatch:
+        """The batch of all ranks, in the order of the ranks."""
+        if self._accelerator.num_processes == 1:
+            return local
+
+        def gather(tensor: Tensor) -> Tensor:
+            padded = tensor.to(self._accelerator.device)
+            if tensor.dim() > 1:
+                padded = self._accelerator.pad_across_processes(padded, dim=1)
+            gathered: Tensor = self._accelerator.gather(padded)
+            return gathered.cpu()
+
+        return RolloutBatch(
+            reward_N=gather(local.reward_N),
+            group_size=local.group_size,
+            acts_NT=gather(local.acts_NT.long()).bool(),
+            duration_NT=gather(local.duration_NT),
+            kl_NT=None if local.kl_NT is None else gather(local.kl_NT),
+            value_NT=None if local.value_NT is None else gather(local.value_NT),
+        )
+
+    @torch.no_grad()
+    def _score(self, policy: Any, rollouts: Rollouts) -> PolicyScores:
+        """Every row's scores under a policy, on the CPU."""
+        was_training = policy.training
+        policy.eval()
+        length = max(map(len, rollouts.completions))
+        parts = []
+        batches = list(self._micro_batches(rollouts, range(len(rollouts.completions))))
+        for rows in self._as_many_on_every_rank(batches):
+            scores = policy(self._request(rollouts, rows or [0]))
+            if rows:
+                parts.append(scores)
+        policy.train(was_training)
+
+        def stacked(tensors: Sequence[Tensor]) -> Tensor:
+            return torch.cat([F.pad(one.cpu(), (0, length - one.shape[1])) for one in tensors])
+
+        values = [part.value_NT for part in parts if part.value_NT is not None]
+        return PolicyScores(
+            stacked([part.logp_NT for part in parts]),
+            None,
+            stacked(values) if values else None,
+            stacked([part.mask_NT for part in parts]),
+        )
+
+    def _update(self, rollouts: Rollouts, fixed: _Fixed, rows: Sequence[int], group_size: int) -> tuple[Tensor, float]:
+        """One optimiser step on some rows of every rank: sums over this rank's decisions, and the gradient's norm."""
+        algorithm, accelerator = self._algorithm, self._accelerator
+        num_ranks = accelerator.num_processes
+        # The same groups of every rank make up the minibatch.
+        per_rank = len(fixed.decisions_A) // num_ranks
+        decisions = int(sum(fixed.decisions_A[rank * per_rank + torch.tensor(rows)].sum() for rank in range(num_ranks)))
+        weight_NT = fixed.marks.weight_NT * token_weights(
+            fixed.marks.acts_NT,
+            algorithm.aggregation,
+            num_decisions=decisions,
+            num_rows=len(rows) * num_ranks,
+            max_new_tokens=self._config.max_new_tokens,
+        )
+        if not self._every_row_counts():
+            rows = [row for row in rows if bool(fixed.advantage_NT[row].any())]
+        sums = torch.zeros(4, dtype=torch.float64)
+        batches = self._as_many_on_every_rank(list(self._micro_batches(rollouts, rows)))
+        if not batches:
+            return sums, 0.0  # no rank has anything to learn
+        self._optimizer.zero_grad(set_to_none=True)
+        for index, chosen in enumerate(batches):
+            last = index == len(batches) - 1
+            with nullcontext() if last else accelerator.no_sync(self._policy):
+                loss, parts = self._loss(rollouts, fixed, weight_NT, chosen)
+                # Wrappers average gradients over ranks; the weights make them add up.
+                accelerator.backward(loss * num_ranks)
+                sums += parts
+        norm = float(accelerator.clip_grad_norm_(self._policy.parameters(), self._config.max_grad_norm))
+        if not torch.isfinite(torch.tensor(norm)):
+            raise NonFiniteError(norm, float(sums[0]))
+        self._optimizer.step()
+        return sums, norm
+
+    def _loss(self, rollouts: Rollouts, fixed: _Fixed, weight_NT: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The loss of a micro-batch, and (loss, clipped decisions, KL, value loss) as sums. No rows: a loss of 0."""
+        algorithm = self._algorithm
+        scores: PolicyScores = self._policy(self._request(rollouts, rows or [0]))
+        if not rows:  # this rank keeps the others company: wrappers communicate in every pass
+            zero = scores.logp_NT.sum() * 0.0
+            if scores.value_NT is not None:
+                zero = zero + scores.value_NT.sum() * 0.0
+            return zero, torch.zeros(4, dtype=torch.float64)
+        T = scores.logp_NT.shape[1]
+        at = torch.tensor(rows, device=weight_NT.device)
+
+        def cut(tensor_NT: Tensor) -> Tensor:
+            return tensor_NT[at, :T]
+
+        acts_BT, weight_BT = cut(fixed.marks.acts_NT), cut(weight_NT)
+        old_logp_BT = scores.logp_NT.detach() if fixed.old_logp_NT is None else cut(fixed.old_logp_NT)
+        loss_BT, clipped_BT = algorithm.token_losses(scores.logp_NT, old_logp_BT, cut(fixed.advantage_NT), acts_BT)
+        if not self._on_policy_logp and algorithm.off_policy_cap is not None:
+            loss_BT = loss_BT * truncated_importance_weights(
+                old_logp_BT, cut(fixed.sampled_logp_NT), algorithm.off_policy_cap
+            )
+        kl_sum, value_sum = 0.0, 0.0
+        if fixed.reference_logp_NT is not None:
+            reference_logp_BT = cut(fixed.reference_logp_NT)
+            kl_BT = kl_estimate(scores.logp_NT, reference_logp_BT, algorithm.kl_estimator) * acts_BT
+            kl_sum = float(kl_BT.detach().sum())
+            if algorithm.kl_place == "loss":
+                loss_BT = loss_BT + algorithm.kl_coefficient * kl_BT
+        if scores.entropy_NT is not None:
+            loss_BT = loss_BT - algorithm.entropy_coefficient * scores.entropy_NT
+        loss = (weight_BT * loss_BT).sum()
+        if scores.value_NT is not None:
+            assert fixed.old_value_NT is not None
+            assert fixed.return_NT is not None
+            old_value_BT, return_BT = cut(fixed.old_value_NT), cut(fixed.return_NT)
+            value_BT = value_loss(scores.value_NT, old_value_BT, return_BT, algorithm.value_clip) * acts_BT
+            value_sum = float(value_BT.detach().sum())
+            loss = loss + algorithm.value_coefficient * (weight_BT * value_BT).sum()
+        clipped = float((clipped_BT & acts_BT).sum())
+        return loss, torch.tensor([float(loss.detach()), clipped, kl_sum, value_sum], dtype=torch.float64)
+
+    def _every_row_counts(self) -> bool:
+        """Whether rows without advantage have a gradient all the same."""
+        algorithm = self._algorithm
+        return bool(
+            (self._reference is not None and algorithm.kl_place == "loss")
+            or algorithm.entropy_coefficient
+            or algorithm.needs_value
+        )
+
+    def _request(self, rollouts: Rollouts, rows: Sequence[int]) -> ScoreRequest:
+        groups = sorted({row // rollouts.group_size for row in rows})
+        place = {group: index for index, group in enumerate(groups)}
+        return ScoreRequest(
+            prompts=[rollouts.prompts[group] for group in groups],
+            completions=[rollouts.completions[row] for row in rows],
+            prompt_of_row=[place[row // rollouts.group_size] for row in rows],
+            temperature=self._config.temperature,
+            allowed_mask_V=self._allowed_mask_V,
+            entropy=bool(self._algorithm.entropy_coefficient) and torch.is_grad_enabled(),
+        )
+
+    def _micro_batches(self, rollouts: Rollouts, rows: Sequence[int]) -> Iterator[list[int]]:
+        """Rows in order, cut so that a pass has at most `tokens_per_forward` tokens (one row at least)."""
+        batch: list[int] = []
+        size, group = 0, -1
+        for row in rows:
+            new_group = row // rollouts.group_size
+            cost = len(rollouts.completions[row]) + (len(rollouts.prompts[new_group]) if new_group != group else 0)
+            if batch and size + cost > self._config.tokens_per_forward:
+                yield batch
+                batch, size = [], 0
+                cost = len(rollouts.completions[row]) + len(rollouts.prompts[new_group])
+            batch.append(row)
+            size, group = size + cost, new_group
+        if batch:
+            yield batch
+
+    def _as_many_on_every_rank(self, batches: list[list[int]]) -> list[list[int]]:
+        """The batches, with empty ones behind them up to the number that the busiest rank has."""
+        if self._accelerator.num_processes == 1:
+            return batches
+        count = torch.tensor([len(batches)], device=self._accelerator.device)
+        most = int(self._accelerator.gather(count).max())
+        return batches + [[] for _ in range(most - len(batches))]
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        if self._accelerator.num_processes == 1:
+            return values
+        reduced: Tensor = self._accelerator.reduce(values.float().to(self._accelerator.device), reduction="sum")
+        return reduced.double().cpu()
+
+
+class NonFiniteError(ArithmeticError):
+    """A gradient that is not finite; the update was not made."""
+
+    def __init__(self, grad_norm: float, loss: float) -> None:
+        super().__init__(f"gradient norm {grad_norm}, loss {loss}")

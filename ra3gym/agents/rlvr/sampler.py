@@ -1,0 +1,105 @@
+"""Where rollouts come from: the built-in sampler, or anything that answers to the same protocol (a vLLM server)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ra3gym.lm import Samples, generate
+
+if TYPE_CHECKING:
+    from ra3gym.lm.stopping import StopRule
+
+
+class Sampler(Protocol):
+    """Samples completions from the policy's current weights."""
+
+    on_policy_logp: bool
+    """Whether `Samples.logp_NT` is what the trainer would compute; else it computes its own and weighs the two."""
+
+    def update(self, model: Any) -> None:
+        """Sample from these weights from now on; called ahead of the first sample and after each optimiser step."""
+        ...
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        group_size: int,
+        max_new_tokens: int,
+        temperature: float,
+        generator: torch.Generator | Sequence[torch.Generator],
+        eos_ids: Collection[int],
+        pad_id: int,
+        allowed_mask_V: Tensor | None = None,
+        stop: StopRule | None = None,
+    ) -> Samples:
+        """`group_size` completions of each prompt; the same generators and weights give the same completions."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the sampler holds; safe to call twice."""
+        ...
+
+
+class ModelSampler:
+    """`Sampler` over the policy in this process (`ra3gym.lm.generate`).
+
+    Args:
+        dtype: sample from a copy of the weights in this precision, made anew after each update; `None` samples from the
+            weights themselves.
+    """
+
+    on_policy_logp = True
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        self._dtype = dtype
+        self._model: Any = None
+
+    def update(self, model: Any) -> None:
+        """See `Sampler.update`; without a `dtype` this takes no time, as the weights are shared."""
+        if self._dtype is None or model.dtype == self._dtype:
+            self._model = model
+            return
+        if self._model is None:
+            self._model = copy.deepcopy(model).to(self._dtype).requires_grad_(False).eval()
+            return
+        with torch.no_grad():
+            for ours, theirs in zip(self._model.parameters(), model.parameters(), strict=True):
+                ours.copy_(theirs)
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        group_size: int,
+        max_new_tokens: int,
+        temperature: float,
+        generator: torch.Generator | Sequence[torch.Generator],
+        eos_ids: Collection[int],
+        pad_id: int,
+        allowed_mask_V: Tensor | None = None,
+        stop: StopRule | None = None,
+    ) -> Samples:
+        """See `Sampler.sample` and `ra3gym.lm.generate`."""
+        assert self._model is not None, "update comes ahead of the first sample"
+        return generate(
+            self._model,
+            prompts,
+            group_size=group_size,
+            max_new_tokens=max_new_tokens,
+            eos_id=eos_ids,
+            pad_id=pad_id,
+            generator=generator,
+            temperature=temperature,
+            allowed_mask_V=allowed_mask_V,
+            stop=stop,
+        )
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        self._model = None

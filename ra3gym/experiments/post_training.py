@@ -1,0 +1,309 @@
+"""RLVR of any checkpoint on any set of tasks: what `ra3gym rlvr` does.
+
+root/rlvr-YYYYmmdd-HHMMSS/
+    config.json, manifest.json   how it was started, versions, machine
+    metrics.jsonl, tensorboard/  every step
+    checkpoints/, model/         Hugging Face folders, and what resuming needs
+    summary.json                 the first and the last steps beside each other, written last
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ra3gym.agents.rlvr import RLVRConfig, RLVRStep, algorithm, train
+from ra3gym.agents.rlvr.sampler import Sampler
+from ra3gym.errors import ConfigError, DataError
+from ra3gym.experiments.config import typed_config
+from ra3gym.experiments.judging import judge_limits
+from ra3gym.experiments.model_evaluation import token_budgets
+from ra3gym.experiments.playing import parse_setting
+from ra3gym.experiments.plugins import import_plugins
+from ra3gym.experiments.progress import StudyProgress
+from ra3gym.experiments.runs import RunFolder
+from ra3gym.lm import LoadedModel, load
+from ra3gym.tasks import CodeTask, load_tasks
+from ra3gym.tasks.benchmarks import BENCHMARKS
+from ra3gym.verify import Judge
+
+POST_TRAINING = "rlvr"
+"""The name of such runs, where a study has its own."""
+
+_SHOWN_STEPS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostTrainingConfig(RLVRConfig):
+    """Post-train a checkpoint on unit-test rewards.
+
+    Attributes:
+        model: "embedded", a folder written by save_pretrained, a hub id, or a .gguf file.
+        tasks: one or several sets, separated by commas: idioms, humaneval, mbpp, acecode, doctest:PACKAGE, jsonl:FILE
+            and the others that `ra3gym eval` knows.
+        algorithm: grpo, dr_grpo, dapo, rloo, reinforce++, gspo, cispo, ppo, or one that a plug-in registers.
+        set: changes of the algorithm, as in --set clip_high=0.28 kl_coefficient=0.01; a wrong name lists them all.
+        split: of every set; left out, the training split where a set has one, else all of it.
+        path: where the data lies, as for `ra3gym eval`.
+        limit: only the first so many tasks of each set.
+        seed: of everything random.
+        workers: processes that run the tests, beside the sampling.
+        judge_seconds: wall-clock seconds that one program may run; as for `ra3gym eval` when left out.
+        judge_memory_mb: address space that one program may use, in MB; likewise.
+        device: where the model runs; "auto" takes a GPU if there is one. `accelerate launch` decides for itself.
+        generate: "model" samples from the model here, "vllm" from a server that gets the weights after each step.
+        vllm_url: the server's address, such as http://localhost:8000.
+        trackers: where metrics go beside metrics.jsonl: tensorboard, wandb, and others that accelerate knows.
+        plugins: modules to import first, that register algorithms of your own.
+        output: the folder that run folders are made in.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    algorithm: str = "grpo"
+    set: tuple[str, ...] = ()
+    split: str | None = None
+    path: Path | None = None
+    limit: int | None = None
+    seed: int = 0
+    workers: int = 2
+    judge_seconds: float | None = None
+    judge_memory_mb: int | None = None
+    device: str = "auto"
+    generate: Literal["model", "vllm"] = "model"
+    vllm_url: str | None = None
+    trackers: tuple[str, ...] = ("tensorboard",)
+    plugins: tuple[str, ...] = ()
+    output: Path = Path("runs")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        import_plugins(self.plugins)
+        if not self.tasks:
+            raise ConfigError("tasks: name at least one set")
+        if self.workers < 1:
+            raise ConfigError(f"workers={self.workers}: give at least 1")
+        if (self.generate == "vllm") != (self.vllm_url is not None):
+            raise ConfigError(
+                f"generate={self.generate!r} with vllm_url={self.vllm_url!r}: --generate vllm and --vllm-url URL "
+                "belong together"
+            )
+        algorithm(self.algorithm, **dict(map(parse_setting, self.set)))  # a wrong name is an error here
+
+
+def start_post_training(config: PostTrainingConfig, console: Console) -> bool:
+    """Run RLVR in a new run folder; whether it came to its end (Ctrl-C ends it in between, its state stored)."""
+    return _run(config, None, console)
+
+
+def resume_post_training(folder: Path, console: Console) -> bool:
+    """Go on with a run after a kill or Ctrl-C, under its own configuration."""
+    run = RunFolder.open(folder, POST_TRAINING)
+    return _run(typed_config(PostTrainingConfig, run.config, folder / "config.json"), folder, console)
+
+
+def _run(config: PostTrainingConfig, folder: Path | None, console: Console) -> bool:
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    process = PartialState(cpu=config.device == "cpu" or None)
+    if not process.is_main_process:
+        console = Console(file=StringIO())  # one process speaks for all
+    resumed = folder is not None
+    tasks = training_tasks(config, console)
+    loaded = load(config.model, device=str(process.device) if config.device == "auto" else config.device)
+    tasks = _with_room(tasks, loaded, config.max_new_tokens, console)
+    with ExitStack() as stack:
+        if process.is_main_process:
+            run = RunFolder.create(config.output, POST_TRAINING, config) if folder is None else RunFolder.open(folder)
+            stack.enter_context(run.exclusive())
+            if resumed:
+                run.record_resume()
+            folder = run.path
+        (folder,) = broadcast_object_list([folder])
+        console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+        finished = _train(config, folder, resumed, tasks, loaded, stack, console)
+        if not finished:
+            console.print(
+                f"\nStopped, and stored. Go on with: ra3gym rlvr --resume {folder}", highlight=False, soft_wrap=True
+            )
+        elif process.is_main_process:
+            run.write_summary(summary_of(config, RunFolder.open(folder)))
+            show_post_training(RunFolder.open(folder), console)
+    return finished
+
+
+def _train(
+    config: PostTrainingConfig,
+    folder: Path,
+    resumed: bool,
+    tasks: Sequence[CodeTask],
+    loaded: LoadedModel,
+    stack: ExitStack,
+    console: Console,
+) -> bool:
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
+
+    accelerator = Accelerator(
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "tensorboard")),
+    )
+    accelerator.init_trackers(POST_TRAINING, config=_flat(config))
+    stack.callback(accelerator.end_training)
+    judge = stack.enter_context(Judge(workers=config.workers, limits=_limits(config)))
+    unit = (config.seed, config.algorithm, POST_TRAINING)
+    progress = stack.enter_context(StudyProgress([unit], title=POST_TRAINING, console=console))
+    started, tokens, first = time.perf_counter(), 0, True
+
+    def on_step(step: RLVRStep) -> None:
+        nonlocal tokens, first
+        tokens += step.tokens
+        values = {name: value for name, value in dataclasses.asdict(step).items() if value is not None}
+        accelerator.log({name: value for name, value in values.items() if name != "step"}, step=step.step)
+        progress.reporter.update(
+            *unit,
+            step.step,
+            config.steps,
+            reward=step.reward,
+            pass_rate=step.pass_rate,
+            entropy=step.entropy,
+            tokens_per_second=tokens / (time.perf_counter() - started),
+        )
+
+    result = train(
+        loaded,
+        tasks,
+        algorithm=algorithm(config.algorithm, **dict(map(parse_setting, config.set))),
+        config=config,
+        reward=judge,
+        sampler=_sampler(config),
+        seed=config.seed,
+        folder=folder,
+        resume=resumed,
+        on_step=on_step,
+        accelerator=accelerator,
+    )
+    return result.finished
+
+
+def training_tasks(config: PostTrainingConfig, console: Console) -> list[CodeTask]:
+    """The tasks of all sets that a run trains on; `DataError` for an id that stands twice."""
+    tasks: list[CodeTask] = []
+    for name in config.tasks:
+        split = config.split or _training_split(name)
+        found = load_tasks(name, split=split, path=config.path, limit=config.limit)
+        part = f"its {split} split" if split else "all of it: do not evaluate on it"
+        console.print(f"tasks: {name}, {len(found):,} ({part})", highlight=False, soft_wrap=True)
+        tasks += found
+    twice = [name for name, count in Counter(task.task_id for task in tasks).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"task {twice[0]!r} stands in more than one of the sets {', '.join(config.tasks)}: leave one out"
+        )
+    return tasks
+
+
+def _training_split(name: str) -> str | None:
+    if name == "idioms":
+        return "rl"
+    return "train" if name in BENCHMARKS and "train" in BENCHMARKS[name].splits else None
+
+
+def _with_room(tasks: Sequence[CodeTask], loaded: LoadedModel, max_new_tokens: int, console: Console) -> list[CodeTask]:
+    """The tasks whose prompt leaves room for a whole completion in the model's context."""
+    room = token_budgets(loaded, tasks, max_new_tokens)
+    kept = [task for task in tasks if room[task.task_id] == max_new_tokens]
+    if len(kept) < len(tasks):
+        console.print(
+            f"{len(tasks) - len(kept)} task(s) left out: their prompts leave less than max_new_tokens={max_new_tokens} "
+            "in the model's context",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if not kept:
+        raise ConfigError(f"max_new_tokens={max_new_tokens} leaves no room for any prompt in the model's context")
+    return kept
+
+
+def _sampler(config: PostTrainingConfig) -> Sampler | None:
+    if config.vllm_url is None:
+        return None
+    from ra3gym.agents.rlvr.vllm import VLLMSampler
+
+    return VLLMSampler(config.vllm_url)
+
+
+def _limits(config: PostTrainingConfig) -> Any:
+    limits = [judge_limits(name, config.judge_seconds, config.judge_memory_mb) for name in config.tasks]
+    return max(limits, key=lambda limit: limit.seconds)
+
+
+def _flat(config: PostTrainingConfig) -> dict[str, Any]:
+    """Numbers and texts only, as trackers take them."""
+    return {
+        name: value if isinstance(value, (bool, int, float, str)) else str(value)
+        for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def summary_of(config: PostTrainingConfig, run: RunFolder) -> dict[str, Any]:
+    """First and last steps of a finished run."""
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    steps = [RLVRStep(**json.loads(line)) for line in lines]
+    shown = ("reward", "pass_rate", "informative", "entropy", "length", "truncated", "decisions")
+    parts = {"first": steps[:_SHOWN_STEPS], "last": steps[-_SHOWN_STEPS:]}
+    seconds = sum(step.sample_seconds + step.train_seconds for step in steps)
+    tokens = sum(step.tokens for step in steps)
+    return {
+        "model": config.model,
+        "tasks": list(config.tasks),
+        "algorithm": config.algorithm,
+        "steps": len(steps),
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
+        **{
+            part: {name: statistics.fmean(getattr(step, name) for step in chosen) for name in shown} if chosen else {}
+            for part, chosen in parts.items()
+        },
+    }
+
+
+def show_post_training(run: RunFolder, console: Console) -> None:
+    """Print a finished run's summary, and what to do with its model."""
+    summary = run.summary
+    assert summary is not None
+    speed = f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s ({summary['tokens_per_second']:,.0f} a second)"
+    console.print(
+        f"\n{summary['algorithm']} on {', '.join(summary['tasks'])}, from {summary['model']}: {summary['steps']} "
+        f"steps, {speed}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if summary["first"]:
+        table = Table(box=box.SIMPLE_HEAD)
+        for heading in (f"mean of {_SHOWN_STEPS} steps", "first", "last"):
+            table.add_column(heading, justify="right" if heading in ("first", "last") else "left")
+        for name in summary["first"]:
+            table.add_row(name.replace("_", " "), f"{summary['first'][name]:.3g}", f"{summary['last'][name]:.3g}")
+        console.print(table)
+    console.print(
+        f"model: {run.path / 'model'}\nevaluate it: ra3gym eval --model {run.path / 'model'} --tasks TASKS\n"
+        f"curves: tensorboard --logdir {run.path / 'tensorboard'}",
+        highlight=False,
+        soft_wrap=True,
+    )
