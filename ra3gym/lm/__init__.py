@@ -2,11 +2,13 @@
 
 from ra3gym.lm.allocator import keep_freed_memory
 from ra3gym.lm.completion import Completions, complete
+from ra3gym.lm.group_scoring import CompletionScores, group_scores
 from ra3gym.lm.loss import training_loss
 from ra3gym.lm.model import LoadedModel, load, quiet_libraries, save, tiny_llama
 from ra3gym.lm.packing import TokenBatch, batches, pack
 from ra3gym.lm.sampling import Samples, generate
 from ra3gym.lm.scoring import completion_logprobs, token_logprobs
+from ra3gym.lm.stopping import StopRule
 from ra3gym.lm.tokenizer import (
     add_latents,
     encode_prompt,
@@ -18,9 +20,11 @@ from ra3gym.lm.tokenizer import (
 )
 
 __all__ = [
+    "CompletionScores",
     "Completions",
     "LoadedModel",
     "Samples",
+    "StopRule",
     "TokenBatch",
     "add_latents",
     "batches",
@@ -28,6 +32,7 @@ __all__ = [
     "completion_logprobs",
     "encode_prompt",
     "generate",
+    "group_scores",
     "keep_freed_memory",
     "latent_ids",
     "latent_token",

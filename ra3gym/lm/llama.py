@@ -1,11 +1,12 @@
 """A lean decoder for Llama models: the same numbers as transformers, without its overhead per call.
 
 For a model of 0.1M parameters that overhead outweighs the arithmetic. The prompts go through the model's own forward
-pass; from there on, keys and values live in buffers made once, and projections that share an input are one product.
+pass; from there on, keys and values live in buffers made once, projections that share an input are one product, and a
+prompt's keys are read once for all rows of its group.
 (For whole sequences, as in training, a forward pass of our own gained nothing measurable.)
 
-Shape suffixes: M rows, S prompt positions, L cache positions, H query heads, K key-value heads, R = H / K query heads
-per key-value head, E head size, D width, V vocabulary.
+Shape suffixes: P prompts, M rows, S prompt positions, L positions, H query heads, K key-value heads, R = H / K query
+heads per key-value head, E head size, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ra3gym.lm.packed_linear import PackedLinear
+
+_PACK_FROM = 16
+"""With at least so many new tokens, laying out the weights anew pays for itself."""
 
 
 def supports(model: Any) -> bool:
@@ -39,7 +45,11 @@ def supports(model: Any) -> bool:
 
 
 class LlamaDecoder:
-    """`ra3gym.lm.sampling.Decoder` for Llama models."""
+    """`ra3gym.lm.sampling.Decoder` for Llama models.
+
+    Prompts are held once. The rows of a group ask their prompt's keys together, as one product, and each its own keys
+    apart; one softmax runs over both. With one row per prompt, the row's own keys begin with the prompt's.
+    """
 
     def __init__(self, model: Any, ids_PS: Tensor, mask_PS: Tensor, group_size: int, max_new_tokens: int) -> None:
         config = model.config
@@ -51,69 +61,164 @@ class LlamaDecoder:
             logits_to_keep=1,
         )
         self.logits_MV: Tensor = output.logits[:, -1].repeat_interleave(group_size, 0)
-        self._model = model
-        self._layers = [_LayerWeights(layer) for layer in model.model.layers]
-        self._rows, self._filled = len(ids_PS) * group_size, ids_PS.shape[1]
+        self._embedding_VD, self._norm = model.model.embed_tokens.weight, model.model.norm
+        pack = max_new_tokens >= _PACK_FROM
+        self._head = PackedLinear(model.lm_head.weight, pack=pack)
+        self._layers = [_DecoderLayer(layer, pack) for layer in model.model.layers]
         self._kv_heads, self._head_size = config.num_key_value_heads, config.head_dim
         self._scale = self._head_size**-0.5
         self._position_M = mask_PS.sum(1).repeat_interleave(group_size)
-        size = self._filled + max_new_tokens
         last = int(self._position_M.max()) + max_new_tokens
         cos, sin = model.model.rotary_emb(self.logits_MV, torch.arange(last, device=ids_PS.device)[None])
         # rotate_half(x) * sin equals roll(x, E/2) * (sin with its first half negated).
         half = self._head_size // 2
         self._cos_LE, self._sin_LE = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
-        for layer in output.past_key_values.layers:
-            for buffers, cached_PKSE in ((self._keys, layer.keys), (self._values, layer.values)):
-                prompts_MKSE = cached_PKSE.repeat_interleave(group_size, 0)
-                buffer_MKLE = prompts_MKSE.new_empty((*prompts_MKSE.shape[:2], size, self._head_size))
-                buffer_MKLE[:, :, : self._filled] = prompts_MKSE
-                buffers.append(buffer_MKLE)
-        self._bias_M1L: Tensor | None = None
+
+        num_prompts, prompt_length = ids_PS.shape
+        self._rows = num_prompts * group_size
+        cached = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        bias_PS: Tensor | None = None
         if not bool(mask_PS.all()):
-            bias_PL = torch.zeros(len(mask_PS), size, dtype=self.logits_MV.dtype, device=mask_PS.device)
-            bias_PL[:, : self._filled].masked_fill_(mask_PS == 0, -torch.inf)
-            self._bias_M1L = bias_PL.repeat_interleave(group_size, 0)[:, None]
+            bias_PS = torch.zeros(mask_PS.shape, dtype=self.logits_MV.dtype, device=mask_PS.device)
+            bias_PS.masked_fill_(mask_PS == 0, -torch.inf)
+        self._prompts: _SharedPrompts | None = None
+        self._filled = 0 if group_size > 1 else prompt_length
+        self._bias_M1S: Tensor | None = None
+        if group_size > 1:
+            self._prompts = _SharedPrompts(cached, bias_PS, group_size)
+        elif bias_PS is not None:
+            self._bias_M1S = bias_PS[:, None]
+        size = (self._rows, self._kv_heads, self._filled + max_new_tokens, self._head_size)
+        self._keys = [keys.new_empty(size) for keys, _ in cached]
+        self._values = [values.new_empty(size) for _, values in cached]
+        if self._filled:
+            for own_keys, own_values, (keys, values) in zip(self._keys, self._values, cached, strict=True):
+                own_keys[:, :, : self._filled], own_values[:, :, : self._filled] = keys, values
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""
         self._rows = len(rows)
-        self._keys = [buffer[rows] for buffer in self._keys]
-        self._values = [buffer[rows] for buffer in self._values]
+        for buffers in (self._keys, self._values):
+            for i, buffer in enumerate(buffers):
+                kept = buffer.new_empty((len(rows), *buffer.shape[1:]))
+                kept[:, :, : self._filled] = buffer[:, :, : self._filled].index_select(0, rows)
+                buffers[i] = kept
         self._position_M = self._position_M[rows]
-        if self._bias_M1L is not None:
-            self._bias_M1L = self._bias_M1L[rows]
+        if self._prompts is not None:
+            self._prompts.keep(rows)
+        if self._bias_M1S is not None:
+            self._bias_M1S = self._bias_M1S[rows]
 
     def read(self, token_M: Tensor) -> None:
         """Append one token to each row."""
-        rows, kv_heads, size = self._rows, self._kv_heads, self._head_size
-        at, end = self._filled, self._filled + 1
+        rows, kv_heads, size, at = self._rows, self._kv_heads, self._head_size, self._filled
         cos_M1E = self._cos_LE[self._position_M][:, None]
         sin_M1E = self._sin_LE[self._position_M][:, None]
-        x_MD = F.embedding(token_M, self._model.model.embed_tokens.weight)
-        for layer, keys_MKLE, values_MKLE in zip(self._layers, self._keys, self._values, strict=True):
-            qkv = F.linear(_rms_norm(x_MD, layer.norm_1, layer.eps), layer.qkv, layer.qkv_bias).view(rows, -1, size)
+        x_MD = F.embedding(token_M, self._embedding_VD)
+        for i, layer in enumerate(self._layers):
+            qkv = layer.qkv(_rms_norm(x_MD, layer.norm_1, layer.eps)).view(rows, -1, size)
             queries_and_key = qkv[:, :-kv_heads]
             queries_and_key = queries_and_key * cos_M1E + queries_and_key.roll(size // 2, -1) * sin_M1E
-            keys_MKLE[:, :, at] = queries_and_key[:, -kv_heads:]
-            values_MKLE[:, :, at] = qkv[:, -kv_heads:]
-            query = queries_and_key[:, :-kv_heads].reshape(rows * kv_heads, -1, size)
-            keys = keys_MKLE.view(rows * kv_heads, -1, size)[:, :end]
-            values = values_MKLE.view(rows * kv_heads, -1, size)[:, :end]
-            scores = torch.bmm(query, keys.transpose(1, 2)).mul_(self._scale)
-            if self._bias_M1L is not None:
-                scores.view(rows, -1, end).add_(self._bias_M1L[:, :, :end])
-            mixed = torch.bmm(torch.softmax(scores, dim=-1), values).view(rows, -1)
-            x_MD = x_MD + F.linear(mixed, layer.out, layer.out_bias)
-            h_MD = F.linear(_rms_norm(x_MD, layer.norm_2, layer.eps), layer.gate_up, layer.gate_up_bias)
-            gate, up = h_MD.chunk(2, dim=-1)
-            x_MD = x_MD + F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
-        norm = self._model.model.norm
-        self.logits_MV = F.linear(_rms_norm(x_MD, norm.weight, norm.variance_epsilon), self._model.lm_head.weight)
+            self._keys[i][:, :, at] = queries_and_key[:, -kv_heads:]
+            self._values[i][:, :, at] = qkv[:, -kv_heads:]
+            x_MD = x_MD + layer.out(self._attend(i, queries_and_key[:, :-kv_heads]))
+            gate, up = layer.gate_up(_rms_norm(x_MD, layer.norm_2, layer.eps)).chunk(2, dim=-1)
+            x_MD = x_MD + layer.down(F.silu(gate) * up)
+        self.logits_MV = self._head(_rms_norm(x_MD, self._norm.weight, self._norm.variance_epsilon))
         self._position_M = self._position_M + 1
-        self._filled = end
+        self._filled = at + 1
+
+    def _attend(self, layer: int, query_MHE: Tensor) -> Tensor:
+        """What the rows read, `(M, H * E)`, in the layer's shared prompts and in their own keys up to this token."""
+        rows, kv_heads, size, end = self._rows, self._kv_heads, self._head_size, self._filled + 1
+        query = query_MHE.reshape(rows * kv_heads, -1, size)
+        keys = self._keys[layer].view(rows * kv_heads, -1, size)[:, :end]
+        values = self._values[layer].view(rows * kv_heads, -1, size)[:, :end]
+        own = torch.bmm(query, keys.transpose(1, 2))
+        if self._prompts is None:
+            scores = own.mul_(self._scale)
+            if self._bias_M1S is not None:
+                scores.view(rows, -1, end)[:, :, : self._bias_M1S.shape[2]].add_(self._bias_M1S)
+            return torch.bmm(_softmax(scores), values).view(rows, -1)
+        shared_MHS = self._prompts.scores(layer, query.view(rows, kv_heads, -1, size))
+        prompt_length = shared_MHS.shape[2]
+        scores = torch.cat([shared_MHS, own.view(rows, -1, end)], dim=2).mul_(self._scale)
+        weights = _softmax(scores)
+        mixed = torch.bmm(weights.view(*query.shape[:2], -1)[:, :, prompt_length:], values).view(rows, -1)
+        return mixed + self._prompts.mix(layer, weights[:, :, :prompt_length])
+
+
+class _SharedPrompts:
+    """Keys and values of prompts, each held once and asked by all rows of its group.
+
+    The rows stand in a grid, a line of slots for each prompt; slots stay empty where a group has fewer rows left.
+    """
+
+    def __init__(self, cached: list[tuple[Tensor, Tensor]], bias_PS: Tensor | None, group_size: int) -> None:
+        self._cached, self._bias_PS = cached, bias_PS
+        self._lines, self._kv_heads = cached[0][0].shape[:2]
+        self._group_size = group_size
+        device = cached[0][0].device
+        self._prompt_M = torch.arange(self._lines, device=device).repeat_interleave(group_size)
+        self._slot_M: Tensor | None = None
+        """The slot of each row; `None` where the rows fill the grid in order."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows, and without the prompts that have none of them."""
+        left, prompt_M, count = self._prompt_M[rows].unique(return_inverse=True, return_counts=True)
+        if len(left) < self._lines:
+            self._cached = [(keys[left], values[left]) for keys, values in self._cached]
+            self._bias_PS = None if self._bias_PS is None else self._bias_PS[left]
+        self._prompt_M, self._lines, self._group_size = prompt_M, len(left), int(count.max())
+        order = prompt_M.argsort(stable=True)
+        rank = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[prompt_M[order]]
+        self._slot_M = torch.empty_like(order).index_copy_(0, order, prompt_M[order] * self._group_size + rank)
+        if torch.equal(self._slot_M, torch.arange(self._lines * self._group_size, device=rows.device)):
+            self._slot_M = None
+
+    def scores(self, layer: int, query_MKRE: Tensor) -> Tensor:
+        """Products of the rows' queries with the prompts' keys, `(M, H, S)`; minus infinity at padding."""
+        keys_PKSE = self._cached[layer][0]
+        scores = self._from_grid(self._to_grid(query_MKRE) @ keys_PKSE.transpose(2, 3), query_MKRE.shape[2])
+        if self._bias_PS is not None:
+            scores = scores + self._bias_PS[self._prompt_M][:, None]
+        return scores
+
+    def mix(self, layer: int, weights_MHS: Tensor) -> Tensor:
+        """The prompts' values under these weights, `(M, H * E)`."""
+        values_PKSE = self._cached[layer][1]
+        weights_MKRS = weights_MHS.unflatten(1, (self._kv_heads, -1))
+        mixed_MHE = self._from_grid(self._to_grid(weights_MKRS) @ values_PKSE, weights_MKRS.shape[2])
+        return mixed_MHE.flatten(1)
+
+    def _to_grid(self, x_MKRX: Tensor) -> Tensor:
+        """`(M, K, R, X)` as `(P, K, slots * R, X)`, 0 in empty slots."""
+        if self._slot_M is not None:
+            grid = x_MKRX.new_zeros((self._lines * self._group_size, *x_MKRX.shape[1:]))
+            x_MKRX = grid.index_copy_(0, self._slot_M, x_MKRX)
+        return x_MKRX.unflatten(0, (self._lines, -1)).transpose(1, 2).flatten(2, 3)
+
+    def _from_grid(self, x_PKGX: Tensor, heads: int) -> Tensor:
+        """`(P, K, slots * R, X)` as `(M, K * R, X)`, given R."""
+        x_GKRX = x_PKGX.unflatten(2, (-1, heads)).transpose(1, 2).flatten(0, 1)
+        return (x_GKRX if self._slot_M is None else x_GKRX.index_select(0, self._slot_M)).flatten(1, 2)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """In float32, as transformers has it, whatever the type of the scores."""
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+
+
+class _DecoderLayer:
+    """One layer's products, ready for many small calls."""
+
+    def __init__(self, layer: Any, pack: bool) -> None:
+        weights = _LayerWeights(layer)
+        self.norm_1, self.norm_2, self.eps = weights.norm_1, weights.norm_2, weights.eps
+        self.qkv = PackedLinear(weights.qkv, weights.qkv_bias, pack=pack)
+        self.out = PackedLinear(weights.out, weights.out_bias, pack=pack)
+        self.gate_up = PackedLinear(weights.gate_up, weights.gate_up_bias, pack=pack)
+        self.down = PackedLinear(weights.down, weights.down_bias, pack=pack)
 
 
 class _LayerWeights:

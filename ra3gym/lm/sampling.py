@@ -1,7 +1,7 @@
 """Batched sampling from a causal language model, with the log-probability of every sampled token.
 
 Shape suffixes: P prompts, G samples of each (`group_size`), N = P * G rows, S prompt positions, T new tokens,
-M rows still in the batch, V vocabulary.
+M rows still in the batch, V vocabulary, B blocks of C tokens.
 """
 
 from __future__ import annotations
@@ -11,13 +11,23 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ra3gym.errors import ConfigError
 from ra3gym.lm.llama import LlamaDecoder, supports
+from ra3gym.lm.stopping import StopRule
 
 _SHRINK_AT = 0.8
 """Finished rows leave the batch once at most this share of it is unfinished."""
+
+_LOOK_EVERY = {"cpu": 1}
+"""After how many tokens the number of unfinished rows is read, by device. Elsewhere reading it waits for the device."""
+_LOOK_EVERY_ELSEWHERE = 8
+
+_BLOCK = 64
+_BLOCKS_FROM = 2048
+"""From so many tokens on, a draw first finds the block that it falls into."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,7 @@ class Samples:
     mask_NT: Tensor
     """bool; true at real tokens, the end token included."""
     finished_N: Tensor
-    """bool; false where `max_new_tokens` cut the completion off."""
+    """bool; true where an end token or the stop rule ended the row, false where `max_new_tokens` cut it off."""
 
     @property
     def group_size(self) -> int:
@@ -68,16 +78,16 @@ def generate(
     max_new_tokens: int,
     eos_id: int | Collection[int],
     pad_id: int,
-    generator: torch.Generator,
+    generator: torch.Generator | Sequence[torch.Generator],
     temperature: float = 1.0,
     allowed_mask_V: Tensor | None = None,
     greedy: bool = False,
+    stop: StopRule | None = None,
 ) -> Samples:
     """Sample `group_size` completions of each prompt.
 
-    A prompt is read once and its cache repeated to its group. Results depend on the weights, the prompts and the
-    generator only: the random numbers of a row do not depend on when others finish. The model's training mode is
-    restored at the end.
+    A prompt is read once for all its group. Results depend on the weights, the prompts and the generator only: the
+    random numbers of a row do not depend on when others finish. The model's training mode is restored at the end.
 
     Args:
         model: any causal language model of transformers; Llama models take a fast path (`ra3gym.lm.llama`).
@@ -86,10 +96,12 @@ def generate(
         max_new_tokens: longest completion, end token included.
         eos_id: the token, or any of several, that ends a completion.
         pad_id: fills rows after their end.
-        generator: the source of randomness; its device may differ from the model's.
+        generator: the source of randomness; its device may differ from the model's. Or one for each prompt: what a
+            prompt gets then does not depend on which others stand beside it.
         temperature: divides the logits; 1 samples from the model itself. Below 1 is sharper.
         allowed_mask_V: bool, the only tokens that may be sampled (a pruned action space).
         greedy: take the likeliest token instead; `logp_NT` is still that of the sampling distribution.
+        stop: ends rows by what they say; the token behind which it does so is a row's last, as an end token is.
 
     Raises:
         ConfigError: an empty prompt, a value out of range, or more tokens than the model has positions.
@@ -100,10 +112,10 @@ def generate(
     num_rows = len(prompt_ids) * group_size
     tokens_NT = torch.full((num_rows, max_new_tokens), pad_id, dtype=torch.int64, device=device)
     logp_NT = torch.zeros((num_rows, max_new_tokens), device=device)
+    length_N = torch.zeros(num_rows, dtype=torch.int64, device=device)
     finished_N = torch.zeros(num_rows, dtype=torch.bool, device=device)
-    # Below 1 by more than one rounding step, so that u times the total mass stays below the total mass.
-    uniform_NT = torch.rand(num_rows, max_new_tokens, generator=generator, device=generator.device)
-    uniform_NT = uniform_NT.clamp_(max=1 - 2.0**-23).to(device)
+    uniform_NT = _uniform(generator, len(prompt_ids), group_size, max_new_tokens).to(device)
+    look_every = _LOOK_EVERY.get(device.type, _LOOK_EVERY_ELSEWHERE)
 
     was_training = model.training
     model.eval()
@@ -111,6 +123,7 @@ def generate(
         decoder = read_prompts(model, prompt_ids, group_size, max_new_tokens)
         is_end_V = _end_tokens(eos_id, decoder.logits_MV)
         banned_V = None if allowed_mask_V is None else _banned_tokens(allowed_mask_V, decoder.logits_MV)
+        stopper = None if stop is None else _Stopper(stop, num_rows, decoder.logits_MV)
         rows = torch.arange(num_rows, device=device)
         active_M = torch.ones_like(rows, dtype=torch.bool)
         length = 0
@@ -120,21 +133,59 @@ def generate(
             token_M = prob_MV.argmax(-1) if greedy else _inverse_cdf(prob_MV, uniform_NT[rows, t])
             tokens_NT[rows, t] = torch.where(active_M, token_M, pad_id)
             logp_NT[rows, t] = prob_MV.gather(1, token_M[:, None])[:, 0].log().masked_fill(~active_M, 0.0)
-            ended_M = active_M & is_end_V[token_M]
+            length_N[rows] += active_M
+            ended_M = is_end_V[token_M] if stopper is None else is_end_V[token_M] | stopper(rows, token_M, active_M)
+            ended_M &= active_M
             active_M = active_M & ~ended_M
             finished_N[rows] |= ended_M
-            num_active = int(active_M.sum())
-            if num_active == 0 or length == max_new_tokens:
+            if length == max_new_tokens:
                 break
-            if num_active <= _SHRINK_AT * len(rows):
-                kept = active_M.nonzero()[:, 0]
-                decoder.keep(kept)
-                rows, token_M, active_M = rows[kept], token_M[kept], active_M[kept]
+            if length % look_every == 0:
+                num_active = int(active_M.sum())
+                if num_active == 0:
+                    break
+                if num_active <= _SHRINK_AT * len(rows):
+                    kept = active_M.nonzero()[:, 0]
+                    decoder.keep(kept)
+                    rows, token_M, active_M = rows[kept], token_M[kept], active_M[kept]
             decoder.read(token_M)
     finally:
         model.train(was_training)
-    mask_NT = _until_end(tokens_NT[:, :length], is_end_V)
+    length = int(length_N.max())
+    mask_NT = torch.arange(length, device=device) < length_N[:, None]
     return Samples(prompt_ids, tokens_NT[:, :length], logp_NT[:, :length], mask_NT, finished_N)
+
+
+def _uniform(
+    generator: torch.Generator | Sequence[torch.Generator], num_prompts: int, group_size: int, max_new_tokens: int
+) -> Tensor:
+    """`uniform_NT`, in [0, 1), below 1 by more than one rounding step: u times the total mass is below that mass."""
+    if isinstance(generator, torch.Generator):
+        generators, rows_of_each = [generator], num_prompts * group_size
+    else:
+        generators, rows_of_each = list(generator), group_size
+        if len(generators) != num_prompts:
+            raise ConfigError(f"{len(generators)} generators for {num_prompts} prompts: give one, or one for each")
+    parts = [torch.rand(rows_of_each, max_new_tokens, generator=g, device=g.device) for g in generators]
+    return torch.cat(parts).clamp_(max=1 - 2.0**-23)
+
+
+class _Stopper:
+    """Keeps what each row has written on the host, and asks the rule where a watched token is the newest."""
+
+    def __init__(self, rule: StopRule, num_rows: int, logits_MV: Tensor) -> None:
+        self._rule, self._device = rule, logits_MV.device
+        self._watched = frozenset(rule.watched_ids)
+        self._written: list[list[int]] = [[] for _ in range(num_rows)]
+
+    def __call__(self, rows: Tensor, token_M: Tensor, active_M: Tensor) -> Tensor:
+        """`ended_M`, bool; false for rows that are no longer active."""
+        found = []
+        for row, token, active in zip(rows.tolist(), token_M.tolist(), active_M.tolist(), strict=True):
+            if active:
+                self._written[row].append(token)
+            found.append(active and token in self._watched and self._rule.ends(row, self._written[row]))
+        return torch.tensor(found, device=self._device)
 
 
 def _end_tokens(eos_id: int | Collection[int], logits_MV: Tensor) -> Tensor:
@@ -160,12 +211,6 @@ def _banned_tokens(allowed_mask_V: Tensor, logits_MV: Tensor) -> Tensor:
     return ~allowed_mask_V.to(logits_MV.device)
 
 
-def _until_end(tokens_NT: Tensor, is_end_V: Tensor) -> Tensor:
-    """True up to and with the first end token of each row. (Padding may be an end token, or one the model samples.)"""
-    is_end_NT = is_end_V[tokens_NT]
-    return is_end_NT.cumsum(1) - is_end_NT.long() == 0
-
-
 def _distribution(logits_MV: Tensor, temperature: float, banned_V: Tensor | None) -> Tensor:
     logits_MV = logits_MV.float()
     if temperature != 1.0:
@@ -176,9 +221,23 @@ def _distribution(logits_MV: Tensor, temperature: float, banned_V: Tensor | None
 
 
 def _inverse_cdf(prob_MV: Tensor, uniform_M: Tensor) -> Tensor:
-    """One draw per row. Never a token of probability 0; much faster on the CPU than `torch.multinomial`."""
-    cdf_MV = prob_MV.cumsum(-1)
-    return torch.searchsorted(cdf_MV, (uniform_M * cdf_MV[:, -1])[:, None], right=True)[:, 0]
+    """One draw per row. Never a token of probability 0; much faster on the CPU than `torch.multinomial`.
+
+    For a large vocabulary the distribution is summed by blocks, and only the block that the draw falls into is
+    cumulated: a cumulative sum is serial, a sum is not.
+    """
+    if prob_MV.shape[1] < _BLOCKS_FROM:
+        cdf_MV = prob_MV.cumsum(-1)
+        return torch.searchsorted(cdf_MV, (uniform_M * cdf_MV[:, -1])[:, None], right=True)[:, 0]
+    blocks_MBC = F.pad(prob_MV, (0, -prob_MV.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK))
+    cdf_MB = blocks_MBC.sum(-1).cumsum(-1)
+    point_M1 = (uniform_M * cdf_MB[:, -1])[:, None]
+    block_M1 = torch.searchsorted(cdf_MB, point_M1, right=True)
+    before_M1 = F.pad(cdf_MB, (1, 0)).gather(1, block_M1)
+    cdf_MC = blocks_MBC[torch.arange(len(prob_MV), device=prob_MV.device), block_M1[:, 0]].cumsum(-1)
+    # The two sums of a block may differ in their last bit: the draw stays below the second one too.
+    inside_M1 = torch.minimum(point_M1 - before_M1, torch.nextafter(cdf_MC[:, -1:], torch.zeros_like(point_M1)))
+    return (block_M1 * _BLOCK + torch.searchsorted(cdf_MC, inside_M1, right=True))[:, 0]
 
 
 def read_prompts(model: Any, prompt_ids: Sequence[Sequence[int]], group_size: int, max_new_tokens: int) -> Decoder:

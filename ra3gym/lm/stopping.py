@@ -1,0 +1,19 @@
+"""When a completion ends other than by an end token."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+
+class StopRule(Protocol):
+    """Ends completions by what they say. `generate` asks it as the rows grow."""
+
+    @property
+    def watched_ids(self) -> Collection[int]:
+        """The tokens behind which a completion may end; the rule is asked only where one of them is the newest."""
+        ...
+
+    def ends(self, row: int, completion: Sequence[int]) -> bool:
+        """Whether row `row` of the batch ends behind these tokens, the newest of which is the last."""
+        ...
