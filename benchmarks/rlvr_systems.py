@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -56,4 +57,5 @@ def _at_work(system: Callable[..., None], case: Case, connection: Connection, ar
     try:
         system(case, Pacer(connection, case.device), *arguments)
     except Exception:  # of whatever kind: the script is told, and knows whether it can go on without
-        connection.send({"error": traceback.format_exc()})
+        with suppress(BrokenPipeError):  # nobody there any more
+            connection.send({"error": traceback.format_exc()})
