@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ra3gym.abstractions.inference_problem import NO_LATENT
 from ra3gym.envs.code_problem import CodeProblem, Graded, clipped
+from ra3gym.envs.coloured_text import Run, ansi_text
 from ra3gym.envs.options import check_choice
 from ra3gym.errors import ConfigError, ModelError
 from ra3gym.lm.batch_stream import BatchStream, draw
@@ -113,26 +114,26 @@ class CodeBatch:
         """How much of the budget a row has used, as its status says it."""
         return str(self.spent_E[row])
 
-    def shown(self, row: int) -> str:
-        """The text of a row that is rendered."""
-        return self.program(row)
-
     def show(self, row: int, verdict: Verdict | None) -> str:
-        """A row's text under a line of status."""
+        """What a row holds as text under a line of status: segments behind their latents, in the latents' colours."""
         status = self.problem.status(int(self.task_E[row]), self.spent(row), verdict)
-        return f"{status}\n{self.shown(row)}\n"
+        return f"# {status}\n{ansi_text(self._runs(row, named=True))}\n"
 
     def frame(self, row: int, verdict: Verdict | None) -> npt.NDArray[np.uint8]:
-        """A row's program as a picture, segments in the colours of their latents; see `ra3gym.envs.frames`."""
-        from ra3gym.envs.frames import Run, program_frame
+        """The same as a picture, the latents' numbers beside the lines; see `ra3gym.envs.frames`."""
+        from ra3gym.envs.frames import program_frame
 
-        task = int(self.task_E[row])
-        runs, latent = [Run(self.problem.tasks[task].prompt)], NO_LATENT
+        status = self.problem.status(int(self.task_E[row]), self.spent(row), verdict)
+        return program_frame(status, self._runs(row, named=False))
+
+    def _runs(self, row: int, *, named: bool) -> list[Run]:
+        """The prompt, then what a row has written, cut at its latents; `named`: their tokens are left in."""
+        runs, latent = [Run(self.problem.tasks[int(self.task_E[row])].prompt)], NO_LATENT
         for name, text in split_latents(self.completion(row)):
             if name is not None and name != "pause":
                 latent = int(name.removeprefix("z"))
-            runs.append(Run(text, latent))
-        return program_frame(self.problem.status(task, self.spent(row), verdict).removeprefix("# "), runs)
+            runs.append(Run(f"<|{name}|>{text}" if named and name is not None else text, latent))
+        return runs
 
     def submit(self, row: int) -> Graded:
         """Give a row's program to the judge, without waiting."""
@@ -166,7 +167,8 @@ class SegmentBatch(CodeBatch):
         super().begin(rows, tasks)
 
     def spent(self, row: int) -> str:
-        return f"{self.decisions_E[row]} decisions, {self.spent_E[row]}"
+        decisions = int(self.decisions_E[row])
+        return f"{decisions} {'decision' if decisions == 1 else 'decisions'}, {self.spent_E[row]}"
 
     def out_of_decisions(self, row: int) -> bool:
         """Whether a row has taken `max_decisions`."""
@@ -230,10 +232,6 @@ class LatentBatch(SegmentBatch):
                 "them (ra3gym.lm.add_latents adds the tokens <|z0|>, <|z1|>, ...)"
             )
         self._latents = frozenset(self.latent_ids)
-
-    def shown(self, row: int) -> str:
-        """The text of a row that is rendered: latents included."""
-        return self.problem.tasks[int(self.task_E[row])].prompt + self.completion(row)
 
     def logprobs_BK(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """float32 `(B, K)`, nats: the model's own choice, given that a latent comes."""

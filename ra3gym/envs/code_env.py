@@ -111,7 +111,11 @@ class CodeEnv(gym.Env[Observation, np.int64]):
         return self._legal_n.copy()
 
     def render(self) -> Any:
-        """The program so far under a line of status: text for "ansi", uint8 `(H, W, 3)` for "rgb_array"."""
+        """The program so far under a line of status, segments in the colours of their latents.
+
+        Text for "ansi", with escape codes unless the environment variable `NO_COLOR` is set; uint8 `(H, W, 3)` for
+        "rgb_array".
+        """
         if self.render_mode == "rgb_array":
             return self._batch.frame(0, self.verdict)
         return None if self.render_mode is None else self._batch.show(0, self.verdict)

@@ -127,7 +127,7 @@ class CodeProblem:
 
     def status(self, task: int, spent: str, verdict: Verdict | None) -> str:
         """The line above a rendered program."""
-        line = f"# {self.tasks[task].task_id}: {spent} of {self.max_new_tokens} tokens"
+        line = f"{self.tasks[task].task_id}: {spent} of {self.max_new_tokens} tokens"
         if verdict is not None:
             line += f", {sum(verdict.tests)} of {len(verdict.tests)} tests passed ({verdict.status})"
         return line

@@ -11,14 +11,15 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from ra3gym.abstractions.inference_problem import NO_LATENT
 from ra3gym.abstractions.latent_colours import COLOURS, DARK_COLOURS
+from ra3gym.envs.coloured_text import TINT, Run, tinted
 
 Frame: TypeAlias = npt.NDArray[np.uint8]
 
@@ -33,22 +34,12 @@ MARGIN = 8
 ROWS = (HEIGHT - STATUS_HEIGHT - MARGIN) // ROW_HEIGHT
 SPACE_WIDTH = 8
 """Of one space of an indent; the font is proportional, and its own spaces are narrow."""
-TINT = 0.35
-"""Share of a latent's colour behind its text, so that black reads well on it."""
 
 WHITE, INK, FAINT, BAR, HERE = "#ffffff", "#000000", "#767676", "#e8e8e8", "#d55e00"
 DARKEST = 0.6
 """Share of colour in the cell of the state with the largest value."""
 SMALLEST_LABELLED_CELL = 40
 LARGEST_CELL = 96
-
-
-class Run(NamedTuple):
-    """Text under one latent, or under none; it may span lines. `faint`: it is still ahead."""
-
-    text: str
-    latent: int = NO_LATENT
-    faint: bool = False
 
 
 def program_frame(status: str, runs: Sequence[Run], focus: int | None = None) -> Frame:
@@ -93,7 +84,7 @@ def states_frame(status: str, value_S: npt.NDArray[np.float64], terminal_S: npt.
         left, top = MARGIN + state % columns * size, STATUS_HEIGHT + MARGIN + state // columns * size
         box = (left, top, left + size - 1, top + size - 1)
         share = 0.0 if terminal_S[state] or high == low else DARKEST * (value - low) / (high - low)
-        draw.rectangle(box, fill=_tinted(COLOURS[0], share), outline=FAINT if size > 4 else None)
+        draw.rectangle(box, fill=tinted(COLOURS[0], share), outline=FAINT if size > 4 else None)
         if terminal_S[state]:
             draw.line((left, top + size - 1, left + size - 1, top), fill=FAINT)
         if size >= SMALLEST_LABELLED_CELL:
@@ -149,7 +140,7 @@ def _draw_line(draw: ImageDraw.ImageDraw, top: int, line: Sequence[Run]) -> None
         width = indent + _font().getlength(text)
         right = WIDTH if i == len(line) - 1 or left + width > edge else left + width
         if run.latent != NO_LATENT:
-            colour = _tinted(COLOURS[run.latent % len(COLOURS)], TINT)
+            colour = tinted(COLOURS[run.latent % len(COLOURS)], TINT)
             # One below the top, where the line that begins a segment may be.
             draw.rectangle((left, top + 1, right, top + ROW_HEIGHT - 1), fill=colour)
         _write(draw, (left + indent, top + 1), text, edge - left - indent, FAINT if run.faint else INK)
@@ -177,9 +168,3 @@ def _font() -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size=FONT_SIZE)
     assert isinstance(font, ImageFont.FreeTypeFont)  # given a size, Pillow loads no other
     return font
-
-
-@lru_cache(maxsize=256)
-def _tinted(colour: str, share: float) -> tuple[int, ...]:
-    """A colour mixed with white."""
-    return tuple(round(255 - share * (255 - part)) for part in ImageColor.getrgb(colour)[:3])

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ra3gym.abstractions.inference_problem import NO_LATENT, InferenceProblem
+from ra3gym.envs.coloured_text import Run, ansi_text
 from ra3gym.envs.options import check_choice, check_render_mode, refuse_unknown_options
 from ra3gym.envs.trace_problem import load_problem
 from ra3gym.errors import ConfigError, DataError, UnknownNameError
@@ -165,7 +166,7 @@ class TraceInferenceEnv(gym.Env[Observation, np.int64]):
         return self._legal_K.copy()
 
     def render(self) -> Any:
-        """The trace with the latents chosen so far: text for "ansi", uint8 `(H, W, 3)` for "rgb_array"."""
+        """The trace with the latents chosen so far, in their colours; kinds as `CodeEnv.render` has them."""
         if self.render_mode is None:
             return None
         return render_path(self.render_mode, self.problem, self._trace, self._path, self._log_joint)
@@ -252,7 +253,7 @@ def observation_space(problem: InferenceProblem, observation: ObservationKind) -
 
 
 def render_path(render_mode: str, problem: InferenceProblem, trace: int, path: Sequence[int], log_joint: float) -> Any:
-    """A trace under a line of status, in colours ("rgb_array") or as text.
+    """A trace under a line of status, its lines in the colours of their latents: a picture ("rgb_array") or text.
 
     In the text each line stands behind its latent, "?" for an action that was none; lines ahead are behind a dot.
     """
@@ -262,12 +263,15 @@ def render_path(render_mode: str, problem: InferenceProblem, trace: int, path: S
     if len(path) == end - start:
         status += f", gap {problem.log_evidence_M[trace] - log_joint:.2f}"
     if render_mode == "rgb_array":
-        from ra3gym.envs.frames import Run, program_frame
+        from ra3gym.envs.frames import program_frame
 
         done = [Run(text.rstrip() + "\n", latent) for text, latent in zip(texts, path, strict=False)]
         ahead = [Run(text.rstrip() + "\n", faint=True) for text in texts[len(path) :]]
         return program_frame(status, done + ahead, focus=len(path))
     marks = ["?" if latent == NO_LATENT else f"z{latent}" for latent in path] + ["."] * (end - start - len(path))
     width = len(f"z{problem.num_latents - 1}")
-    shown = [f"{mark:>{width}} | {text.rstrip()}" for mark, text in zip(marks, texts, strict=True)]
-    return "\n".join([f"# {status}", *shown]) + "\n"
+    latents = [*path, *[NO_LATENT] * (end - start - len(path))]
+    runs = [Run(f"# {status}\n")]
+    for mark, text, latent in zip(marks, texts, latents, strict=True):
+        runs += [Run(f"{mark:>{width}} | "), Run(text.rstrip(), latent), Run("\n")]
+    return ansi_text(runs)

@@ -158,7 +158,7 @@ def _play(
     total, taken, over = 0.0, 0, False
     while not over and taken != steps:
         if by_hand:
-            console.print(Text(str(env.render()).rstrip("\n")))
+            console.print(_rendered(env))
         choices = legal_choices(env, info)
         action = choose(choices)
         if action is None:
@@ -168,9 +168,14 @@ def _play(
         total, taken, over = total + float(reward), taken + 1, terminated or truncated
         console.print(Text(_told(taken, chosen, float(reward), info)))
     if over or not by_hand:
-        console.print(Text(str(env.render()).rstrip("\n")))
+        console.print(_rendered(env))
     ending = ("terminated" if terminated else "truncated") if over else "stopped"
-    console.print(f"{ending} after {taken} steps, return {total:g}", highlight=False)
+    console.print(f"{ending} after {taken} {'step' if taken == 1 else 'steps'}, return {total:g}", highlight=False)
+
+
+def _rendered(env: Env) -> Text:
+    """What an environment shows; its colours reach terminals that have some, and nothing else."""
+    return Text.from_ansi(str(env.render()).rstrip("\n"))
 
 
 def _told(step: int, chosen: Choice, reward: float, info: Mapping[str, Any]) -> str:

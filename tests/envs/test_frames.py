@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import ImageColor
 
 from ra3gym.abstractions.latent_colours import COLOURS, DARK_COLOURS
+from ra3gym.envs.coloured_text import TINT, Run
 from ra3gym.envs.frames import (
     GUTTER_WIDTH,
     HEIGHT,
@@ -26,11 +27,9 @@ from ra3gym.envs.frames import (
     ROW_HEIGHT,
     ROWS,
     STATUS_HEIGHT,
-    TINT,
     WHITE,
     WIDTH,
     Frame,
-    Run,
     program_frame,
     states_frame,
 )

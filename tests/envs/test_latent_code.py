@@ -361,7 +361,10 @@ def test_default_tasks_are_those_of_the_token_level(make: Any) -> None:
     assert make(tasks="idioms").task_ids == [task.task_id for task in load_tasks("idioms", split="rl")]
 
 
-def test_render_shows_latents_and_tests(make: Any, loaded: lm.LoadedModel, scripted: Any) -> None:
+def test_render_shows_latents_and_tests(
+    make: Any, loaded: lm.LoadedModel, scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
     model = scripted("    return x[0]\n", then={loaded.tokenizer.eos_token_id: 1.0})
     env = make(model=model, render_mode="ansi")
     env.reset(options={"task_id": "first"})
@@ -369,7 +372,7 @@ def test_render_shows_latents_and_tests(make: Any, loaded: lm.LoadedModel, scrip
     env.step(np.int64(0))
     tokens = len(loaded.tokenizer.encode("    return x[0]\n")) + 2
     assert env.render() == (
-        f"# first: 1 decisions, {tokens} of 192 tokens, 2 of 2 tests passed (passed)\n"
+        f"# first: 1 decision, {tokens} of 192 tokens, 2 of 2 tests passed (passed)\n"
         "# first\ndef f(x):\n<|z0|>    return x[0]\n\n"
     )
 

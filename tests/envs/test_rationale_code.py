@@ -364,7 +364,7 @@ def test_shown_programs_have_their_comments(make: Any, commenting: lm.LoadedMode
     env = make(commenting, [PLUS_ONE], temperature=1e-3, render_mode="ansi")
     env.reset(seed=0)
     env.step(1)
-    assert env.render().startswith("# plus one: 1 decisions, ")
+    assert env.render().startswith("# plus one: 1 decision, ")
     assert "    # add one\n    y = x + 1\n" in env.render()
     envs = make(commenting, [PLUS_ONE], kind=RationaleCodeVectorEnv, num_envs=2, temperature=1e-3, render_mode="ansi")
     envs.reset(seed=0)

@@ -224,7 +224,10 @@ def test_impossible_latent_is_masked_pays_the_floor_and_spoils_the_joint() -> No
 
 
 @pytest.mark.parametrize("wrong", [-1, 2, 1 << 40])
-def test_action_out_of_range_is_as_a_masked_one_but_leaves_no_latent_behind(wrong: int) -> None:
+def test_action_out_of_range_is_as_a_masked_one_but_leaves_no_latent_behind(
+    wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
     emissions = np.log([[0.5, 0.5], [0.2, 0.8], [0.3, 0.7]])
     problem = problem_from_chain(LatentChain.under(StickyPrior(0.5, 2), [emissions]))
     env = TraceInferenceEnv(problem, floor=-50.0, render_mode="ansi")
@@ -335,7 +338,8 @@ def test_problems_without_a_posterior_are_refused() -> None:
         replace(make_problem(), line_texts=("one",))
 
 
-def test_render_shows_lines_behind_their_latents() -> None:
+def test_render_shows_lines_behind_their_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
     prior = StickyPrior(0.5, 2)
     problem = problem_from_chain(LatentChain.under(prior, [np.log(np.full((2, 2), 0.5))]), ["t"])
     env = TraceInferenceEnv(replace(problem, line_texts=("    y = x\n", "    return y\n")), render_mode="ansi")

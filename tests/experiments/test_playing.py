@@ -132,7 +132,7 @@ def test_a_policy_plays_to_the_end(played: Callable[..., str]) -> None:
     durations = [int(re.findall(r"steps (\d+)", line)[0]) for line in steps]
     assert sum(durations) <= 12
     rewards = [float(re.findall(r"reward (\S+),", line)[0]) for line in steps]
-    ending = re.fullmatch(r"(terminated|truncated) after (\d+) steps, return (\S+)", printed[-1])
+    ending = re.fullmatch(r"(terminated|truncated) after (\d+) steps?, return (\S+)", printed[-1])
     assert ending is not None
     assert int(ending[2]) == len(steps)
     assert float(ending[3]) == pytest.approx(sum(rewards), abs=1e-3)
@@ -147,7 +147,22 @@ def test_the_likeliest_latents_write_a_program_that_is_graded(
     printed = played(LATENT_CODE, *settings, "--policy", "likeliest")
     assert re.search(r"step 1: action \d, z\d, p 0\.\d+, reward 0, lines \d+, tokens \d", printed)
     assert re.search(r"\d of \d+ tests passed", printed)
-    assert re.search(r"(terminated|truncated) after \d+ steps", printed)
+    assert re.search(r"(terminated|truncated) after \d+ steps?", printed)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_segments_are_coloured_in_a_terminal_and_nowhere_else(
+    terminal: bool, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("NO_COLOR", "COLORTERM", "TERM", "FORCE_COLOR"):
+        monkeypatch.delenv(variable, raising=False)
+    out = StringIO()
+    console = Console(file=out, width=100, force_terminal=terminal, color_system="truecolor" if terminal else "auto")
+    options = {"model": str(tiny_model_folder), "max_new_tokens": 12}
+    play(LATENT_CODE, console, policy="likeliest", steps=1, kwargs=options)
+    assert re.search(r"<\|z\d\|>", out.getvalue())
+    assert ("\x1b[38;2;0;0;0;48;2;" in out.getvalue()) == terminal
+    assert ("\x1b" in out.getvalue()) == terminal
 
 
 def test_sampled_tokens_are_shown_as_text(tiny_model_folder: Path, played: Callable[..., str]) -> None:
@@ -176,7 +191,7 @@ def test_by_hand_the_likeliest_come_first_and_enter_takes_the_first(
     assert chances == sorted(chances, reverse=True)
     assert "and 8 more, none likelier" in printed
     assert "step 1: action 0, " in printed
-    assert "stopped after 1 steps, return 0" in printed
+    assert "stopped after 1 step, return 0" in printed
 
 
 def test_masked_actions_are_not_offered(played: Callable[..., str]) -> None:
@@ -192,7 +207,7 @@ def test_a_pipe_that_ends_ends_the_game() -> None:
     done = ra3gym("play", OPTION_MDP, "--option", "state=3", given="\n")
     assert (done.returncode, done.stderr) == (0, "")
     assert "step 1: action " in done.stdout
-    assert "stopped after 1 steps" in done.stdout
+    assert "stopped after 1 step" in done.stdout
 
 
 def test_interrupted_it_ends_with_130() -> None:
