@@ -128,7 +128,7 @@ class _States:
 
     def read(self, ids: Tensor, mask: Tensor, position: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
         """For each position what `scores` reads, and the hidden state (the same, or nothing, if not wanted)."""
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
         inputs |= {"past_key_values": cache, "use_cache": cache is not None}
         if self._head is not None:
             states: Tensor = self._body(**inputs).last_hidden_state

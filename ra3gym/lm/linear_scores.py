@@ -155,4 +155,5 @@ def log_softmax(logits: Tensor, temperature: float, banned_V: Tensor | None) -> 
 
 def _entropy(logp_BV: Tensor) -> Tensor:
     """`-sum p log p`, where 0 log 0 is 0."""
-    return torch.special.entr(logp_BV.exp()).sum(-1)
+    entropy_B: Tensor = torch.special.entr(logp_BV.exp()).sum(-1)
+    return entropy_B

@@ -187,7 +187,7 @@ class _SharedPrompts:
     def mix(self, layer: int, weights_MHS: Tensor) -> Tensor:
         """The prompts' values under these weights, `(M, H * E)`."""
         values_PKSE = self._cached[layer][1]
-        weights_MKRS = weights_MHS.unflatten(1, (self._kv_heads, -1))
+        weights_MKRS = weights_MHS.view(len(weights_MHS), self._kv_heads, -1, weights_MHS.shape[2])
         mixed_MHE = self._from_grid(self._to_grid(weights_MKRS) @ values_PKSE, weights_MKRS.shape[2])
         return mixed_MHE.flatten(1)
 
@@ -196,11 +196,12 @@ class _SharedPrompts:
         if self._slot_M is not None:
             grid = x_MKRX.new_zeros((self._lines * self._group_size, *x_MKRX.shape[1:]))
             x_MKRX = grid.index_copy_(0, self._slot_M, x_MKRX)
-        return x_MKRX.unflatten(0, (self._lines, -1)).transpose(1, 2).flatten(2, 3)
+        return x_MKRX.view(self._lines, -1, *x_MKRX.shape[1:]).transpose(1, 2).flatten(2, 3)
 
     def _from_grid(self, x_PKGX: Tensor, heads: int) -> Tensor:
         """`(P, K, slots * R, X)` as `(M, K * R, X)`, given R."""
-        x_GKRX = x_PKGX.unflatten(2, (-1, heads)).transpose(1, 2).flatten(0, 1)
+        x_PKGX = x_PKGX.view(self._lines, self._kv_heads, self._group_size, heads, -1)
+        x_GKRX = x_PKGX.transpose(1, 2).flatten(0, 1)
         return (x_GKRX if self._slot_M is None else x_GKRX.index_select(0, self._slot_M)).flatten(1, 2)
 
 
