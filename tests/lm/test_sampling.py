@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -12,6 +13,8 @@ from ra3gym import lm
 from ra3gym.errors import ConfigError
 from ra3gym.lm import sampling
 from ra3gym.lm.llama import supports
+from ra3gym.lm.packed_linear import PackedLinear
+from tests.lm.conftest import VOCAB, make_model
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [3, 4, 30]]
 END = [2, 13, 21, 34]
@@ -147,3 +150,93 @@ def test_training_mode_and_gradients_are_left_as_they_were(llama: Any) -> None:
 def test_impossible_settings_are_refused(llama: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         sample(llama, **options)
+
+
+@pytest.mark.parametrize("group_size", [1, 2, 5])
+def test_rows_leaving_in_any_pattern_change_nothing(group_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama_grouped")
+    options: dict[str, Any] = {"group_size": group_size, "eos_id": [2, *range(40, VOCAB)]}
+    monkeypatch.setattr(sampling, "_SHRINK_AT", 1.0)  # at each row that ends; whole groups leave too
+    dropped = sample(model, **options)
+    monkeypatch.setattr(sampling, "supports", lambda model: False)
+    assert_same(dropped, sample(model, **options))
+
+
+def test_looking_less_often_for_finished_rows_changes_nothing(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = sample(model, eos_id=list(range(20, VOCAB)))
+    assert looked.tokens_NT.shape[1] < 24
+    monkeypatch.setattr(sampling, "_LOOK_EVERY", {"cpu": 8})
+    assert_same(looked, sample(model, eos_id=list(range(20, VOCAB))))
+
+
+def test_one_generator_per_prompt_makes_prompts_independent(llama: Any) -> None:
+    together = sample(llama, generator=[torch.Generator().manual_seed(seed) for seed in (3, 4, 5)])
+    for p, seed in enumerate((3, 4, 5)):
+        alone = sample(llama, [PROMPTS[p]], generator=[torch.Generator().manual_seed(seed)])
+        assert alone.completions() == together.completions()[4 * p : 4 * p + 4]
+    assert_same(sample(llama, [[7]]), sample(llama, [[7]], generator=[torch.Generator().manual_seed(3)]))
+    with pytest.raises(ConfigError, match="1 generators for 3 prompts"):
+        sample(llama, generator=[torch.Generator()])
+
+
+class SecondTime:
+    """Ends a row when a watched token comes for the second time; notes what it was asked."""
+
+    watched_ids = (7, 8, 9, 10, 11, 12)
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, list[int]]] = []
+
+    def ends(self, row: int, completion: Sequence[int]) -> bool:
+        self.asked.append((row, list(completion)))
+        return sum(token in self.watched_ids for token in completion) == 2
+
+
+def test_a_stop_rule_ends_rows_as_an_end_token_does(model: Any) -> None:
+    rule = SecondTime()
+    free, ruled = sample(model), sample(model, stop=rule)
+    for row, (long, short) in enumerate(zip(free.completions(), ruled.completions(), strict=True)):
+        at = [t for t, token in enumerate(long) if token in rule.watched_ids and token not in END]
+        assert short == (long[: at[1] + 1] if len(at) > 1 else long)
+        assert bool(ruled.finished_N[row]) == (len(at) > 1 or long[-1] in END)
+        assert [written for n, written in rule.asked if n == row] == [short[: t + 1] for t in at if t < len(short)]
+    assert ruled.mask_NT.sum() < free.mask_NT.sum()
+    torch.testing.assert_close(
+        ruled.logp_NT, free.logp_NT[:, : ruled.logp_NT.shape[1]] * ruled.mask_NT, rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("vocab_size", [2048, 5000])
+def test_drawing_by_blocks_inverts_the_same_distribution_function(vocab_size: int) -> None:
+    torch.manual_seed(0)
+    logits_MV = torch.randn(64, vocab_size) * 4
+    logits_MV[:, 3::7] = -torch.inf
+    logits_MV[2, 1:] = -torch.inf
+    prob_MV = logits_MV.softmax(-1)
+    uniform_M = torch.rand(64)
+    uniform_M[0], uniform_M[1:3] = 0.0, 1 - 2.0**-23
+    token_M = sampling._inverse_cdf(prob_MV, uniform_M)
+    cdf_MV = prob_MV.double().cumsum(-1)
+    at_M1, point_M = token_M[:, None], uniform_M * cdf_MV[:, -1]
+    assert (prob_MV.gather(1, at_M1) > 0).all()
+    assert (cdf_MV.gather(1, at_M1)[:, 0] > point_M - 1e-6).all()
+    assert ((cdf_MV - prob_MV).gather(1, at_M1)[:, 0] < point_M + 1e-6).all()
+
+
+def test_bfloat16_weights_sample_near_their_own_distribution() -> None:
+    model = make_model("llama_grouped").to(torch.bfloat16)
+    samples = sample(model)
+    assert samples.logp_NT.dtype == torch.float32
+    with torch.no_grad():
+        scores = lm.group_scores(model, PROMPTS, samples.completions(), [n // 4 for n in range(12)])
+    assert (samples.logp_NT - scores.logp_NT).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_packed_weights_give_the_same_product(dtype: torch.dtype, bias: bool) -> None:
+    torch.manual_seed(0)
+    x_MD, weight_VD = torch.randn(5, 33).to(dtype), torch.randn(70, 33).to(dtype)
+    bias_V = torch.randn(70).to(dtype) if bias else None
+    packed, plain = (PackedLinear(weight_VD, bias_V, pack=pack)(x_MD) for pack in (True, False))
+    torch.testing.assert_close(packed, plain)
