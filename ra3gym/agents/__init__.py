@@ -3,7 +3,7 @@
 An E-step is any object with `infer(traces, rng) -> Annotations`; an inference agent, `fit(problem, rng)`, finds the
 posterior inside one. `register_e_step`, `register_inference_agent` and `register_m_step` give a user's own a name.
 `distill` trains a model on documents (`ra3gym.agents.documents` writes them), `em.run` alternates E-step and M-step,
-`train_rlvr` goes on from there. `sb3` and `tianshou` hold the adapters to these libraries.
+`rlvr.train` goes on from there. `sb3` and `tianshou` hold the adapters to these libraries.
 """
 
 from ra3gym.agents.annotations import Annotations
@@ -11,7 +11,7 @@ from ra3gym.agents.e_step import EStep, make_e_step, register_e_step
 from ra3gym.agents.inference import InferenceAgent, PathPosterior, elbo_gap
 from ra3gym.agents.inference_agents import make_inference_agent, register_inference_agent
 from ra3gym.agents.m_step import MStep, MStepConfig, distill, make_m_step, register_m_step
-from ra3gym.agents.rlvr import RLVRConfig, train_rlvr
+from ra3gym.agents.rlvr import RLVRConfig
 
 __all__ = [
     "Annotations",
@@ -29,5 +29,4 @@ __all__ = [
     "register_e_step",
     "register_inference_agent",
     "register_m_step",
-    "train_rlvr",
 ]

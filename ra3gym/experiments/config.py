@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,6 +109,11 @@ class EvaluationConfig:
     shown_tasks: int = 4
 
 
+_RATE = 6e-4
+STUDY_RLVR = RLVRConfig(learning_rate=_RATE, stop_at_function_end=False)
+"""RLVR in studies: their models have to end a program themselves."""
+
+
 @dataclass(frozen=True)
 class StudyConfig:
     """One study: every arm on every seed, at equal token budgets.
@@ -123,6 +128,7 @@ class StudyConfig:
         base: pre-training of the base model that all arms of a seed share.
         m_step: mid-training of each arm.
         rlvr: post-training.
+        rlvr_algorithm: its algorithm by name; see `ra3gym.agents.rlvr.algorithm`.
         rlvr_arms: the arms that RLVR goes on from; a `steps` of 0 leaves RLVR out.
         rlvr_learning_rates: per arm, where it differs from `rlvr.learning_rate`; the study `tune` helps to choose.
         rlvr_grid: learning rates to try for every arm and seed, instead; the best on the tune split is kept.
@@ -139,7 +145,8 @@ class StudyConfig:
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     base: MStepConfig = field(default_factory=lambda: MStepConfig(tokens=200_000))
     m_step: MStepConfig = field(default_factory=MStepConfig)
-    rlvr: RLVRConfig = field(default_factory=RLVRConfig)
+    rlvr: RLVRConfig = STUDY_RLVR
+    rlvr_algorithm: str = "grpo_token"
     rlvr_arms: tuple[str, ...] = RLVR_ARMS
     rlvr_learning_rates: dict[str, float] = field(default_factory=lambda: dict(RLVR_LEARNING_RATES))
     rlvr_grid: tuple[float, ...] = ()
@@ -173,7 +180,8 @@ class StudyConfig:
 
     def learning_rates_for(self, arm: str) -> tuple[float, ...]:
         """The learning rates that RLVR tries for one arm."""
-        return self.rlvr_grid or (self.rlvr_learning_rates.get(arm, self.rlvr.learning_rate),)
+        shared = self.rlvr.learning_rate or _RATE
+        return self.rlvr_grid or (self.rlvr_learning_rates.get(arm, shared),)
 
     def stages(self, arm: str) -> list[str]:
         """The stages of one arm's unit that report progress, in order."""
@@ -193,7 +201,7 @@ STUDIES: dict[str, StudyConfig] = {
     "quickstart": StudyConfig(
         seeds=(0, 1),
         arms=("ntp", "pseudo", "ra3"),
-        rlvr=RLVRConfig(steps=20),
+        rlvr=replace(STUDY_RLVR, steps=20),
         rlvr_arms=("pseudo", "ra3"),
         evaluation=EvaluationConfig(curve_points=4),
     ),

@@ -10,14 +10,34 @@ from typing import Any
 import numpy as np
 import torch
 
-from ra3gym.agents.rlvr import SampledPrograms
+from ra3gym.agents.rlvr import without_latents
 from ra3gym.errors import ConfigError, DataError
 from ra3gym.experiments.results import ProgramSample
-from ra3gym.lm import Completions, complete, latent_ids, strip_latents
+from ra3gym.lm import Completions, complete, latent_ids
 from ra3gym.lm.tokenizer import split_latents
 from ra3gym.tasks import CodeTask
 from ra3gym.verify import Judge, Verdict
 from ra3gym.verify.passk import pass_at_k
+
+
+@dataclass(frozen=True)
+class SampledPrograms:
+    """Completions of tasks and what the judge said of them, row by row."""
+
+    completions: tuple[list[int], ...]
+    """Token ids, the end of text included where there is one."""
+    texts: tuple[str, ...]
+    """The completions as text, latents included, the end of text removed."""
+    verdicts: tuple[Verdict, ...]
+
+    @classmethod
+    def joined(cls, parts: Sequence[SampledPrograms]) -> SampledPrograms:
+        """The rows of several batches, one after the other."""
+        return cls(
+            tuple(row for part in parts for row in part.completions),
+            tuple(row for part in parts for row in part.texts),
+            tuple(row for part in parts for row in part.verdicts),
+        )
 
 
 @dataclass(frozen=True)
@@ -38,11 +58,6 @@ class GradedBatch:
 
     tasks: tuple[CodeTask, ...]
     programs: SampledPrograms
-
-
-def without_latents(task: CodeTask, text: str) -> str:
-    """What is graded of a completion by default: all of it but its latents."""
-    return strip_latents(text)
 
 
 def graded_batches(

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -26,15 +25,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ra3gym.agents.rlvr import answer_reader
 from ra3gym.errors import ConfigError
 from ra3gym.experiments.evaluation import graded_batches
 from ra3gym.experiments.judging import judge_limits, tasks_by_id
 from ra3gym.experiments.progress import StudyProgress
 from ra3gym.experiments.runs import RunFolder
 from ra3gym.experiments.statistics import estimate_mean
-from ra3gym.lm import LoadedModel, encode_prompt, load, strip_latents
+from ra3gym.lm import LoadedModel, encode_prompt, load
 from ra3gym.tasks import CodeTask, load_tasks
-from ra3gym.tasks.completion import cut_completion
 from ra3gym.verify import Judge, Limits, Status, pass_at_k
 
 EVALUATION = "eval"
@@ -168,7 +167,7 @@ def _evaluate(
             shown["tokens_per_second"] = tokens / (time.perf_counter() - started)
         progress.reporter.update(config.seed, config.tasks, EVALUATION, ended, len(tasks), **shown)
 
-    completion_of = answer_reader(loaded)
+    completion_of = answer_reader(loaded.tokenizer)
     generator = torch.Generator().manual_seed(config.seed)
     with StudyProgress([(config.seed, config.tasks, EVALUATION)], title=EVALUATION, console=console) as progress:
         for task in tasks:
@@ -222,23 +221,6 @@ def token_budgets(loaded: LoadedModel, tasks: Sequence[CodeTask], max_new_tokens
         return {task.task_id: max_new_tokens for task in tasks}
     lengths = {task.task_id: len(encode_prompt(loaded.tokenizer, task.prompt)) for task in tasks}
     return {name: max(0, min(max_new_tokens, positions - length)) for name, length in lengths.items()}
-
-
-def answer_reader(loaded: LoadedModel) -> Callable[[CodeTask, str], str]:
-    """A function from (task, sampled text) to the completion that is graded.
-
-    Latents are taken out. The text ends at the first special token of another kind (a chat marker, say), and where
-    the entry function ends (`cut_completion`).
-    """
-    tokenizer: Any = loaded.tokenizer
-    special = {str(added) for added in tokenizer.added_tokens_decoder.values() if added.special}
-    ends = [re.escape(token) for token in special | set(tokenizer.all_special_tokens) if strip_latents(token)]
-    first_end = re.compile("|".join(ends) or r"\Z")
-
-    def completion_of(task: CodeTask, text: str) -> str:
-        return cut_completion(task, strip_latents(first_end.split(text, maxsplit=1)[0]))
-
-    return completion_of
 
 
 @contextmanager

@@ -16,18 +16,19 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from ra3gym.agents.rlvr import RLVRConfig, RLVRStep, algorithm, train
 from ra3gym.agents.rlvr.sampler import Sampler
-from ra3gym.errors import ConfigError, DataError
+from ra3gym.errors import ConfigError, DataError, UnknownNameError
 from ra3gym.experiments.config import typed_config
 from ra3gym.experiments.judging import judge_limits
 from ra3gym.experiments.model_evaluation import token_budgets
@@ -46,8 +47,8 @@ POST_TRAINING = "rlvr"
 _SHOWN_STEPS = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class PostTrainingConfig(RLVRConfig):
+@dataclass(frozen=True)
+class PostTrainingConfig:
     """Post-train a checkpoint on unit-test rewards.
 
     Attributes:
@@ -65,10 +66,13 @@ class PostTrainingConfig(RLVRConfig):
         judge_memory_mb: address space that one program may use, in MB; likewise.
         device: where the model runs; "auto" takes a GPU if there is one. `accelerate launch` decides for itself.
         generate: "model" samples from the model here, "vllm" from a server that gets the weights after each step.
-        vllm_url: the server's address, such as http://localhost:8000.
+        vllm_url: the server's address, such as http://localhost:8000 (docs/vllm.md).
+        vllm_weights: a folder that the server sees too, through which it gets the weights; the folder for temporary
+            files when left out, which does for a server on the same machine.
         trackers: where metrics go beside metrics.jsonl: tensorboard, wandb, and others that accelerate knows.
         plugins: modules to import first, that register algorithms of your own.
         output: the folder that run folders are made in.
+        training: what is the same for every algorithm.
     """
 
     model: str
@@ -85,12 +89,13 @@ class PostTrainingConfig(RLVRConfig):
     device: str = "auto"
     generate: Literal["model", "vllm"] = "model"
     vllm_url: str | None = None
+    vllm_weights: Path | None = None
     trackers: tuple[str, ...] = ("tensorboard",)
     plugins: tuple[str, ...] = ()
     output: Path = Path("runs")
+    training: Annotated[RLVRConfig, tyro.conf.arg(name="")] = field(default_factory=RLVRConfig)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         import_plugins(self.plugins)
         if not self.tasks:
             raise ConfigError("tasks: name at least one set")
@@ -119,13 +124,14 @@ def _run(config: PostTrainingConfig, folder: Path | None, console: Console) -> b
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
+    _check_trackers(config.trackers)
     process = PartialState(cpu=config.device == "cpu" or None)
     if not process.is_main_process:
         console = Console(file=StringIO())  # one process speaks for all
     resumed = folder is not None
     tasks = training_tasks(config, console)
     loaded = load(config.model, device=str(process.device) if config.device == "auto" else config.device)
-    tasks = _with_room(tasks, loaded, config.max_new_tokens, console)
+    tasks = _with_room(tasks, loaded, config.training.max_new_tokens, console)
     with ExitStack() as stack:
         if process.is_main_process:
             run = RunFolder.create(config.output, POST_TRAINING, config) if folder is None else RunFolder.open(folder)
@@ -162,6 +168,7 @@ def _train(
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "tensorboard")),
     )
+    sampler = _sampler(config, console)
     accelerator.init_trackers(POST_TRAINING, config=_flat(config))
     stack.callback(accelerator.end_training)
     judge = stack.enter_context(Judge(workers=config.workers, limits=_limits(config)))
@@ -177,7 +184,7 @@ def _train(
         progress.reporter.update(
             *unit,
             step.step,
-            config.steps,
+            config.training.steps,
             reward=step.reward,
             pass_rate=step.pass_rate,
             entropy=step.entropy,
@@ -188,9 +195,9 @@ def _train(
         loaded,
         tasks,
         algorithm=algorithm(config.algorithm, **dict(map(parse_setting, config.set))),
-        config=config,
+        config=config.training,
         reward=judge,
-        sampler=_sampler(config),
+        sampler=sampler,
         seed=config.seed,
         folder=folder,
         resume=resumed,
@@ -239,12 +246,26 @@ def _with_room(tasks: Sequence[CodeTask], loaded: LoadedModel, max_new_tokens: i
     return kept
 
 
-def _sampler(config: PostTrainingConfig) -> Sampler | None:
+def _sampler(config: PostTrainingConfig, console: Console) -> Sampler | None:
     if config.vllm_url is None:
         return None
     from ra3gym.agents.rlvr.vllm import VLLMSampler
 
-    return VLLMSampler(config.vllm_url)
+    console.print(f"waiting for the vLLM server at {config.vllm_url}", highlight=False, soft_wrap=True)
+    return VLLMSampler(config.vllm_url, weights_folder=config.vllm_weights)
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """`UnknownNameError` or `ConfigError` for a tracker that accelerate does not know, or whose package is missing."""
+    from accelerate.tracking import LoggerType, get_available_trackers
+
+    known = [tracker for tracker in LoggerType.list() if tracker != "all"]
+    available = {str(tracker.value) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("tracker", name, known)
+        if name not in available:
+            raise ConfigError(f"tracker {name!r}: its package is not installed. pip install {name}, or leave it out")
 
 
 def _limits(config: PostTrainingConfig) -> Any:
@@ -254,10 +275,9 @@ def _limits(config: PostTrainingConfig) -> Any:
 
 def _flat(config: PostTrainingConfig) -> dict[str, Any]:
     """Numbers and texts only, as trackers take them."""
-    return {
-        name: value if isinstance(value, (bool, int, float, str)) else str(value)
-        for name, value in dataclasses.asdict(config).items()
-    }
+    values = dataclasses.asdict(config)
+    values |= values.pop("training")
+    return {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in values.items()}
 
 
 def summary_of(config: PostTrainingConfig, run: RunFolder) -> dict[str, Any]:

@@ -13,12 +13,13 @@ import numpy as np
 from scipy.special import entr
 
 from ra3gym.abstractions.codebook import LatentPath
+from ra3gym.agents import rlvr
 from ra3gym.agents.annotated_traces import annotated_dataset, save_annotated
 from ra3gym.agents.annotations import Annotations
 from ra3gym.agents.documents import DocumentWriter, write_documents
 from ra3gym.agents.e_step import OracleEStep, make_e_step
 from ra3gym.agents.m_step import MStepConfig, MStepProgress, distill
-from ra3gym.agents.rlvr import RLVRStep, train_rlvr
+from ra3gym.agents.rlvr import RLVRStep
 from ra3gym.experiments.arms import ARM_RECIPES, Recipe, arm_documents
 from ra3gym.experiments.config import StudyConfig, rlvr_stage
 from ra3gym.experiments.evaluation import Evaluation, evaluate, shown_programs
@@ -26,7 +27,7 @@ from ra3gym.experiments.progress import ProgressReporter
 from ra3gym.experiments.results import Curve, UnitResult, with_steps
 from ra3gym.experiments.runs import MetricsLogger
 from ra3gym.experiments.statistics import area_under_curve
-from ra3gym.lm import add_latents, load, save, tiny_llama, train_tokenizer
+from ra3gym.lm import LoadedModel, add_latents, load, save, tiny_llama, train_tokenizer
 from ra3gym.tasks import CodeTask, ExpertTrace
 from ra3gym.tasks.idioms import LABELS, Split
 from ra3gym.verify import Judge, Limits
@@ -270,8 +271,16 @@ def _run_rlvr(
         speed = tokens / (time.perf_counter() - started)
         reporter.report(stage, step.step, config.steps, reward=step.reward, tokens_per_second=speed)
 
-    history = train_rlvr(model, shared.tokenizer, shared.tasks["rl"], judge, config, seed=shared.seed, on_step=on_step)
-    return [(float(step.step), step.reward) for step in history]
+    result = rlvr.train(
+        LoadedModel(model, shared.tokenizer),
+        shared.tasks["rl"],
+        algorithm=shared.config.rlvr_algorithm,
+        config=config,
+        reward=judge,
+        seed=shared.seed,
+        on_step=on_step,
+    )
+    return [(float(step.step), step.reward) for step in result.history]
 
 
 def _evaluate(

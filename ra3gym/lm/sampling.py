@@ -221,23 +221,27 @@ def _distribution(logits_MV: Tensor, temperature: float, banned_V: Tensor | None
 
 
 def _inverse_cdf(prob_MV: Tensor, uniform_M: Tensor) -> Tensor:
-    """One draw per row. Never a token of probability 0; much faster on the CPU than `torch.multinomial`.
+    """One draw per row, never a token of probability 0; any token where a row's probabilities are NaN.
+
+    Much faster on the CPU than `torch.multinomial`.
 
     For a large vocabulary the distribution is summed by blocks, and only the block that the draw falls into is
     cumulated: a cumulative sum is serial, a sum is not.
     """
     if prob_MV.shape[1] < _BLOCKS_FROM:
         cdf_MV = prob_MV.cumsum(-1)
-        return torch.searchsorted(cdf_MV, (uniform_M * cdf_MV[:, -1])[:, None], right=True)[:, 0]
+        found_M1 = torch.searchsorted(cdf_MV, (uniform_M * cdf_MV[:, -1])[:, None], right=True)
+        return found_M1[:, 0].clamp_(max=prob_MV.shape[1] - 1)
     blocks_MBC = F.pad(prob_MV, (0, -prob_MV.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK))
     cdf_MB = blocks_MBC.sum(-1).cumsum(-1)
     point_M1 = (uniform_M * cdf_MB[:, -1])[:, None]
-    block_M1 = torch.searchsorted(cdf_MB, point_M1, right=True)
+    block_M1 = torch.searchsorted(cdf_MB, point_M1, right=True).clamp_(max=cdf_MB.shape[1] - 1)
     before_M1 = F.pad(cdf_MB, (1, 0)).gather(1, block_M1)
     cdf_MC = blocks_MBC[torch.arange(len(prob_MV), device=prob_MV.device), block_M1[:, 0]].cumsum(-1)
     # The two sums of a block may differ in their last bit: the draw stays below the second one too.
     inside_M1 = torch.minimum(point_M1 - before_M1, torch.nextafter(cdf_MC[:, -1:], torch.zeros_like(point_M1)))
-    return (block_M1 * _BLOCK + torch.searchsorted(cdf_MC, inside_M1, right=True))[:, 0]
+    found_M1 = block_M1 * _BLOCK + torch.searchsorted(cdf_MC, inside_M1, right=True)
+    return found_M1[:, 0].clamp_(max=prob_MV.shape[1] - 1)
 
 
 def read_prompts(model: Any, prompt_ids: Sequence[Sequence[int]], group_size: int, max_new_tokens: int) -> Decoder:

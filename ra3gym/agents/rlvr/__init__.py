@@ -1,12 +1,50 @@
-"""RLVR: reinforcement learning on unit-test rewards, with the algorithm, the scope and the sampler as parts."""
+"""RLVR: reinforcement learning on unit-test rewards, with the algorithm, the scope and the sampler as parts.
 
-from ra3gym.agents.rlvr.trainer import (
-    RLVRConfig,
-    RLVRStep,
-    SampledPrograms,
-    group_advantages,
-    sample_programs,
-    train_rlvr,
+`train(model, tasks, algorithm="grpo")` is the whole of it. An algorithm is an advantage, an objective and numbers
+(`algorithm`, `register_algorithm`); where it acts is a `Scope` (all tokens, latents, comments, ...); programs come from
+a `Sampler` (the model here, or a vLLM server) and are graded by a `Reward` (the judge, or a function of yours).
+"""
+
+from ra3gym.agents.rlvr.algorithm import (
+    Algorithm,
+    RolloutBatch,
+    algorithm,
+    algorithm_names,
+    register_advantage,
+    register_algorithm,
+    register_objective,
+    token_weights,
 )
+from ra3gym.agents.rlvr.answers import answer_reader, without_latents
+from ra3gym.agents.rlvr.config import RLVRConfig
+from ra3gym.agents.rlvr.rewards import FunctionReward, Graded, JudgeReward, Reward
+from ra3gym.agents.rlvr.sampler import ModelSampler, Sampler
+from ra3gym.agents.rlvr.scope import Scope, register_scope, scope_names
+from ra3gym.agents.rlvr.steps import RLVRStep
+from ra3gym.agents.rlvr.training import RLVRResult, train
 
-__all__ = ["RLVRConfig", "RLVRStep", "SampledPrograms", "group_advantages", "sample_programs", "train_rlvr"]
+__all__ = [
+    "Algorithm",
+    "FunctionReward",
+    "Graded",
+    "JudgeReward",
+    "ModelSampler",
+    "RLVRConfig",
+    "RLVRResult",
+    "RLVRStep",
+    "Reward",
+    "RolloutBatch",
+    "Sampler",
+    "Scope",
+    "algorithm",
+    "algorithm_names",
+    "answer_reader",
+    "register_advantage",
+    "register_algorithm",
+    "register_objective",
+    "register_scope",
+    "scope_names",
+    "token_weights",
+    "train",
+    "without_latents",
+]

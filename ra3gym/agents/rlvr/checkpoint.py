@@ -158,7 +158,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def whole_weights(policy: Any, names: Sequence[str]) -> dict[str, torch.Tensor]:
+def whole_weights(policy: Any, names: Sequence[str]) -> dict[str, Any]:
     """The language model's weights by name, gathered from all ranks' shards; every rank must call this."""
     weights = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True))
     return {name: weights[f"model.{name}"] for name in names if f"model.{name}" in weights}

@@ -370,7 +370,8 @@ class _Run:
 
     @property
     def _plain_optimizer(self) -> torch.optim.Optimizer:
-        return getattr(self.optimizer, "optimizer", self.optimizer)
+        plain: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return plain
 
     @property
     def _last(self) -> RLVRStep | None:

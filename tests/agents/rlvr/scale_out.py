@@ -1,6 +1,6 @@
 """A run of RLVR for `accelerate launch`: three steps on the bandit, the weights stored at the end.
 
-FOLDER ALGORITHM [resume] [die-at=STEP]
+FOLDER ALGORITHM [resume] [die-at=STEP] [shards]
 """
 
 from __future__ import annotations
@@ -10,33 +10,53 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ra3gym.agents.rlvr import RLVRStep, train
 from tests.agents.rlvr.bandits import QUICK, TASKS, tiny, writes_an_a
 
-torch.set_num_threads(1)
-folder, name, *options = sys.argv[1:]
-resume = "resume" in options
-die_at = next((int(option.removeprefix("die-at=")) for option in options if option.startswith("die-at=")), 0)
+
+def sharding_accelerator() -> Any:
+    """FSDP2 on CPUs: accelerate has the code for it, but chooses it on accelerators only."""
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.utils import DistributedType
+
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+        cpu_ram_efficient_loading=False,
+    )
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    accelerator.state.fsdp_plugin = plugin
+    accelerator.state.distributed_type = DistributedType.FSDP
+    return accelerator
 
 
-def on_step(step: RLVRStep) -> None:
-    if step.step == die_at and os.environ.get("RANK") == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
+def main(folder: str, name: str, *options: str) -> None:
+    torch.set_num_threads(1)
+    die_at = next((int(option.removeprefix("die-at=")) for option in options if option.startswith("die-at=")), 0)
+
+    def on_step(step: RLVRStep) -> None:
+        if step.step == die_at and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    result = train(
+        tiny(kv_heads=1),
+        TASKS,
+        algorithm=name,
+        config=replace(QUICK, steps=3, checkpoint_every=1, tasks_per_step=4),
+        reward=writes_an_a,
+        seed=2,
+        folder=Path(folder),
+        resume="resume" in options,
+        on_step=on_step,
+        accelerator=sharding_accelerator() if "shards" in options else None,
+    )
+    print("finished", result.finished, [round(step.reward, 6) for step in result.history], flush=True)
 
 
-config = replace(QUICK, steps=3, checkpoint_every=1, tasks_per_step=4)
-result = train(
-    tiny(kv_heads=1),
-    TASKS,
-    algorithm=name,
-    config=config,
-    reward=writes_an_a,
-    seed=2,
-    folder=Path(folder),
-    resume=resume,
-    on_step=on_step,
-)
-print("finished", result.finished, [round(step.reward, 6) for step in result.history])
+if __name__ == "__main__":
+    main(*sys.argv[1:])
