@@ -125,12 +125,13 @@ class CodeVectorEnv(BatchedEnv):
             reward_E = self._rewards(ended, final)
             where.put_final(info, final_obs, final)
             self._over_E[:] = False
-            rows, stepped = _rows_of(rows, stepped, ~ended_E)
+            if ended:
+                rows, stepped = _rows_of(rows, stepped, ~ended_E)
         else:
             self._begin(anew, [self._draw(e) for e in anew])
             reward_E = self._rewards(ended, info)
             self._over_E = ended_E.copy()
-        Where.at(rows, E).put(info, stepped)
+        (Where.at(rows, E) if len(rows) < E else Where.everywhere(E)).put(info, stepped)
         Where.everywhere(E).put(info, self._current(range(E)))
         return self._observe(range(E)), reward_E, terminated_E, truncated_E, info
 
