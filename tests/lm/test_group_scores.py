@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from ra3gym import lm
@@ -92,6 +95,44 @@ def assert_scores_match(model: Any, *, temperature: float = 1.0, allowed: Tensor
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name], gradient, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+class Scorer(nn.Module):
+    """Calls `group_scores` inside a forward pass, as a trainer's policy does."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self) -> Tensor:
+        scores = lm.group_scores(self.model, PROMPTS, COMPLETIONS, PROMPT_OF_ROW, entropy=True)
+        assert scores.entropy_NT is not None
+        return scores.logp_NT.sum() + scores.entropy_NT.sum()
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrapper", ["DistributedDataParallel", "FSDP2"])
+@pytest.mark.parametrize("kind", ["llama", "llama_grouped", "gpt2"])
+def test_inside_a_wrapped_module(kind: str, wrapper: str, process_group: None) -> None:
+    plain, wrapped = Scorer(make_model(kind)), Scorer(make_model(kind))
+    expected = gradients(plain, plain())
+    if wrapper == "FSDP2":
+        for layer in wrapped.model.transformer.h if kind == "gpt2" else wrapped.model.model.layers:
+            fully_shard(layer)
+        fully_shard(wrapped)
+        found = {name: p.full_tensor() for name, p in gradients(wrapped, wrapped()).items()}
+    else:
+        data_parallel = DistributedDataParallel(wrapped)
+        found = gradients(wrapped, data_parallel())
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("temperature", "allowed"), [(1.0, None), (0.7, ALLOWED)])

@@ -47,7 +47,7 @@ class FunctionEnd:
     """`ra3gym.lm.StopRule`: row n ends once the function of `tasks[n // group_size]` has ended (`function_ended`).
 
     Of the text, latents are taken out, as for grading. The text is decoded only where a token may begin a statement at
-    column 0 or decide what it defines; elsewhere a question costs about a microsecond. Programs that read stdin have no
+    column 0 or decide what it defines; elsewhere a question costs a few microseconds. Programs that read stdin have no
     entry function and go on to their end token.
 
     Args:
