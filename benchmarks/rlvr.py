@@ -9,11 +9,12 @@ model, AdamW. Model, prompts, lengths, reward, optimiser and loss (the token mea
 
 First TRL's best setting is searched: its choices are varied one after the other, each from the best found so far, and
 the setting with the fastest step is kept (by CPU time with one thread on the CPU, which a busy machine disturbs less).
-It competes, and beside it the best setting with the C allocator set as our training commands set it ("allocator"),
-which TRL does not do itself. Every system has a process of its own; they take their steps in turn, in changing order,
-and the first ones do not count. Ratios are formed between steps of the same turn, figures are medians. The peak of
-memory is the most that a process holds during training beyond what it held with its model loaded; on a GPU, of tensors
-there. That both do the same work is checked: as many completions and tokens, and gradients about as long.
+It competes with our faster precision, and beside it the best setting with the C allocator set as our training commands
+set it ("allocator"), which TRL does not do itself. Every system has a process of its own; they take their steps in
+turn, in changing order, and the first ones do not count. Ratios are formed between steps of the same turn, figures are
+medians. The peak of memory is the most that a process holds during training beyond what it held with its model loaded;
+on a GPU, of tensors there. That both do the same work is checked: as many completions and tokens, and gradients about
+as long.
 
     pip install 'ra3gym[benchmarks]'
     python benchmarks/rlvr.py --smollm2 FOLDER_OR_GGUF_FILE
@@ -29,15 +30,15 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 from rlvr_cases import (
-    BETAS,
     MAX_GRAD_NORM,
     QUICK,
     Case,
@@ -54,15 +55,17 @@ from rlvr_systems import Row, Running, SystemEndedError
 from rlvr_trl import CHOICES, Setting, trl
 
 from ra3gym import lm
-from ra3gym.agents.rlvr import group_advantages
+from ra3gym.agents import rlvr
 from ra3gym.atomic import write_json
 from ra3gym.errors import Ra3GymError
 from ra3gym.experiments.manifest import describe_start
+from ra3gym.tasks import CodeTask, FunctionTests
 
 RESULTS = Path(__file__).with_name("results")
 WIDTH = 150
 """Columns of the tables where nobody looks at a terminal."""
 OURS = "ra3gym"
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -102,54 +105,51 @@ class Options:
 # --- Our step ---------------------------------------------------------------------------------------------------------
 
 
-def ours(case: Case, pacer: Pacer) -> None:
+def ours(case: Case, pacer: Pacer, precision: Precision) -> None:
     """Train for the steps of `case`."""
     if case.device == "cpu":
         lm.keep_freed_memory()
     loaded = lm.load(case.model, device=case.device)
-    model, tokenizer = loaded.model, loaded.tokenizer
-    generator = torch.Generator(device=case.device).manual_seed(case.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=case.learning_rate, betas=BETAS, weight_decay=0.0)
-    allowed_V = torch.ones(model.config.vocab_size, dtype=torch.bool, device=case.device)
+    tokenizer: Any = loaded.tokenizer
+    allowed_V = torch.ones(loaded.model.config.vocab_size, dtype=torch.bool, device=case.device)
     allowed_V[tokenizer.eos_token_id] = not case.full_length
+    tests = FunctionTests(((),), (None,))  # of no use: another reward decides
+    tasks = [CodeTask(str(i), prompt, "", tests) for i, prompt in enumerate(chain.from_iterable(case.prompts))]
+    config = rlvr.RLVRConfig(
+        steps=len(case.prompts),
+        tasks_per_step=len(case.prompts[0]),
+        group_size=case.group_size,
+        learning_rate=case.learning_rate,
+        warmup_steps=0,
+        max_grad_norm=MAX_GRAD_NORM,
+        max_new_tokens=case.new_tokens,
+        stop_at_function_end=False,
+        precision=precision,
+        rows_per_sample=case.rows,
+        min_entropy=0.0,
+    )
+
+    def on_step(step: rlvr.RLVRStep) -> None:
+        phases = {"generate, reward": step.sample_seconds, "train": step.train_seconds}
+        rows = config.tasks_per_step * case.group_size
+        pacer.done(Work(rows=rows, tokens=step.tokens, grad_norm=step.grad_norm, phases=phases))
+
     with reward_of(case, tokenizer) as reward:
+
+        def rewarded(task: CodeTask, text: str) -> float:
+            return reward([task.prompt], [tokenizer.encode(text, add_special_tokens=False)])[0]
+
         pacer.ready()
-        for prompts in case.prompts:
-            work = Work()
-            prompt_ids = [lm.encode_prompt(tokenizer, prompt) for prompt in prompts]
-            with work.phase("generate", case.device):
-                samples = lm.generate(
-                    model,
-                    prompt_ids,
-                    group_size=case.group_size,
-                    max_new_tokens=case.new_tokens,
-                    eos_id=tokenizer.eos_token_id,
-                    pad_id=tokenizer.pad_token_id,
-                    generator=generator,
-                    allowed_mask_V=allowed_V if case.full_length else None,
-                )
-            completions = samples.completions()
-            work.rows, work.tokens = len(completions), sum(map(len, completions))
-            with work.phase("reward and batch", case.device):
-                each = [prompt for prompt in prompts for _ in range(case.group_size)]
-                reward_N = torch.tensor(reward(each, completions), device=case.device)
-                advantage_N = group_advantages(reward_N, case.group_size)
-                rows = advantage_N.nonzero()[:, 0].tolist()
-            if rows:
-                model.train()
-                with work.phase("forward", case.device):
-                    logp_BT, mask_BT = lm.completion_logprobs(
-                        model, [prompt_ids[row // case.group_size] for row in rows], [completions[row] for row in rows]
-                    )
-                    loss = -(advantage_N[rows][:, None] * logp_BT * mask_BT).sum() / work.tokens
-                with work.phase("backward", case.device):
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                with work.phase("optimiser", case.device):
-                    work.grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM))
-                    optimizer.step()
-                model.eval()
-            pacer.done(work)
+        rlvr.train(
+            loaded,
+            tasks,
+            algorithm="grpo_token",
+            config=config,
+            reward=rewarded,
+            allowed_mask_V=allowed_V if case.full_length else None,
+            seed=case.seed,
+            on_step=on_step,
+        )
 
 
 # --- Measuring --------------------------------------------------------------------------------------------------------
@@ -196,12 +196,28 @@ class Search:
         return row | {figure: min(step[figure] for step in steps) for figure in ("seconds", "cpu_seconds")}
 
 
-def compete(case: Case, settings: dict[str, Setting], warmup: int, console: Console) -> list[Row]:
+def best_precision(case: Case, options: Options, console: Console) -> tuple[Precision, list[Row]]:
+    """Our faster precision on a case, and what was tried for it."""
+    tried: list[Row] = []
+    figure = "cpu_seconds" if case.device == "cpu" and options.threads == 1 else "seconds"
+    short = replace(case, prompts=case.prompts[: 1 + options.search_steps])
+    for precision in get_args(Precision):
+        with closing(Running(ours, short, precision)) as running:
+            running.step()  # warms up
+            steps = [running.step() for _ in range(options.search_steps)]
+        least = {name: min(step[name] for step in steps) for name in ("seconds", "cpu_seconds")}
+        tried.append({"case": case.name, "system": OURS, "precision": precision, **least})
+        console.print(f"{case.name}: {OURS}, {precision}: {least['seconds']:.2f} s a step", markup=False)
+    best: Precision = min(tried, key=lambda row: row[figure])["precision"]
+    return best, tried
+
+
+def compete(case: Case, precision: Precision, settings: dict[str, Setting], warmup: int, console: Console) -> list[Row]:
     """All steps of all systems: ours, and TRL with each of `settings`."""
     rows: list[Row] = []
     running: dict[str, Running] = {}
     try:
-        running[OURS] = Running(ours, case)
+        running[OURS] = Running(ours, case, precision)
         for name, setting in settings.items():
             running[name] = Running(trl, case, setting)
         for number in range(len(case.prompts)):
@@ -255,9 +271,13 @@ def measure(options: Options, console: Console) -> dict[str, Any]:
                 settings, tried = peers(case, options, console)
                 found["search"] += tried
             case = replace(case, prompts=case.prompts[: options.warmup + options.steps])
-            steps = compete(case, settings, options.warmup, console)
+            precision: Precision = "float32"
+            if options.search:
+                precision, tried = best_precision(case, options, console)
+                found["search"] += tried
+            steps = compete(case, precision, settings, options.warmup, console)
             found["steps"] += steps
-            found["summary"].append(summarise(case, settings, steps))
+            found["summary"].append({"precision": precision, **summarise(case, settings, steps)})
     found["different"] = [said for entry in found["summary"] for said in differences(entry)]
     return found
 
@@ -330,7 +350,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     for column in columns:
         table.add_column(column)
     phases = Table(title="Its parts: median seconds")
-    parts = ("generate", "reward and batch", "forward", "backward", "optimiser")
+    parts = ("generate", "reward and batch", "forward", "backward", "optimiser", "generate, reward", "train")
     for column in ("case", "system", *parts, "gradient norm", "tokens"):
         phases.add_column(column)
     for summary in found["summary"]:

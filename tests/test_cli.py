@@ -140,7 +140,7 @@ EVAL = ("eval", "--model", "MODEL", "--tasks", "TASKS")
         (
             ("evaluate",),
             "unknown command 'evaluate'",
-            "known: doctor, envs, eval, inspect, judge, play, report, run, study",
+            "known: doctor, envs, eval, inspect, judge, play, report, rlvr, run, study",
         ),
         (("run", "quikstart"), "unknown study 'quikstart'", "Did you mean 'quickstart'?"),
         (("run", "quickstart", "--arms", "ntp,ra4"), "unknown arm 'ra4'", "known: base, latents"),

@@ -206,8 +206,9 @@ class _SharedPrompts:
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """In float32, as transformers has it, whatever the type of the scores."""
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+    """In float32 at least, as transformers has it for models of less."""
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)
 
 
 class _DecoderLayer:

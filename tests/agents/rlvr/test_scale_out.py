@@ -18,7 +18,7 @@ from ra3gym.lm import LoadedModel
 from .bandits import QUICK, TASKS, tiny, writes_an_a
 
 ROOT = Path(__file__).resolve().parents[3]
-TWO = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+TWO = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
 
 
 def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
