@@ -26,8 +26,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ra3gym.agents.rlvr import RLVRConfig, RLVRStep, algorithm, train
+from ra3gym.agents.rlvr import Algorithm, RLVRConfig, RLVRStep, algorithm, train
 from ra3gym.agents.rlvr.sampler import Sampler
+from ra3gym.agents.rlvr.training import check_fit
 from ra3gym.errors import ConfigError, DataError, UnknownNameError
 from ra3gym.experiments.config import typed_config
 from ra3gym.experiments.judging import judge_limits
@@ -39,7 +40,7 @@ from ra3gym.experiments.runs import RunFolder
 from ra3gym.lm import LoadedModel, load
 from ra3gym.tasks import CodeTask, load_tasks
 from ra3gym.tasks.benchmarks import BENCHMARKS
-from ra3gym.verify import Judge
+from ra3gym.verify import Judge, Limits
 
 POST_TRAINING = "rlvr"
 """The name of such runs, where a study has its own."""
@@ -101,12 +102,16 @@ class PostTrainingConfig:
             raise ConfigError("tasks: name at least one set")
         if self.workers < 1:
             raise ConfigError(f"workers={self.workers}: give at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed}: give 0 or a positive number")
         if (self.generate == "vllm") != (self.vllm_url is not None):
             raise ConfigError(
                 f"generate={self.generate!r} with vllm_url={self.vllm_url!r}: --generate vllm and --vllm-url URL "
                 "belong together"
             )
-        algorithm(self.algorithm, **dict(map(parse_setting, self.set)))  # a wrong name is an error here
+        # A wrong name, or a limit out of range, is an error here.
+        _algorithm(self)
+        _limits(self)
 
 
 def start_post_training(config: PostTrainingConfig, console: Console) -> bool:
@@ -124,31 +129,42 @@ def _run(config: PostTrainingConfig, folder: Path | None, console: Console) -> b
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    _check_trackers(config.trackers)
     process = PartialState(cpu=config.device == "cpu" or None)
     if not process.is_main_process:
         console = Console(file=StringIO())  # one process speaks for all
     resumed = folder is not None
+    if folder is not None and (ended := RunFolder.open(folder)).summary is not None:
+        console.print(f"{folder} has come to its end: nothing is left to do", highlight=False, soft_wrap=True)
+        show_post_training(ended, console)
+        return True
+    # What can be wrong is found ahead of the folder: a mistake leaves none behind.
+    _check_trackers(config.trackers)
     tasks = training_tasks(config, console)
     loaded = load(config.model, device=str(process.device) if config.device == "auto" else config.device)
+    check_fit(_algorithm(config), config.training, loaded, process.num_processes)
     tasks = _with_room(tasks, loaded, config.training.max_new_tokens, console)
     with ExitStack() as stack:
+        sampler = _sampler(config, console)
+        if sampler is not None:
+            stack.callback(sampler.close)
         if process.is_main_process:
             run = RunFolder.create(config.output, POST_TRAINING, config) if folder is None else RunFolder.open(folder)
             stack.enter_context(run.exclusive())
             if resumed:
                 run.record_resume()
             folder = run.path
-        (folder,) = broadcast_object_list([folder])
+            resumed = (folder / "rlvr.json").is_file()  # not where it was killed ahead of its first step
+        # The main process has looked for all: a moment later the file is there in any case.
+        folder, resumed = broadcast_object_list([folder, resumed])
         console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
-        finished = _train(config, folder, resumed, tasks, loaded, stack, console)
+        finished = _train(config, folder, resumed, tasks, loaded, sampler, console)
         if not finished:
             console.print(
                 f"\nStopped, and stored. Go on with: ra3gym rlvr --resume {folder}", highlight=False, soft_wrap=True
             )
         elif process.is_main_process:
-            run.write_summary(summary_of(config, RunFolder.open(folder)))
-            show_post_training(RunFolder.open(folder), console)
+            run.write_summary(summary_of(config, run))
+            show_post_training(run, console)
     return finished
 
 
@@ -158,7 +174,7 @@ def _train(
     resumed: bool,
     tasks: Sequence[CodeTask],
     loaded: LoadedModel,
-    stack: ExitStack,
+    sampler: Sampler | None,
     console: Console,
 ) -> bool:
     from accelerate import Accelerator
@@ -168,42 +184,42 @@ def _train(
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "tensorboard")),
     )
-    sampler = _sampler(config, console)
     accelerator.init_trackers(POST_TRAINING, config=_flat(config))
-    stack.callback(accelerator.end_training)
-    judge = stack.enter_context(Judge(workers=config.workers, limits=_limits(config)))
     unit = (config.seed, config.algorithm, POST_TRAINING)
-    progress = stack.enter_context(StudyProgress([unit], title=POST_TRAINING, console=console))
-    started, tokens, first = time.perf_counter(), 0, True
+    with ExitStack() as stack:
+        stack.callback(accelerator.end_training)
+        judge = stack.enter_context(Judge(workers=config.workers, limits=_limits(config)))
+        progress = stack.enter_context(StudyProgress([unit], title=POST_TRAINING, console=console))
+        started, tokens = time.perf_counter(), 0
 
-    def on_step(step: RLVRStep) -> None:
-        nonlocal tokens, first
-        tokens += step.tokens
-        values = {name: value for name, value in dataclasses.asdict(step).items() if value is not None}
-        accelerator.log({name: value for name, value in values.items() if name != "step"}, step=step.step)
-        progress.reporter.update(
-            *unit,
-            step.step,
-            config.training.steps,
-            reward=step.reward,
-            pass_rate=step.pass_rate,
-            entropy=step.entropy,
-            tokens_per_second=tokens / (time.perf_counter() - started),
+        def on_step(step: RLVRStep) -> None:
+            nonlocal tokens
+            tokens += step.tokens
+            values = {name: value for name, value in dataclasses.asdict(step).items() if value is not None}
+            accelerator.log({name: value for name, value in values.items() if name != "step"}, step=step.step)
+            progress.reporter.update(
+                *unit,
+                step.step,
+                config.training.steps,
+                reward=step.reward,
+                pass_rate=step.pass_rate,
+                entropy=step.entropy,
+                tokens_per_second=tokens / (time.perf_counter() - started),
+            )
+
+        result = train(
+            loaded,
+            tasks,
+            algorithm=_algorithm(config),
+            config=config.training,
+            reward=judge,
+            sampler=sampler,
+            seed=config.seed,
+            folder=folder,
+            resume=resumed,
+            on_step=on_step,
+            accelerator=accelerator,
         )
-
-    result = train(
-        loaded,
-        tasks,
-        algorithm=algorithm(config.algorithm, **dict(map(parse_setting, config.set))),
-        config=config.training,
-        reward=judge,
-        sampler=sampler,
-        seed=config.seed,
-        folder=folder,
-        resume=resumed,
-        on_step=on_step,
-        accelerator=accelerator,
-    )
     return result.finished
 
 
@@ -246,6 +262,10 @@ def _with_room(tasks: Sequence[CodeTask], loaded: LoadedModel, max_new_tokens: i
     return kept
 
 
+def _algorithm(config: PostTrainingConfig) -> Algorithm:
+    return algorithm(config.algorithm, **dict(map(parse_setting, config.set)))
+
+
 def _sampler(config: PostTrainingConfig, console: Console) -> Sampler | None:
     if config.vllm_url is None:
         return None
@@ -268,7 +288,7 @@ def _check_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f"tracker {name!r}: its package is not installed. pip install {name}, or leave it out")
 
 
-def _limits(config: PostTrainingConfig) -> Any:
+def _limits(config: PostTrainingConfig) -> Limits:
     limits = [judge_limits(name, config.judge_seconds, config.judge_memory_mb) for name in config.tasks]
     return max(limits, key=lambda limit: limit.seconds)
 

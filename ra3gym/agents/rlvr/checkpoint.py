@@ -77,10 +77,11 @@ class RunState:
 
     def reference(self, loaded: LoadedModel, resume: bool) -> LoadedModel:
         """The model that the run began with, stored for the time after a resumption."""
-        if resume:
-            return load(self.folder / "reference")
+        stored = self.folder / "reference"
+        if resume and stored.is_dir():  # else the run was killed ahead of its first step
+            return load(stored)
         if self._writes:
-            save(loaded.model, loaded.tokenizer, self.folder / "reference")
+            save(loaded.model, loaded.tokenizer, stored)
         return loaded
 
     def history(self, up_to: int) -> list[RLVRStep]:

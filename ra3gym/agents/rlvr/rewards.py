@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ra3gym.agents.rlvr.answers import AnswerReader, without_latents
-from ra3gym.errors import DataError
 from ra3gym.tasks import CodeTask
 from ra3gym.verify import Judge, Verdict
 
@@ -26,7 +24,10 @@ class Reward(Protocol):
     """Grades completions, in the background where it can: sampling goes on meanwhile."""
 
     def submit(self, tasks: Sequence[CodeTask], texts: Sequence[str]) -> Future[list[Graded]]:
-        """Grade text i, sampled for task i (latents included, the end of text removed)."""
+        """Grade text i, sampled for task i (latents included, the end of text removed).
+
+        A reward that is not finite ends the run with a `DataError`.
+        """
         ...
 
 
@@ -81,12 +82,10 @@ class FunctionReward:
         self._solved_at = solved_at
 
     def submit(self, tasks: Sequence[CodeTask], texts: Sequence[str]) -> Future[list[Graded]]:
-        """See `Reward.submit`; `DataError` for a reward that is not a finite number."""
+        """See `Reward.submit`."""
         graded = []
         for task, text in zip(tasks, texts, strict=True):
             reward = float(self._function(task, text))
-            if not math.isfinite(reward):
-                raise DataError(f"the reward of a program for task {task.task_id!r} is {reward}: rewards are finite")
             graded.append(Graded(reward, reward >= self._solved_at))
         result: Future[list[Graded]] = Future()
         result.set_result(graded)

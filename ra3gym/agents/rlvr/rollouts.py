@@ -7,6 +7,7 @@ state to restore.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ra3gym.agents.rlvr.rewards import Graded, Reward
 from ra3gym.agents.rlvr.sampler import Sampler
+from ra3gym.errors import DataError
 from ra3gym.lm import LoadedModel, Samples, encode_prompt
 from ra3gym.lm.stopping import StopRule
 from ra3gym.lm.stream import end_ids
@@ -142,6 +144,7 @@ def roll_out(
     parts = []
     for chosen, samples, texts, future in waiting:
         found = future.result()
+        _check_rewards(chosen, found, group_size)
         part = Rollouts(
             tasks=tuple(chosen),
             group_size=group_size,
@@ -155,6 +158,16 @@ def roll_out(
         )
         parts.append(part)
     return Rollouts.joined(parts)
+
+
+def _check_rewards(tasks: Sequence[CodeTask], graded: Sequence[Graded], group_size: int) -> None:
+    """`DataError` unless there is a finite reward for each program: one NaN would spoil the whole step's gradient."""
+    if len(graded) != len(tasks) * group_size:
+        raise DataError(f"the reward graded {len(graded)} programs of {len(tasks) * group_size}: it must grade each")
+    for row, one in enumerate(graded):
+        if not math.isfinite(one.reward):
+            name = tasks[row // group_size].task_id
+            raise DataError(f"the reward of a program for task {name!r} is {one.reward}: rewards are finite")
 
 
 def stream_seed(seed: int, step: int, *place: int) -> int:

@@ -120,23 +120,15 @@ class _Run:
         if not tasks:
             raise DataError("there are no tasks to train on")
         self.algorithm = find_algorithm(named)
-        _check_group(self.algorithm, config)
+        if seed < 0:
+            raise ConfigError(f"seed={seed}: give 0 or a positive number")
         if folder is None and resume:
             raise ConfigError("resume=True needs the folder of the run that is to go on")
         loaded = model if isinstance(model, LoadedModel) else load(model)
         config = config.for_model(loaded.model)
         self.tasks, self.config, self.seed = tasks, config, seed
         self.accelerator = accelerator or _make_accelerator(loaded)
-        ranks = self.accelerator.num_processes
-        if config.tasks_per_step % ranks:
-            raise ConfigError(f"tasks_per_step={config.tasks_per_step} is not a multiple of the {ranks} processes")
-        self.scope = Scope(
-            config.act_on,
-            loaded.tokenizer,
-            latent_weight=config.latent_weight,
-            comment_weight=config.comment_weight,
-            code_weight=config.code_weight,
-        )
+        self.scope = check_fit(self.algorithm, config, loaded, self.accelerator.num_processes)
         self.state = None if folder is None else self._open(Path(folder), resume)
         reference = self._reference(loaded, resume)
         if config.freeze_decoder:
@@ -411,8 +403,29 @@ _COMPARES = frozenset({"group_standardised", "group_centred", "leave_one_out", "
 """Advantages that are 0, or not defined, for a task's only sample."""
 
 
-def _check_group(algorithm: Algorithm, config: RLVRConfig) -> None:
+def check_fit(algorithm: Algorithm, config: RLVRConfig, loaded: LoadedModel, num_processes: int) -> Scope:
+    """Where RL acts in such a run, once its algorithm, its model and its processes go together.
+
+    Raises:
+        ConfigError: too small a group for the algorithm, tasks that cannot be shared evenly among the processes
+            or are fewer than the minibatches, a negative weight, or a scope that the model has no tokens for.
+        UnknownNameError: no such scope.
+    """
     if algorithm.advantage in _COMPARES and config.group_size < 2:
         raise ConfigError(
             f"group_size={config.group_size}: {algorithm.name!r} compares the samples of a task, give at least 2"
         )
+    if config.tasks_per_step % num_processes:
+        raise ConfigError(f"tasks_per_step={config.tasks_per_step} is not a multiple of the {num_processes} processes")
+    if algorithm.minibatches > (share := config.tasks_per_step // num_processes):
+        raise ConfigError(
+            f"minibatches={algorithm.minibatches}: each needs a task of every process at least, and tasks_per_step="
+            f"{config.tasks_per_step} gives a process {share}"
+        )
+    return Scope(
+        config.act_on,
+        loaded.tokenizer,
+        latent_weight=config.latent_weight,
+        comment_weight=config.comment_weight,
+        code_weight=config.code_weight,
+    )
