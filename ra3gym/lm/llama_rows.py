@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ra3gym.lm.llama import _LayerWeights, _rms_norm
+from ra3gym.lm.llama import _DecoderLayer, _rms_norm
+from ra3gym.lm.packed_linear import PackedLinear
 
 _DENSE = 0.8
 """Rows move to the first slots once at most this share of the slots up to the last of them is wanted."""
@@ -29,7 +30,8 @@ class LlamaRows:
 
     def __init__(self, model: Any, num_rows: int) -> None:
         self._model, self._device = model, model.device
-        self._layers = [_LayerWeights(layer) for layer in model.model.layers]
+        self._layers = [_DecoderLayer(layer, pack=True) for layer in model.model.layers]
+        self._head = PackedLinear(model.lm_head.weight)
         config = model.config
         self._kv_heads, self._head_size = config.num_key_value_heads, config.head_dim
         self._row_of_slot = list(range(num_rows))
@@ -53,7 +55,7 @@ class LlamaRows:
         last_B = torch.tensor([length - 1 for length in lengths], device=self._device)
         hidden_BD = self._read_prompts(ids_BT, torch.tensor(slots, device=self._device), last_B)
         self._length_S[slots] = lengths
-        return F.linear(hidden_BD, self._model.lm_head.weight), hidden_BD
+        return self._head(hidden_BD), hidden_BD
 
     def write(self, rows: Sequence[int], tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Append one token to each of these rows; logits `(B, V)` and states `(B, D)` behind them."""
@@ -66,7 +68,7 @@ class LlamaRows:
         # and their next one takes its place.
         hidden_BD = self._read(token_M)[torch.tensor(slots, device=self._device)]
         self._length_S[slots] += 1
-        return F.linear(hidden_BD, self._model.lm_head.weight), hidden_BD
+        return self._head(hidden_BD), hidden_BD
 
     def _make_room(self, positions: int) -> None:
         """Buffers, and rotations, for so many positions; buffers grow by half at least."""
@@ -107,7 +109,7 @@ class LlamaRows:
         cos_T1E, sin_T1E = self._cos_LE[:T, None], self._sin_LE[:T, None]
         x_BTD = F.embedding(ids_BT, self._model.model.embed_tokens.weight)
         for layer, keys_SKLE, values_SKLE in zip(self._layers, self._keys, self._values, strict=True):
-            qkv = F.linear(_rms_norm(x_BTD, layer.norm_1, layer.eps), layer.qkv, layer.qkv_bias).view(B, T, -1, size)
+            qkv = layer.qkv(_rms_norm(x_BTD, layer.norm_1, layer.eps)).view(B, T, -1, size)
             queries_and_key = qkv[:, :, :-kv_heads]
             queries_and_key = queries_and_key * cos_T1E + queries_and_key.roll(size // 2, -1) * sin_T1E
             keys_BKTE = queries_and_key[:, :, -kv_heads:].transpose(1, 2)
@@ -122,7 +124,7 @@ class LlamaRows:
                 scale=self._scale,
                 enable_gqa=query_BHTE.shape[1] != kv_heads,
             )
-            x_BTD = x_BTD + F.linear(mixed_BHTE.transpose(1, 2).reshape(B, T, -1), layer.out, layer.out_bias)
+            x_BTD = x_BTD + layer.out(mixed_BHTE.transpose(1, 2).reshape(B, T, -1))
             x_BTD = x_BTD + _feed_forward(x_BTD, layer)
         norm = self._model.model.norm
         last_BD = x_BTD[torch.arange(B, device=self._device), last_B]
@@ -144,7 +146,7 @@ class LlamaRows:
             bias_M1L = torch.zeros(M, end, dtype=x_MD.dtype, device=self._device)
             bias_M1L = bias_M1L.masked_fill_(unseen_ML, -torch.inf)[:, None]
         for layer, keys_SKLE, values_SKLE in zip(self._layers, self._keys, self._values, strict=True):
-            qkv = F.linear(_rms_norm(x_MD, layer.norm_1, layer.eps), layer.qkv, layer.qkv_bias).view(M, -1, size)
+            qkv = layer.qkv(_rms_norm(x_MD, layer.norm_1, layer.eps)).view(M, -1, size)
             queries_and_key = qkv[:, :-kv_heads]
             queries_and_key = queries_and_key * cos_M1E + queries_and_key.roll(size // 2, -1) * sin_M1E
             keys_SKLE[slot_M, :, at_M] = queries_and_key[:, -kv_heads:]
@@ -156,14 +158,13 @@ class LlamaRows:
             if bias_M1L is not None:
                 scores.view(M, -1, end).add_(bias_M1L)
             mixed = torch.bmm(torch.softmax(scores, dim=-1), values).view(M, -1)
-            x_MD = x_MD + F.linear(mixed, layer.out, layer.out_bias)
+            x_MD = x_MD + layer.out(mixed)
             x_MD = x_MD + _feed_forward(x_MD, layer)
         norm = self._model.model.norm
         return _rms_norm(x_MD, norm.weight, norm.variance_epsilon)
 
 
-def _feed_forward(x: Tensor, layer: _LayerWeights) -> Tensor:
+def _feed_forward(x: Tensor, layer: _DecoderLayer) -> Tensor:
     """What a layer's second half adds to `x`, of shape `(..., D)`."""
-    both = F.linear(_rms_norm(x, layer.norm_2, layer.eps), layer.gate_up, layer.gate_up_bias)
-    gate, up = both.chunk(2, dim=-1)
-    return F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
+    gate, up = layer.gate_up(_rms_norm(x, layer.norm_2, layer.eps)).chunk(2, dim=-1)
+    return layer.down(F.silu(gate) * up)

@@ -6,9 +6,14 @@ anew at each call. A decoder multiplies by the same weights at each token.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_LEAST_ELEMENTS = 2**16
+"""Smaller weights stay as they are: the packed product's call costs more than it spares."""
 
 
 class PackedLinear:
@@ -20,10 +25,14 @@ class PackedLinear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, pack: bool = True) -> None:
-        self._bias = None if bias is None else bias.detach()
+        self._plain, self._bias = weight, None if bias is None else bias.detach()
         self._packs = pack and _packs(weight)
         # PyTorch's own compiler makes frozen linear layers of these two operators.
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None) if self._packs else weight
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled as it was made: what oneDNN laid out has no form outside the process."""
+        return partial(PackedLinear, pack=self._packs), (self._plain, self._bias)
 
     def __call__(self, x_MD: Tensor) -> Tensor:
         """The product, shape `(M, outputs)`."""
@@ -35,7 +44,12 @@ class PackedLinear:
 
 def _packs(weight: Tensor) -> bool:
     """Whether oneDNN multiplies by this weight in its own type (autocast would ask for another)."""
-    if weight.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available():
+    if (
+        weight.numel() < _LEAST_ELEMENTS
+        or weight.device.type != "cpu"
+        or torch.is_autocast_enabled("cpu")
+        or not torch.backends.mkldnn.is_available()
+    ):
         return False
     if not all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
         return False

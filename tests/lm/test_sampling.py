@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -240,3 +241,14 @@ def test_packed_weights_give_the_same_product(dtype: torch.dtype, bias: bool) ->
     bias_V = torch.randn(70).to(dtype) if bias else None
     packed, plain = (PackedLinear(weight_VD, bias_V, pack=pack)(x_MD) for pack in (True, False))
     torch.testing.assert_close(packed, plain)
+
+
+@pytest.mark.parametrize("width", [16, 512])
+def test_packed_products_are_those_of_linear_layers_also_when_pickled(width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(160, width, generator=generator), torch.randn(160, generator=generator)
+    x_MD = torch.randn(9, width, generator=generator)
+    packed = PackedLinear(weight, bias)
+    torch.testing.assert_close(packed(x_MD), torch.nn.functional.linear(x_MD, weight, bias))
+    again = pickle.loads(pickle.dumps(packed))
+    torch.testing.assert_close(again(x_MD), packed(x_MD), rtol=0, atol=0)
