@@ -235,20 +235,13 @@ def test_bfloat16_weights_sample_near_their_own_distribution() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [False, True])
-def test_packed_weights_give_the_same_product(dtype: torch.dtype, bias: bool) -> None:
+@pytest.mark.parametrize("width", [33, 999])  # the narrow one is too small to be packed
+def test_packed_weights_give_the_same_product(dtype: torch.dtype, bias: bool, width: int) -> None:
     torch.manual_seed(0)
-    x_MD, weight_VD = torch.randn(5, 33).to(dtype), torch.randn(70, 33).to(dtype)
+    x_MD, weight_VD = torch.randn(5, width).to(dtype), torch.randn(70, width).to(dtype)
     bias_V = torch.randn(70).to(dtype) if bias else None
-    packed, plain = (PackedLinear(weight_VD, bias_V, pack=pack)(x_MD) for pack in (True, False))
-    torch.testing.assert_close(packed, plain)
-
-
-@pytest.mark.parametrize("width", [16, 512])
-def test_packed_products_are_those_of_linear_layers_also_when_pickled(width: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight, bias = torch.randn(160, width, generator=generator), torch.randn(160, generator=generator)
-    x_MD = torch.randn(9, width, generator=generator)
-    packed = PackedLinear(weight, bias)
-    torch.testing.assert_close(packed(x_MD), torch.nn.functional.linear(x_MD, weight, bias))
+    packed, plain = (PackedLinear(weight_VD, bias_V, pack=pack) for pack in (True, False))
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1.6e-2, "atol": 0.5}
+    torch.testing.assert_close(packed(x_MD), plain(x_MD), **tolerance)
     again = pickle.loads(pickle.dumps(packed))
     torch.testing.assert_close(again(x_MD), packed(x_MD), rtol=0, atol=0)
