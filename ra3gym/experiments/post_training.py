@@ -235,7 +235,8 @@ def training_tasks(config: PostTrainingConfig, console: Console) -> list[CodeTas
     twice = [name for name, count in Counter(task.task_id for task in tasks).items() if count > 1]
     if twice:
         raise DataError(
-            f"task {twice[0]!r} stands in more than one of the sets {', '.join(config.tasks)}: leave one out"
+            f"task {twice[0]!r} stands more than once in {', '.join(config.tasks)}: leave a set out, or give each "
+            "task an id of its own"
         )
     return tasks
 
