@@ -281,7 +281,7 @@ MISTAKES = {
     "no value": (["--set", "clip_high"], "'clip_high': give settings as key=value"),
     "tasks": (["--tasks", "idiom"], "unknown task set 'idiom'.*idioms"),
     "tasks file": (["--tasks", "jsonl:none.jsonl"], "none.jsonl"),
-    "model": (["--model", "no/such/model"], "cannot load the model .no/such/model."),
+    "model": (["--model", "no/such/model"], "no model at no/such/model"),
     "steps": (["--steps=-1"], "steps=-1: give a whole number of at least 0"),
     "seed": (["--seed=-1"], "seed=-1: give 0"),
     "workers": (["--workers", "0"], "workers=0"),
