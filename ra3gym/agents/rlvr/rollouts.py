@@ -181,8 +181,13 @@ class TaskOrder:
     def __init__(self, num_tasks: int, seed: int) -> None:
         self._num_tasks = num_tasks
         self._seed = seed
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
 
     def __getitem__(self, place: int) -> int:
         """The task at a place in the order, counted from 0 over all steps."""
         epoch, within = divmod(place, self._num_tasks)
-        return int(np.random.default_rng([self._seed, epoch]).permutation(self._num_tasks)[within])
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._num_tasks)
+        return int(self._order[within])

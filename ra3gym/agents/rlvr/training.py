@@ -76,7 +76,7 @@ def train(
         config: `RLVRConfig()` when `None`.
         reward: a judge or a `JudgeReward` for unit tests, a function of (task, text), or a `Reward`; `None` makes a
             judge for the time of the run.
-        sampler: where programs are sampled; the model itself when `None`.
+        sampler: where programs are sampled, yours to close; the model itself when `None`.
         allowed_mask_V: bool, the only tokens that may be sampled (a pruned action space).
         seed: the same seed gives the same run, whether it is interrupted or not; on the CPU to the last bit.
         folder: where checkpoints, metrics and the model are kept; nothing is written when `None`.
@@ -96,8 +96,10 @@ def train(
     )
     with ExitStack() as stack:
         run.grade_with(reward, stack)
-        stack.callback(run.sampler.close)
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+        if sampler is None:
+            stack.callback(run.sampler.close)
+        device = run.accelerator.device
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         return run.train(on_step)
 
 
@@ -221,8 +223,8 @@ class _Run:
         rate = self.config.rate_at(step)
         for group in self._plain_optimizer.param_groups:
             group["lr"] = rate
-        # For models with dropout; nothing else here draws from the global generator.
-        torch.default_generator.manual_seed(stream_seed(self.seed, step, self.accelerator.process_index, 1 << 20))
+        # For models with dropout; nothing else here draws from the global generators.
+        torch.manual_seed(stream_seed(self.seed, step, self.accelerator.process_index, 1 << 20))
         started = time.perf_counter()
         rollouts, first, tokens = self._collect(step)
         sampled = time.perf_counter()
