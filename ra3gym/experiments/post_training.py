@@ -21,6 +21,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 from rich import box
 from rich.console import Console
@@ -129,7 +130,8 @@ def _run(config: PostTrainingConfig, folder: Path | None, console: Console) -> b
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    process = PartialState(cpu=config.device == "cpu" or None)
+    # Without `cpu`, processes on a machine without accelerators would not know of each other.
+    process = PartialState(cpu=config.device == "cpu" or not torch.accelerator.is_available())
     if not process.is_main_process:
         console = Console(file=StringIO())  # one process speaks for all
     resumed = folder is not None
