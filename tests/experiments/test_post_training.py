@@ -253,12 +253,14 @@ def test_what_cannot_be_resumed(tiny_model_folder: Path, folder: Path, capsys: p
         resume_post_training(run, Console(file=StringIO()))
 
 
+LAUNCHER = (
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
+    *("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port", "0", "-m"),
+)
+
+
 def test_two_processes_are_one_run(tiny_model_folder: Path, folder: Path) -> None:
-    launcher = (
-        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
-        *("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port", "0", "-m"),
-    )
-    done = rlvr("--model", tiny_model_folder, *OPTIONS, launcher=launcher)
+    done = rlvr("--model", tiny_model_folder, *OPTIONS, launcher=LAUNCHER)
     assert done.returncode == 0, done.stderr
     (run,) = Path("runs").iterdir()
     assert run_of(done.stdout) == run
@@ -272,6 +274,29 @@ def test_two_processes_are_one_run(tiny_model_folder: Path, folder: Path) -> Non
     expected = weights(alone / "model")
     for name, weight in weights(run / "model").items():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_both_processes_with_a_checkpoint_and_one_goes_on(tiny_model_folder: Path, folder: Path) -> None:
+    # The launcher, whose process group Ctrl-C reaches, passes the signal on to its processes.
+    to_launcher = "os.killpg(os.getpgid(os.getppid()), number)"
+    of_the_first = 'os.environ.get("RANK", "0") == "0" and Path("signal").exists()'
+    source = SIGNALLED.replace('Path("signal").exists()', of_the_first)
+    (folder / "signalled.py").write_text(
+        source.replace("(os.killpg if number == signal.SIGINT else os.kill)(os.getpid(), number)", to_launcher)
+    )
+    (folder / "signal").write_text(str(int(signal.SIGINT)))
+    # So many steps that the signal, which takes its time through the launcher, comes ahead of the last one.
+    options = ("--model", tiny_model_folder, *OPTIONS, "--plugins", "signalled", "--algorithm", "signalled")
+    ended = rlvr(*options, "--steps", 60, launcher=LAUNCHER)
+    assert ended.returncode != 0
+    (run,) = Path("runs").iterdir()
+    assert f"Stopped, and stored. Go on with: ra3gym rlvr --resume {run}" in ended.stdout.splitlines()
+    done = len(history(run))
+    assert 4 <= done < 60
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{done:06d}"]
+    assert resume_post_training(run, Console(file=StringIO()))
+    assert [step.step for step in history(run)] == list(range(1, 61))
 
 
 MISTAKES = {
