@@ -186,7 +186,10 @@ def _train(
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "tensorboard")),
     )
-    accelerator.init_trackers(POST_TRAINING, config=_flat(config))
+    # Steps behind the last checkpoint are done again: TensorBoard is to forget them.
+    done = max((int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*")), default=0)
+    redo = {"tensorboard": {"purge_step": done + 1}} if resumed else {}
+    accelerator.init_trackers(POST_TRAINING, config=_flat(config), init_kwargs=redo)
     unit = (config.seed, config.algorithm, POST_TRAINING)
     with ExitStack() as stack:
         stack.callback(accelerator.end_training)
