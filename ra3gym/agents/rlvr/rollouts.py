@@ -54,6 +54,12 @@ class Rollouts:
         """Tokens sampled."""
         return sum(map(len, self.completions))
 
+    @property
+    def informative(self) -> list[int]:
+        """The tasks whose programs were not all rewarded alike."""
+        reward_PG = self.reward_N.view(-1, self.group_size)
+        return [int(index) for index in (reward_PG != reward_PG[:, :1]).any(1).nonzero()[:, 0]]
+
     def group(self, index: int) -> slice:
         """The rows of one task."""
         return slice(index * self.group_size, (index + 1) * self.group_size)

@@ -17,22 +17,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ra3gym.agents.rlvr.advantages import soft_overlong_punishment
 from ra3gym.agents.rlvr.algorithm import Algorithm
 from ra3gym.agents.rlvr.algorithm import algorithm as find_algorithm
 from ra3gym.agents.rlvr.answers import answer_reader, without_latents
 from ra3gym.agents.rlvr.checkpoint import RunState, load_optimizer, read_state, training_state, whole_weights
+from ra3gym.agents.rlvr.collecting import Collected, Collector
 from ra3gym.agents.rlvr.config import RLVRConfig
 from ra3gym.agents.rlvr.function_end import FunctionEnd
 from ra3gym.agents.rlvr.health import Health, StopRequest, not_finite
 from ra3gym.agents.rlvr.learner import Learner, NonFiniteError, UpdateMetrics
 from ra3gym.agents.rlvr.policy import Policy, freeze_decoder
 from ra3gym.agents.rlvr.rewards import FunctionReward, JudgeReward, Reward
-from ra3gym.agents.rlvr.rollouts import Rollouts, RolloutSettings, TaskOrder, roll_out, stream_seed
+from ra3gym.agents.rlvr.rollouts import RolloutSettings, stream_seed
 from ra3gym.agents.rlvr.sampler import ModelSampler, Sampler
 from ra3gym.agents.rlvr.scope import Scope
 from ra3gym.agents.rlvr.steps import RLVRStep
@@ -178,8 +177,7 @@ class _Run:
             allowed_mask_V=allowed_mask_V,
             make_stop=partial(FunctionEnd, loaded.tokenizer) if config.stop_at_function_end else None,
         )
-        self.order = TaskOrder(len(tasks), seed)
-        self.reward: Reward
+        self.collector: Collector
 
     def grade_with(self, reward: Reward | Judge | Callable[[CodeTask, str], float] | None, stack: ExitStack) -> None:
         """Set what grades the programs; a judge that is made here is closed with `stack`."""
@@ -189,7 +187,18 @@ class _Run:
             cuts = self.config.stop_at_function_end
             reader = answer_reader(self.loaded.tokenizer) if cuts else without_latents
             reward = JudgeReward(reward, self.config.reward, reader)
-        self.reward = reward if hasattr(reward, "submit") else FunctionReward(reward)
+        self.collector = Collector(
+            self.tasks,
+            self.sampler,
+            reward if hasattr(reward, "submit") else FunctionReward(reward),
+            self.loaded,
+            self.settings,
+            self.algorithm,
+            self.config,
+            seed=self.seed,
+            rank=self.accelerator.process_index,
+            num_ranks=self.accelerator.num_processes,
+        )
 
     def train(self, on_step: Callable[[RLVRStep], None]) -> RLVRResult:
         """The steps that are left; see `train`."""
@@ -226,73 +235,34 @@ class _Run:
         # For models with dropout; nothing else here draws from the global generators.
         torch.manual_seed(stream_seed(self.seed, step, self.accelerator.process_index, 1 << 20))
         started = time.perf_counter()
-        rollouts, first, tokens = self._collect(step)
+        collected = self.collector.collect(step)
         sampled = time.perf_counter()
-        if not bool(rollouts.logp_NT.isfinite().all()):
+        if not bool(collected.rollouts.logp_NT.isfinite().all()):
             raise not_finite(step, "the log-probability of a sampled token", self._last)
         try:
-            update = self.learner.step(rollouts)
+            update = self.learner.step(collected.rollouts)
         except NonFiniteError as error:
             raise not_finite(step, error, self._last) from None
         self._share_weights()
         seconds = sampled - started, time.perf_counter() - sampled
-        return self._record(step, rate, first, tokens, update, seconds)
-
-    def _collect(self, step: int) -> tuple[Rollouts, Rollouts, int]:
-        """This process's rollouts of a step to train on, those first sampled, and the tokens sampled in all.
-
-        The two are the same but with dynamic sampling, which replaces groups without signal as far as it can.
-        """
-        config = self.config
-        count = config.tasks_per_step // self.accelerator.num_processes
-        first = count * self.accelerator.process_index
-        places = range(first, first + count)
-        chosen = [self.order[(step - 1) * config.tasks_per_step + place] for place in places]
-        rollouts = self._roll_out(chosen, [stream_seed(self.seed, step, place) for place in places])
-        if not self.algorithm.dynamic_sampling:
-            return rollouts, rollouts, rollouts.num_tokens
-        tokens = rollouts.num_tokens
-        good = _informative(rollouts)
-        kept, spare = rollouts.select(good), [index for index in range(count) if index not in good]
-        for attempt in range(1, config.max_resamples + 1):
-            missing = count - len(kept.tasks)
-            if missing == 0:
-                break
-            rng = np.random.default_rng([self.seed, step, first, attempt])
-            fresh = self._roll_out(
-                rng.integers(len(self.tasks), size=missing).tolist(),
-                [stream_seed(self.seed, step, place, attempt) for place in places[:missing]],
-            )
-            tokens += fresh.num_tokens
-            kept = Rollouts.joined([kept, fresh.select(_informative(fresh))])
-        return Rollouts.joined([kept, rollouts.select(spare[: count - len(kept.tasks)])]), rollouts, tokens
-
-    def _roll_out(self, chosen: Sequence[int], seeds: Sequence[int]) -> Rollouts:
-        tasks = [self.tasks[index] for index in chosen]
-        rollouts = roll_out(
-            self.sampler, self.loaded.tokenizer, self.loaded.model, tasks, seeds, self.reward, self.settings
-        )
-        lengths_N = torch.tensor([len(ids) for ids in rollouts.completions])
-        punishment_N = soft_overlong_punishment(
-            lengths_N, max_new_tokens=self.config.max_new_tokens, buffer=self.algorithm.overlong_buffer
-        )
-        return dataclasses.replace(rollouts, reward_N=rollouts.reward_N + punishment_N)
+        return self._record(step, rate, collected, update, seconds)
 
     def _record(
-        self, step: int, rate: float, first: Rollouts, tokens: int, update: UpdateMetrics, seconds: tuple[float, float]
+        self, step: int, rate: float, collected: Collected, update: UpdateMetrics, seconds: tuple[float, float]
     ) -> RLVRStep:
+        first = collected.first
         marks = self.scope.mark(first.completions)
         sums = torch.tensor(
             [
                 len(first.completions),
                 float(first.reward_N.sum()),
                 float(first.passed_N.sum()),
-                len(_informative(first)),
+                len(first.informative),
                 first.num_tokens,
                 float(marks.acts_NT.sum()),
                 float((~first.finished_N).sum()),
                 -float(first.logp_NT.sum()),
-                tokens,
+                collected.tokens,
             ],
             device=self.accelerator.device,
         )
@@ -370,12 +340,6 @@ class _Run:
     @property
     def _last(self) -> RLVRStep | None:
         return self.history[-1] if self.history else None
-
-
-def _informative(rollouts: Rollouts) -> list[int]:
-    """The tasks whose programs were not all rewarded alike."""
-    reward_PG = rollouts.reward_N.view(-1, rollouts.group_size)
-    return [int(index) for index in (reward_PG != reward_PG[:, :1]).any(1).nonzero()[:, 0]]
 
 
 def _make_accelerator(loaded: LoadedModel) -> Any:
