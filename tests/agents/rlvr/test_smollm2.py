@@ -7,6 +7,8 @@ without it the tests are skipped. They need 6 GB of memory and 3 GB of disk.
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,22 +68,30 @@ def show(step: RLVRStep) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model as an ordinary folder: reading the GGUF file takes most of a minute."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The model as an ordinary folder: reading the GGUF file takes most of a minute. Removed at the end."""
     file = checkpoint()
     assert file is not None
     loaded = lm.load(file)
     target = tmp_path_factory.mktemp("smollm2") / "model"
     lm.save(loaded.model, loaded.tokenizer, target)
     assert (target / "model.safetensors").is_file()
-    return target
+    yield target
+    shutil.rmtree(target)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Path]:
+    """Where a run may write its gigabytes, which pytest would keep for three sessions."""
+    yield tmp_path / "run"
+    shutil.rmtree(tmp_path / "run")
 
 
 def weights_of(loaded: LoadedModel) -> dict[str, torch.Tensor]:
     return {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
 
 
-def test_a_step_its_checkpoint_and_its_resumption(folder: Path, tmp_path: Path) -> None:
+def test_a_step_its_checkpoint_and_its_resumption(folder: Path, run: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     config = replace(CONFIG, steps=2, checkpoint_every=1, keep_checkpoints=1)
@@ -94,7 +104,6 @@ def test_a_step_its_checkpoint_and_its_resumption(folder: Path, tmp_path: Path) 
         if step.step == 2:
             raise Killed
 
-    run = tmp_path / "run"
     with pytest.raises(Killed):
         train(folder, TASKS, config=config, reward=begins_with_a_call, folder=run, on_step=die)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000001"]
