@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -80,11 +80,14 @@ class Policy(nn.Module):
         return PolicyScores(scores.logp_NT, scores.entropy_NT, value_NT, scores.mask_NT)
 
 
-def freeze_decoder(model: Any, tokenizer: Any) -> None:
+def freeze_decoder(model: Any, tokenizer: Any) -> Callable[[], None]:
     """Leave only the output rows of the latents to train: when to switch and to what, not how code is written.
 
     The output embedding is untied from the input embedding first. The probability of each line given that no latent
     comes, and given the latents ahead of it, then stays exactly as it is.
+
+    Returns:
+        What lets all weights learn again, the embeddings untied.
 
     Raises:
         ConfigError: the tokenizer has no latents.
@@ -96,8 +99,16 @@ def freeze_decoder(model: Any, tokenizer: Any) -> None:
     if head.weight is model.get_input_embeddings().weight:
         head.weight = nn.Parameter(head.weight.detach().clone())
         model.config.tie_word_embeddings = False
+    learnt = [weight for weight in model.parameters() if weight.requires_grad]
     model.requires_grad_(False)
     head.weight.requires_grad_(True)
     trained_V1 = torch.zeros(len(head.weight), 1, device=head.weight.device)
     trained_V1[latents] = 1.0
-    head.weight.register_hook(lambda gradient: gradient * trained_V1)
+    hook = head.weight.register_hook(lambda gradient: gradient * trained_V1)
+
+    def thaw() -> None:
+        hook.remove()
+        for weight in learnt:
+            weight.requires_grad_(True)
+
+    return thaw

@@ -94,6 +94,7 @@ def train(
         model, tasks, algorithm, config or RLVRConfig(), sampler, allowed_mask_V, seed, folder, resume, accelerator
     )
     with ExitStack() as stack:
+        stack.callback(run.thaw)
         run.grade_with(reward, stack)
         if sampler is None:
             stack.callback(run.sampler.close)
@@ -132,8 +133,7 @@ class _Run:
         self.scope = check_fit(self.algorithm, config, loaded, self.accelerator.num_processes)
         self.state = None if folder is None else self._open(Path(folder), resume)
         reference = self._reference(loaded, resume)
-        if config.freeze_decoder:
-            freeze_decoder(loaded.model, loaded.tokenizer)
+        self.thaw = freeze_decoder(loaded.model, loaded.tokenizer) if config.freeze_decoder else lambda: None
         checkpoint = (
             self.state.checkpoints[-1] if resume and self.state is not None and self.state.checkpoints else None
         )

@@ -179,6 +179,10 @@ def test_a_frozen_decoder_writes_code_as_before() -> None:
     assert changed == {"lm_head.weight"}
     rows = (before["lm_head.weight"] != after["lm_head.weight"]).any(1).nonzero()[:, 0].tolist()
     assert rows == latents
+    assert all(weight.requires_grad for weight in loaded.model.parameters())
+    train(loaded, TASKS, config=replace(QUICK, steps=1), reward=lambda task, text: float(len(text) % 2))
+    again = weights_of(loaded)
+    assert all(not torch.equal(weight, again[name]) for name, weight in after.items())
 
 
 def test_gradients_that_are_not_finite_stop_the_run() -> None:
