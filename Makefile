@@ -6,9 +6,12 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 ARGS ?=
+# Processes that run the tests, each some modules of them; 0 runs all in this one (for a debugger, say).
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope
 
 # Two-thread torch can collapse on a busy two-core machine; small models want one thread per process.
 export OMP_NUM_THREADS ?= 1
@@ -28,10 +31,10 @@ quickstart: $(VENV)/.installed
 	$(BIN)/ra3gym run quickstart $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
