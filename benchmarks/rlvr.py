@@ -105,7 +105,7 @@ class Options:
 # --- Our step ---------------------------------------------------------------------------------------------------------
 
 
-def ours(case: Case, pacer: Pacer, precision: Precision) -> None:
+def ours(case: Case, pacer: Pacer, precision: Precision = "float32") -> None:
     """Train for the steps of `case`."""
     if case.device == "cpu":
         lm.keep_freed_memory()

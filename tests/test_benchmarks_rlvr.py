@@ -162,9 +162,13 @@ def test_smoke_run_of_the_search(tmp_path: Path, cases: ModuleType) -> None:
     pytest.importorskip("trl")
     result = _run(tmp_path / "rlvr.json")
     _check(result, cases, ["ra3gym", "TRL"])
-    assert [row["setting"]["bf16"] for row in result["search"]] == [True, False]
-    fastest = min(result["search"], key=lambda row: float(row["cpu_seconds"]))
+    theirs = [row for row in result["search"] if "setting" in row]
+    ours = [row for row in result["search"] if "precision" in row]
+    assert [row["setting"]["bf16"] for row in theirs] == [True, False]
+    assert [row["precision"] for row in ours] == ["float32", "bfloat16"]
+    (fastest, quicker) = (min(rows, key=lambda row: float(row["cpu_seconds"])) for rows in (theirs, ours))
     assert result["summary"][0]["systems"][1]["setting"] == fastest["setting"]
+    assert result["summary"][0]["precision"] == quicker["precision"]
 
 
 def test_an_unknown_choice_is_told() -> None:

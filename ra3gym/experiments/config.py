@@ -128,7 +128,7 @@ class StudyConfig:
         base: pre-training of the base model that all arms of a seed share.
         m_step: mid-training of each arm.
         rlvr: post-training.
-        rlvr_algorithm: its algorithm by name; see `ra3gym.agents.rlvr.algorithm`.
+        rlvr_algorithm: its algorithm by name; see `ra3gym.agents.rlvr.algorithms`.
         rlvr_arms: the arms that RLVR goes on from; a `steps` of 0 leaves RLVR out.
         rlvr_learning_rates: per arm, where it differs from `rlvr.learning_rate`; the study `tune` helps to choose.
         rlvr_grid: learning rates to try for every arm and seed, instead; the best on the tune split is kept.

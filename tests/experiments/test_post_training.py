@@ -85,7 +85,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    registry = importlib.import_module("ra3gym.agents.rlvr.algorithm")
+    registry = importlib.import_module("ra3gym.agents.rlvr.algorithms")
     monkeypatch.setattr(registry, "_ALGORITHMS", dict(registry._ALGORITHMS))
     monkeypatch.setattr(composition, "_ADVANTAGES", dict(composition._ADVANTAGES))
     yield tmp_path

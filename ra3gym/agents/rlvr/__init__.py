@@ -5,7 +5,7 @@
 a `Sampler` (the model here, or a vLLM server) and are graded by a `Reward` (the judge, or a function of yours).
 """
 
-from ra3gym.agents.rlvr.algorithm import (
+from ra3gym.agents.rlvr.algorithms import (
     Algorithm,
     RolloutBatch,
     algorithm,

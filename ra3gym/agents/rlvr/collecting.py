@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ra3gym.agents.rlvr.advantages import soft_overlong_punishment
-from ra3gym.agents.rlvr.algorithm import Algorithm
+from ra3gym.agents.rlvr.algorithms import Algorithm
 from ra3gym.agents.rlvr.config import RLVRConfig
 from ra3gym.agents.rlvr.rewards import Reward
 from ra3gym.agents.rlvr.rollouts import Rollouts, RolloutSettings, TaskOrder, roll_out, stream_seed

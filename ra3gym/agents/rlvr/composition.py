@@ -2,7 +2,7 @@
 
 An `Algorithm` holds names and numbers only, so that `dataclasses.asdict` of it goes into a run's manifest and
 `Algorithm(**that)` comes back. The arithmetic stands in `ra3gym.agents.rlvr.advantages`, `.objectives` and `.kl`; the
-algorithms themselves, and what is registered here, in `ra3gym.agents.rlvr.algorithm`.
+algorithms themselves, and what is registered here, in `ra3gym.agents.rlvr.algorithms`.
 
 Shape suffixes: P prompts, G samples of each, N = P * G rows (those of prompt i are i*G .. i*G + G - 1), T tokens.
 """

@@ -11,7 +11,7 @@ from ra3gym.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class RLVRConfig:
-    """How RLVR runs, whatever the algorithm (`ra3gym.agents.rlvr.algorithm`).
+    """How RLVR runs, whatever the algorithm (`ra3gym.agents.rlvr.algorithms`).
 
     Attributes:
         steps: batches sampled and trained on; an algorithm may update several times on each.

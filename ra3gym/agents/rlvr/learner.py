@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ra3gym.agents.rlvr.algorithm import Algorithm, RolloutBatch, token_weights
+from ra3gym.agents.rlvr.algorithms import Algorithm, RolloutBatch, token_weights
 from ra3gym.agents.rlvr.config import RLVRConfig
 from ra3gym.agents.rlvr.kl import kl_estimate
 from ra3gym.agents.rlvr.objectives import truncated_importance_weights, value_loss

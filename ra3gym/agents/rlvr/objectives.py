@@ -1,7 +1,7 @@
 """Objectives: from log-probabilities and advantages to a loss per token. Pure functions over (rows, tokens) tensors.
 
 Each policy objective returns `(loss_NT, clipped_NT)`: the loss to *minimise*, 0 outside the decisions and not yet
-reduced (`ra3gym.agents.rlvr.algorithm.token_weights` does that), and where a bound took hold. Only `logp_NT` carries a
+reduced (`ra3gym.agents.rlvr.algorithms.token_weights` does that), and where a bound took hold. Only `logp_NT` carries a
 gradient; what the tensors hold outside `acts_NT`, NaN and infinities included, is not read.
 
 With the ratio `r_t = pi(a_t) / pi_old(a_t)` the gradient with respect to `log pi(a_t)` is

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ra3gym.agents.rlvr.algorithm import Algorithm
-from ra3gym.agents.rlvr.algorithm import algorithm as find_algorithm
+from ra3gym.agents.rlvr.algorithms import Algorithm
+from ra3gym.agents.rlvr.algorithms import algorithm as find_algorithm
 from ra3gym.agents.rlvr.answers import answer_reader, without_latents
 from ra3gym.agents.rlvr.checkpoint import RunState, load_optimizer, read_state, training_state, whole_weights
 from ra3gym.agents.rlvr.collecting import Collected, Collector

@@ -23,7 +23,7 @@ from ra3gym.agents.rlvr.advantages import (
     leave_one_out,
     soft_overlong_punishment,
 )
-from ra3gym.agents.rlvr.algorithm import Algorithm, algorithm, token_weights
+from ra3gym.agents.rlvr.algorithms import Algorithm, algorithm, token_weights
 from ra3gym.agents.rlvr.kl import kl_estimate
 
 trl = pytest.importorskip("trl", reason="trl, of the dev extra, is what the losses are compared with")

@@ -46,7 +46,7 @@ def folder(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "guess.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    registry = importlib.import_module("ra3gym.agents.rlvr.algorithm")
+    registry = importlib.import_module("ra3gym.agents.rlvr.algorithms")
     monkeypatch.setattr(registry, "_ALGORITHMS", dict(registry._ALGORITHMS))
     monkeypatch.setattr(composition, "_ADVANTAGES", dict(composition._ADVANTAGES))
     yield tmp_path

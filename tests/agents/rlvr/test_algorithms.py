@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ra3gym.agents.rlvr import advantages, composition
-from ra3gym.agents.rlvr import algorithm as family
-from ra3gym.agents.rlvr.algorithm import (
+from ra3gym.agents.rlvr import algorithms as family
+from ra3gym.agents.rlvr.algorithms import (
     Algorithm,
     RolloutBatch,
     algorithm,
