@@ -131,7 +131,7 @@ class VLLMClient:
                 reason = str(error)
             if (left := deadline - time.monotonic()) <= 0:
                 raise SamplerError(f"no vLLM server was ready at {self.url} within {seconds:g} s: {reason}")
-            time.sleep(min(_POLL_SECONDS, left))
+            time.sleep(min(_POLL_SECONDS, left))  # a server that loads a model has no event to wait for
 
     def get(self, path: str) -> Any:
         """The JSON answer to a GET."""
