@@ -128,10 +128,18 @@ def resume_post_training(folder: Path, console: Console) -> bool:
 
 def _run(config: PostTrainingConfig, folder: Path | None, console: Console) -> bool:
     from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
 
     # Without `cpu`, processes on a machine without accelerators would not know of each other.
     process = PartialState(cpu=config.device == "cpu" or not torch.accelerator.is_available())
+    finished = _run_among(process, config, folder, console)
+    # A group that is left behind can abort the exit. Behind an error it is left: others may still wait in it.
+    process.destroy_process_group()
+    return finished
+
+
+def _run_among(process: Any, config: PostTrainingConfig, folder: Path | None, console: Console) -> bool:
+    from accelerate.utils import broadcast_object_list
+
     if not process.is_main_process:
         console = Console(file=StringIO())  # one process speaks for all
     resumed = folder is not None
@@ -192,7 +200,8 @@ def _train(
     accelerator.init_trackers(POST_TRAINING, config=_flat(config), init_kwargs=redo)
     unit = (config.seed, config.algorithm, POST_TRAINING)
     with ExitStack() as stack:
-        stack.callback(accelerator.end_training)
+        for tracker in accelerator.trackers:
+            stack.callback(tracker.finish)
         judge = stack.enter_context(Judge(workers=config.workers, limits=_limits(config)))
         progress = stack.enter_context(StudyProgress([unit], title=POST_TRAINING, console=console))
         started, tokens = time.perf_counter(), 0
@@ -225,6 +234,7 @@ def _train(
             on_step=on_step,
             accelerator=accelerator,
         )
+    accelerator.free_memory()  # what it prepared would keep the process group alive
     return result.finished
 
 

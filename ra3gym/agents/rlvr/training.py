@@ -81,7 +81,8 @@ def train(
         folder: where checkpoints, metrics and the model are kept; nothing is written when `None`.
         resume: go on from the last checkpoint in `folder`.
         on_step: called after each step, in every process.
-        accelerator: an `accelerate.Accelerator`; made when `None`.
+        accelerator: an `accelerate.Accelerator`; made when `None`. A script for `accelerate launch` passes one and ends
+            with its `free_memory()` and `end_training()`: a process group that is left behind can abort the exit.
 
     Raises:
         DataError: no tasks.

@@ -10,19 +10,17 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
 
 from ra3gym.agents.rlvr import RLVRStep, train
 from tests.agents.rlvr.bandits import QUICK, TASKS, tiny, writes_an_a
 
 
-def sharding_accelerator() -> Any:
+def sharding_accelerator() -> Accelerator:
     """FSDP2 on CPUs: accelerate has the code for it, but chooses it on accelerators only."""
-    from accelerate import Accelerator, FullyShardedDataParallelPlugin
-    from accelerate.utils import DistributedType
-
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
@@ -43,6 +41,7 @@ def main(folder: str, name: str, *options: str) -> None:
         if step.step == die_at and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGKILL)
 
+    accelerator = sharding_accelerator() if "shards" in options else Accelerator(cpu=True)
     result = train(
         tiny(kv_heads=1),
         TASKS,
@@ -53,9 +52,16 @@ def main(folder: str, name: str, *options: str) -> None:
         folder=Path(folder),
         resume="resume" in options,
         on_step=on_step,
-        accelerator=sharding_accelerator() if "shards" in options else None,
+        accelerator=accelerator,
     )
-    print("finished", result.finished, [round(step.reward, 6) for step in result.history], flush=True)
+    # One write: two processes share the stream.
+    sys.stdout.write(f"finished {result.finished} {[round(step.reward, 6) for step in result.history]}\n")
+    sys.stdout.flush()
+    if "shards" in options:
+        # DTensor's caches keep gloo's threads beyond the group's end, where they can abort the exit (pytorch#190489).
+        os._exit(0)
+    accelerator.free_memory()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":
