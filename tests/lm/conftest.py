@@ -6,14 +6,23 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 VOCAB = 48
-KINDS = ("llama", "llama_grouped", "llama_bias_scaled", "qwen2", "gpt2")
+KINDS = ("llama", "llama_grouped", "llama_bias_scaled", "qwen2", "mistral", "gpt2")
 
 
 def make_model(kind: str) -> Any:
-    """A model over `VOCAB` tokens. The three Llamas take the fast decoder, the others the general one."""
+    """A model over `VOCAB` tokens. GPT-2 takes the general decoder, the others the fast one."""
     size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     size |= {"vocab_size": VOCAB, "max_position_embeddings": 128}
     special: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
@@ -30,6 +39,8 @@ def make_model(kind: str) -> Any:
             model = LlamaForCausalLM(LlamaConfig(**size, **special, **options, num_key_value_heads=1, head_dim=16))
         elif kind == "qwen2":
             model = Qwen2ForCausalLM(Qwen2Config(**size, **special, num_key_value_heads=2))
+        elif kind == "mistral":
+            model = MistralForCausalLM(MistralConfig(**size, **special, num_key_value_heads=2, sliding_window=None))
         else:
             config = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=128, vocab_size=VOCAB, **special)
             model = GPT2LMHeadModel(config)

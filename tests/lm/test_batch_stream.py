@@ -74,13 +74,13 @@ def test_rows_write_wait_and_begin_anew_on_their_own(kind: str, seed: int, rows:
 
 
 @pytest.mark.parametrize(
-    ("kind", "rows"), [("llama", LlamaRows), ("qwen2", CacheRows), ("gpt2", CacheRows), ("sliding", SeparateRows)]
+    ("kind", "rows"), [("llama", LlamaRows), ("qwen2", LlamaRows), ("gpt2", CacheRows), ("sliding", SeparateRows)]
 )
 def test_each_model_takes_the_fastest_way_that_fits_it(kind: str, rows: type) -> None:
     assert type(BatchStream(lm.LoadedModel(MODELS[kind], TOKENIZER), [[2]])._rows) is rows
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_long_rows_outgrow_what_was_set_aside(kind: str) -> None:
     loaded = lm.LoadedModel(MODELS[kind], TOKENIZER)
     stream, alone = BatchStream(loaded, [[2, 3], [4], [5]]), [TokenStream(loaded, ids) for ids in ([2, 3], [4], [5])]
