@@ -27,9 +27,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ra3gym.abstractions.pruning import PrunedActions
 from ra3gym.agents.rlvr import Algorithm, RLVRConfig, RLVRStep, algorithm, train
 from ra3gym.agents.rlvr.sampler import Sampler
 from ra3gym.agents.rlvr.training import check_fit
+from ra3gym.atomic import write_json
 from ra3gym.errors import ConfigError, DataError, UnknownNameError
 from ra3gym.experiments.config import typed_config
 from ra3gym.experiments.judging import judge_limits
@@ -38,6 +40,7 @@ from ra3gym.experiments.playing import parse_setting
 from ra3gym.experiments.plugins import import_plugins
 from ra3gym.experiments.progress import StudyProgress
 from ra3gym.experiments.runs import RunFolder
+from ra3gym.experiments.token_pruning import prune_to_expert, token_mask, told
 from ra3gym.lm import LoadedModel, load
 from ra3gym.tasks import CodeTask, load_tasks
 from ra3gym.tasks.benchmarks import BENCHMARKS
@@ -62,6 +65,8 @@ class PostTrainingConfig:
         split: of every set; left out, the training split where a set has one, else all of it.
         path: where the data lies, as for `ra3gym eval`.
         limit: only the first so many tasks of each set.
+        prune_to_expert: sample only the commonest tokens of the tasks' reference programs that make up this share of
+            them, such as 0.999 (a pruned action space); what that costs is printed and kept in pruned_actions.json.
         seed: of everything random.
         workers: processes that run the tests, beside the sampling.
         judge_seconds: wall-clock seconds that one program may run; as for `ra3gym eval` when left out.
@@ -84,6 +89,7 @@ class PostTrainingConfig:
     split: str | None = None
     path: Path | None = None
     limit: int | None = None
+    prune_to_expert: float | None = None
     seed: int = 0
     workers: int = 2
     judge_seconds: float | None = None
@@ -153,6 +159,10 @@ def _run_among(process: Any, config: PostTrainingConfig, folder: Path | None, co
     loaded = load(config.model, device=str(process.device) if config.device == "auto" else config.device)
     check_fit(_algorithm(config), config.training, loaded, process.num_processes)
     tasks = _with_room(tasks, loaded, config.training.max_new_tokens, console)
+    pruned = None
+    if config.prune_to_expert is not None:
+        pruned = prune_to_expert(tasks, loaded, config.prune_to_expert)
+        console.print(told(pruned), highlight=False, soft_wrap=True)
     with ExitStack() as stack:
         sampler = _sampler(config, console)
         if sampler is not None:
@@ -163,11 +173,13 @@ def _run_among(process: Any, config: PostTrainingConfig, folder: Path | None, co
             if resumed:
                 run.record_resume()
             folder = run.path
+            if pruned is not None:
+                write_json(folder / "pruned_actions.json", dataclasses.asdict(pruned))
             resumed = (folder / "rlvr.json").is_file()  # not where it was killed ahead of its first step
         # The main process has looked for all: a moment later the file is there in any case.
         folder, resumed = broadcast_object_list([folder, resumed])
         console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
-        finished = _train(config, folder, resumed, tasks, loaded, sampler, console)
+        finished = _train(config, folder, resumed, tasks, loaded, pruned, sampler, console)
         if not finished:
             console.print(
                 f"\nStopped, and stored. Go on with: ra3gym rlvr --resume {folder}", highlight=False, soft_wrap=True
@@ -184,6 +196,7 @@ def _train(
     resumed: bool,
     tasks: Sequence[CodeTask],
     loaded: LoadedModel,
+    pruned: PrunedActions | None,
     sampler: Sampler | None,
     console: Console,
 ) -> bool:
@@ -228,6 +241,7 @@ def _train(
             config=config.training,
             reward=judge,
             sampler=sampler,
+            allowed_mask_V=None if pruned is None else token_mask(pruned),
             seed=config.seed,
             folder=folder,
             resume=resumed,
@@ -355,7 +369,7 @@ def show_post_training(run: RunFolder, console: Console) -> None:
         for heading in (f"mean of {_SHOWN_STEPS} steps", "first", "last"):
             table.add_column(heading, justify="right" if heading in ("first", "last") else "left")
         for name in summary["first"]:
-            table.add_row(name.replace("_", " "), f"{summary['first'][name]:.3g}", f"{summary['last'][name]:.3g}")
+            table.add_row(name.replace("_", " "), _number(summary["first"][name]), _number(summary["last"][name]))
         console.print(table)
     console.print(
         f"model: {run.path / 'model'}\nevaluate it: ra3gym eval --model {run.path / 'model'} --tasks TASKS\n"
@@ -363,3 +377,7 @@ def show_post_training(run: RunFolder, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -438,3 +438,18 @@ def test_completions_that_end_at_once(tiny_model_folder: Path, folder: Path) -> 
     assert set(texts) == {""}
     assert all(step.entropy == 0 and step.grad_norm == 0 and step.truncated == 0 for step in result.history)
     assert all(torch.equal(weight, before[name]) for name, weight in result.loaded.model.state_dict().items())
+
+
+def test_a_pruned_run_samples_what_references_hold(tiny_model_folder: Path, folder: Path) -> None:
+    records = [task | {"canonical_solution": f"{number}\n"} for number, task in enumerate(TASKS)]
+    write_jsonl(folder / "solved.jsonl", records)
+    run, printed = in_process(tiny_model_folder, tasks=("jsonl:solved.jsonl",), prune_to_expert=1.0)
+    pruned = json.loads((run / "pruned_actions.json").read_text())
+    assert f"sampling {len(pruned['kept'])} of {pruned['num_actions']} tokens" in printed
+    assert pruned["rule"] == "expert frequency"
+    free, _ = in_process(tiny_model_folder)
+    assert not (free / "pruned_actions.json").exists()
+    # Fewer tokens to choose from: less entropy from the first step on.
+    assert history(run)[0].entropy < history(free)[0].entropy
+    with pytest.raises(DataError, match="prune_to_expert"):
+        in_process(tiny_model_folder, prune_to_expert=0.9)

@@ -7,6 +7,7 @@ Updates the server and samples one prompt of its own, then updates again and exp
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
@@ -46,7 +47,8 @@ def main(rank: int, store: str, url: str, policy_folder: str, weights_folder: st
         failure = str(error)
     torch.save({"completions": samples.completions(), "gap": sampler.logp_gap, "failure": failure}, output)
     sampler.close()
-    dist.destroy_process_group()
+    # DTensor's caches keep gloo's threads beyond the group's end, where they can abort the exit (pytorch#190489).
+    os._exit(0)
 
 
 if __name__ == "__main__":
