@@ -123,7 +123,11 @@ def rlvr(arguments: Sequence[str], console: Console) -> int:
     quiet_libraries()
     keep_freed_memory()
     if any(argument.partition("=")[0] == "--resume" for argument in arguments):
-        description = "Go on with a run under its own configuration: leave the other options out."
+        if others := [
+            name for name in arguments if name.startswith("-") and not name.startswith(("--resume", "-h", "--h"))
+        ]:
+            raise ConfigError(f"--resume goes on under the run's own configuration: leave {others[0]} out")
+        description = "Go on with a run under its own configuration."
         chosen = _parsed(Resume, arguments, prog=prog, description=description)
         finished = resume_post_training(chosen.resume, console)
     else:
