@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ra3gym.errors import ConfigError
+from ra3gym.lm.cpu_attention import plain_attention
 from ra3gym.lm.linear_scores import linear_scores, log_softmax
 from ra3gym.lm.loss import _LINEAR_HEAD
 
@@ -85,7 +86,8 @@ def group_scores(
     if model.training and any(getattr(part, "gradient_checkpointing", False) for part in model.modules()):
         parts = list(_read_whole_rows(states, prompts, completions, prompt_of_row))
     else:
-        parts = list(_read_shared(states, prompts, completions, prompt_of_row))
+        with plain_attention(states.body):
+            parts = list(_read_shared(states, prompts, completions, prompt_of_row))
     row_C, column_C = (torch.cat([part[i] for part in parts]).to(device) for i in (0, 1))
     x_CX = torch.cat([part[2] for part in parts])
     hidden_CD = torch.cat([part[3] for part in parts]) if hidden else None
@@ -121,7 +123,7 @@ class _States:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         name = type(base).__name__.removeprefix("FSDP")
         self._head = base.lm_head if name in _LINEAR_HEAD and type(base.lm_head) is nn.Linear else None
-        self._body = base.model if self._head is not None else model
+        self.body = base.model if self._head is not None else model
         self.config = base.config
         # Ranks that share out a model's weights must run the same number of passes.
         self.one_pass = any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
@@ -131,9 +133,9 @@ class _States:
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
         inputs |= {"past_key_values": cache, "use_cache": cache is not None}
         if self._head is not None:
-            states: Tensor = self._body(**inputs).last_hidden_state
+            states: Tensor = self.body(**inputs).last_hidden_state
             return states, states
-        output = self._body(**inputs, output_hidden_states=self._want_hidden)
+        output = self.body(**inputs, output_hidden_states=self._want_hidden)
         return output.logits, output.hidden_states[-1] if self._want_hidden else output.logits
 
     def scores(

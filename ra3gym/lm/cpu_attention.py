@@ -1,0 +1,122 @@
+"""Attention for training in bfloat16 on a CPU, where PyTorch's fused kernel is slow, backwards above all.
+
+Plain products and a softmax take about half its time. They hold the weights of all pairs of positions, so the fused
+kernel stays in use where these are many.
+
+Shape suffixes: N rows, H query heads, K key-value heads, R = H / K, T positions asked from, L asked, E head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_NAME = "ra3gym_cpu"
+_MOST_PAIRS = 2**25
+"""The weights of a layer that are held at the same time: 64 MiB, and four times that for a moment."""
+
+
+@contextmanager
+def plain_attention(model: Any) -> Iterator[None]:
+    """Forward passes of `model` inside use this attention where it gains; elsewhere, and behind it, its own.
+
+    Only what is computed again by gradient checkpointing must not begin here, as it would end outside.
+    """
+    config = model.config
+    before = config._attn_implementation
+    if before != "sdpa" or not _in_bfloat16_on_cpu(model):
+        yield
+        return
+    _register()
+    config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _in_bfloat16_on_cpu(model: Any) -> bool:
+    weight = next(model.parameters())
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+    return bool(weight.device.type == "cpu" and dtype == torch.bfloat16)
+
+
+def _register() -> None:
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+    AttentionInterface.register(_NAME, _attention)
+    AttentionMaskInterface.register(_NAME, eager_mask)
+
+
+def _attention(
+    module: Any,
+    query_NHTE: Tensor,
+    key_NKLE: Tensor,
+    value_NKLE: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """As transformers calls it; the first result is `(N, T, H, E)`."""
+    rows, heads, asking, _ = query_NHTE.shape
+    if dropout or attention_mask is None or rows * heads * asking * key_NKLE.shape[2] > _MOST_PAIRS:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        mixed: Tensor = sdpa_attention_forward(
+            module, query_NHTE, key_NKLE, value_NKLE, attention_mask, scaling=scaling, dropout=dropout, **others
+        )[0]
+        return mixed, None
+    inputs = (x.to(value_NKLE.dtype) for x in (query_NHTE, key_NKLE, value_NKLE))
+    with torch.autocast("cpu", enabled=False):
+        mixed_NHTE: Tensor = _Attention.apply(*inputs, attention_mask, scaling)
+    return mixed_NHTE.transpose(1, 2).contiguous(), None
+
+
+class _Attention(torch.autograd.Function):
+    """`softmax(scaling Q K^T + bias) V`, the softmax and its gradient in float32.
+
+    With `W` the weights and `O` the result: `dS = W * (dO V^T - rowsum(dO * O))`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query_NHTE: Tensor, key_NKLE: Tensor, value_NKLE: Tensor, bias_N1TL: Tensor, scaling: float
+    ) -> Tensor:
+        shape, length = query_NHTE.shape, key_NKLE.shape[2]
+        query, key, value = _by_key_head(query_NHTE, key_NKLE, value_NKLE)
+        scores = torch.bmm(query, key.transpose(1, 2)).float().mul_(scaling)
+        scores.view(*shape[:3], length).add_(bias_N1TL)
+        weight = torch.softmax(scores, dim=-1).to(query.dtype)
+        mixed = torch.bmm(weight, value)
+        ctx.save_for_backward(query, key, value, weight, mixed)
+        ctx.scaling, ctx.shapes = scaling, (shape, key_NKLE.shape)
+        return mixed.view(shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NHTE: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, weight, mixed = ctx.saved_tensors
+        asking, asked = ctx.shapes
+        grad = grad_NHTE.reshape(mixed.shape)
+        grad_value = torch.bmm(weight.transpose(1, 2), grad)
+        grad_scores = torch.bmm(grad, value.transpose(1, 2)).float()
+        grad_scores.sub_((grad.float() * mixed.float()).sum(-1, keepdim=True)).mul_(weight).mul_(ctx.scaling)
+        grad_scores = grad_scores.to(query.dtype)
+        grad_query = torch.bmm(grad_scores, key)
+        grad_key = torch.bmm(grad_scores.transpose(1, 2), query)
+        return grad_query.view(asking), grad_key.view(asked), grad_value.view(asked), None, None
+
+
+def _by_key_head(query_NHTE: Tensor, key_NKLE: Tensor, value_NKLE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`(N K, R T, E)`, `(N K, L, E)` twice: the query heads of a key head ask it together."""
+    products = key_NKLE.shape[0] * key_NKLE.shape[1]
+    size = query_NHTE.shape[3]
+    key, value = (x.reshape(products, -1, size) for x in (key_NKLE, value_NKLE))
+    return query_NHTE.reshape(products, -1, size), key, value
