@@ -38,7 +38,7 @@ class RLVRConfig:
         rows_per_sample: programs sampled at once in a process; they are judged while the next ones are sampled. More
             is faster where memory allows.
         tokens_per_forward: tokens of one training pass; lower it when memory runs out. The result does not depend
-            on it, up to rounding.
+            on it, up to rounding. `None` takes 4,096 on a CPU, 16,384 elsewhere.
         max_resamples: with dynamic sampling, rounds of new tasks a step may draw to replace groups without signal.
         checkpoint_every: steps between checkpoints, where there is a folder.
         keep_checkpoints: the last so many are kept.
@@ -66,7 +66,7 @@ class RLVRConfig:
     freeze_decoder: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     rows_per_sample: int = 64
-    tokens_per_forward: int = 16384
+    tokens_per_forward: int | None = None
     max_resamples: int = 3
     checkpoint_every: int = 20
     keep_checkpoints: int = 2
@@ -76,6 +76,8 @@ class RLVRConfig:
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             value = getattr(self, name)
+            if name == "tokens_per_forward" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name}={value!r}: give a whole number of at least {least}")
         for name in ("learning_rate", "temperature", "max_grad_norm"):
@@ -95,11 +97,14 @@ class RLVRConfig:
             )
 
     def for_model(self, model: Any) -> RLVRConfig:
-        """The same with the learning rate that suits the model, where none was given."""
-        if self.learning_rate is not None:
-            return self
+        """The same with what suits the model, where `None` was given."""
         small = sum(weight.numel() for weight in model.parameters()) < _SMALL
-        return replace(self, learning_rate=6e-4 if small else 1e-6)
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        return replace(
+            self,
+            learning_rate=self.learning_rate or (6e-4 if small else 1e-6),
+            tokens_per_forward=self.tokens_per_forward or (4096 if on_cpu else 16384),
+        )
 
     def rate_at(self, step: int) -> float:
         """The learning rate of step 1, 2, ...; see `for_model`."""

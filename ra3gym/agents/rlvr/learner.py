@@ -305,12 +305,14 @@ class Learner:
 
     def _micro_batches(self, rollouts: Rollouts, rows: Sequence[int]) -> Iterator[list[int]]:
         """Rows in order, cut so that a pass has at most `tokens_per_forward` tokens (one row at least)."""
+        most = self._config.tokens_per_forward
+        assert most is not None
         batch: list[int] = []
         size, group = 0, -1
         for row in rows:
             new_group = row // rollouts.group_size
             cost = len(rollouts.completions[row]) + (len(rollouts.prompts[new_group]) if new_group != group else 0)
-            if batch and size + cost > self._config.tokens_per_forward:
+            if batch and size + cost > most:
                 yield batch
                 batch, size = [], 0
                 cost = len(rollouts.completions[row]) + len(rollouts.prompts[new_group])

@@ -259,7 +259,9 @@ def test_schedules() -> None:
     assert cosine.rate_at(8) == pytest.approx(0.5)
 
 
-def test_a_learning_rate_that_suits_the_model() -> None:
+def test_what_suits_the_model() -> None:
+    assert RLVRConfig().for_model(tiny().model).tokens_per_forward == 4096
+    assert RLVRConfig(tokens_per_forward=7).for_model(tiny().model).tokens_per_forward == 7
     assert RLVRConfig().for_model(tiny().model).learning_rate == 6e-4
     assert RLVRConfig(learning_rate=0.1).for_model(tiny().model).learning_rate == 0.1
 
