@@ -95,6 +95,8 @@ class Options:
     """Of torch, in each process. On a busy machine two can be slower than one."""
     seed: int = 0
     """Of weights, prompts and samples."""
+    tokens_per_forward: int | None = None
+    """Of our training pass: fewer take less memory. Left out, the default of `ra3gym rlvr`."""
     quick: bool = False
     """A smoke run: a much smaller `tiny` alone, two steps, one choice of TRL's."""
 
@@ -122,6 +124,7 @@ def ours(case: Case, pacer: Pacer, precision: Precision = "float32") -> None:
         max_new_tokens=case.new_tokens,
         stop_at_function_end=False,
         precision=precision,
+        tokens_per_forward=case.tokens_per_forward,
         rows_per_sample=case.rows,
         min_entropy=0.0,
     )
@@ -245,7 +248,7 @@ def peers(case: Case, options: Options, console: Console) -> tuple[dict[str, Set
 def make_case(name: str, options: Options, folder: Path) -> Case:
     """A case by its name, with prompts for all steps; models go into `folder`."""
     steps = max(options.warmup + options.steps, 1 + options.search_steps)
-    others: Row = {"device": options.device, "threads": options.threads, "seed": options.seed}
+    others: Row = {name: getattr(options, name) for name in ("device", "threads", "seed", "tokens_per_forward")}
     if name == "tiny":
         return tiny_case(folder / name, steps, shape=QUICK if options.quick else Shape(), **others)
     if name == "embedded":

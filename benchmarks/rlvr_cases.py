@@ -55,6 +55,8 @@ class Case:
     device: str = "cpu"
     threads: int = 1
     seed: int = 0
+    tokens_per_forward: int | None = None
+    """Of our training pass; `None` for the default."""
 
     @property
     def rows(self) -> int:
