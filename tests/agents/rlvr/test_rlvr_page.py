@@ -136,7 +136,7 @@ def test_every_name_and_file_exists() -> None:
 def test_the_commands_are_well_formed() -> None:
     """Those that are complete name a model, tasks and an algorithm that exist; no option stands twice."""
     lines = [shlex.split(line, comments=True) for line in PAGE.splitlines() if line.lstrip().startswith("ra3gym rlvr")]
-    assert len(lines) == 3
+    assert len(lines) == 4
     for words in lines:
         options = [word for word in words if word.startswith("--")]
         assert len(options) == len(set(options))
