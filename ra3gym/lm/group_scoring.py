@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +87,8 @@ def group_scores(
     if model.training and any(getattr(part, "gradient_checkpointing", False) for part in model.modules()):
         parts = list(_read_whole_rows(states, prompts, completions, prompt_of_row))
     else:
-        with plain_attention(states.body):
+        # Models of other kinds may ask more of their attention (a cap of its scores, sinks).
+        with plain_attention(states.body) if states.has_linear_head else nullcontext():
             parts = list(_read_shared(states, prompts, completions, prompt_of_row))
     row_C, column_C = (torch.cat([part[i] for part in parts]).to(device) for i in (0, 1))
     x_CX = torch.cat([part[2] for part in parts])
@@ -124,6 +126,7 @@ class _States:
         name = type(base).__name__.removeprefix("FSDP")
         self._head = base.lm_head if name in _LINEAR_HEAD and type(base.lm_head) is nn.Linear else None
         self.body = base.model if self._head is not None else model
+        self.has_linear_head = self._head is not None
         self.config = base.config
         # Ranks that share out a model's weights must run the same number of passes.
         self.one_pass = any(hasattr(parameter, "device_mesh") for parameter in model.parameters())

@@ -11,13 +11,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import accelerate.tracking
 import pytest
 import torch
+from accelerate.tracking import LoggerType
 from rich.console import Console
 
 from ra3gym import lm
@@ -332,10 +333,13 @@ def test_mistakes_are_told_in_one_line_and_leave_no_run(
     assert_refused(["--model", str(tiny_model_folder), *OPTIONS, *options], expected, capsys)
 
 
-@pytest.mark.skipif(find_spec("wandb") is not None, reason="the tracker is installed here")
 def test_a_tracker_without_its_package(
-    tiny_model_folder: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model_folder: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tensorboard = [LoggerType.TENSORBOARD]
+    monkeypatch.setattr(
+        accelerate.tracking, "get_available_trackers", lambda: tensorboard
+    )  # whatever is installed here
     options = ["--model", str(tiny_model_folder), *OPTIONS, "--trackers", "tensorboard,wandb"]
     assert_refused(options, "tracker 'wandb': its package is not installed. pip install wandb", capsys)
 

@@ -63,7 +63,7 @@ def distance(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize("kind", ["llama", "llama_grouped", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", "llama_grouped", "qwen2", "mistral", "gpt2"])
 @pytest.mark.parametrize("most_pairs", [2**25, 0])
 def test_scores_are_as_near_to_float32_as_with_the_fused_kernel(
     kind: str, most_pairs: int, monkeypatch: pytest.MonkeyPatch
@@ -75,7 +75,7 @@ def test_scores_are_as_near_to_float32_as_with_the_fused_kernel(
     monkeypatch.setattr(_Attention, "apply", lambda *given: calls.append(1) or plain(*given))
     monkeypatch.setattr(cpu_attention, "_MOST_PAIRS", most_pairs)
     ours = scored(model, in_bfloat16=True)
-    assert bool(calls) == bool(most_pairs)
+    assert bool(calls) == bool(most_pairs and kind != "gpt2")  # whose attention may be asked for more
     monkeypatch.setattr(cpu_attention, "_in_bfloat16_on_cpu", lambda model: False)
     fused = scored(model, in_bfloat16=True)
     for mine, its, wanted in zip(ours, fused, exact, strict=True):
