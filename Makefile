@@ -45,7 +45,7 @@ lint: $(VENV)/.installed-dev
 embedded: $(VENV)/.installed
 	rm -rf build/embedded
 	$(BIN)/ra3gym run embedded --output build/embedded
-	$(BIN)/python -m ra3gym.experiments.embedded build/embedded/*
+	$(BIN)/python tools/ship_embedded.py build/embedded/*
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -37,11 +37,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ra3gym import lm
-from ra3gym.atomic import write_json
 from ra3gym.cli import PIPE_WIDTH
-from ra3gym.envs.code_problem import CodeProblem
-from ra3gym.experiments.manifest import describe_start
+from ra3gym.envs.code.problem import CodeProblem
+from ra3gym.files import write_json
 from ra3gym.lm.sampling import generate
+from ra3gym.runs.manifest import describe_start
 
 RESULTS = Path(__file__).with_name("results")
 LEVELS = ("LatentCode", "TokenCode")

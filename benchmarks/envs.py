@@ -34,15 +34,15 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from rich.console import Console
 from rich.table import Table
 
-from ra3gym.abstractions.inference_problem import InferenceProblem, problem_from_chain
-from ra3gym.abstractions.posterior import LatentChain
-from ra3gym.abstractions.sticky_prior import StickyPrior
-from ra3gym.atomic import write_json
+from ra3gym.abstractions.inference.posterior import LatentChain
+from ra3gym.abstractions.inference.problem import InferenceProblem, problem_from_chain
+from ra3gym.abstractions.inference.sticky_prior import StickyPrior
 from ra3gym.cli import PIPE_WIDTH
-from ra3gym.envs.trace_inference import TraceInferenceEnv
-from ra3gym.envs.trace_inference_vector import TraceInferenceVectorEnv
-from ra3gym.envs.trace_problem import load_problem
-from ra3gym.experiments.manifest import describe_start
+from ra3gym.envs.trace_inference.env import TraceInferenceEnv
+from ra3gym.envs.trace_inference.problem import load_problem
+from ra3gym.envs.trace_inference.vector_env import TraceInferenceVectorEnv
+from ra3gym.files import write_json
+from ra3gym.runs.manifest import describe_start
 
 RESULTS = Path(__file__).with_name("results")
 OURS, PEER = "TraceInferenceVectorEnv", "SyncVectorEnv"

@@ -4,7 +4,7 @@ The expert at the token level types the model's likeliest token until the progra
 the latent level makes those latents' choices alone, and the frozen decoder (greedy) writes the rest: the same program,
 so the same reward, in fewer decisions. Decisions, durations (in tokens, the latent's own included) and gamma_bar, the
 mean of gamma^duration over decisions, come with 95% bootstrap intervals over programs
-(`ra3gym.abstractions.horizon.observed_horizon`). At the token level every duration is 1.
+(`ra3gym.abstractions.options.horizon.observed_horizon`). At the token level every duration is 1.
 
     OMP_NUM_THREADS=1 python benchmarks/horizon.py
 """
@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ra3gym import lm
-from ra3gym.abstractions.horizon import Interval, observed_horizon
-from ra3gym.atomic import write_json
+from ra3gym.abstractions.options.horizon import Interval, observed_horizon
 from ra3gym.cli import PIPE_WIDTH
-from ra3gym.experiments.manifest import describe_start
+from ra3gym.files import write_json
+from ra3gym.runs.manifest import describe_start
 from ra3gym.tasks import load_tasks
 
 RESULTS = Path(__file__).with_name("results")

@@ -46,11 +46,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ra3gym.atomic import write_json
 from ra3gym.cli import PIPE_WIDTH
 from ra3gym.errors import Ra3GymError
-from ra3gym.experiments.manifest import describe_start
-from ra3gym.tasks.benchmarks import DATA_FOLDER_VARIABLE
+from ra3gym.files import write_json
+from ra3gym.runs.manifest import describe_start
+from ra3gym.tasks.public.benchmarks import DATA_FOLDER_VARIABLE
 from ra3gym.verify import Judge, Limits
 
 RESULTS = Path(__file__).with_name("results")

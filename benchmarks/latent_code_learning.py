@@ -13,7 +13,7 @@ tasks, which is wider than one over episodes. Then the same on 128 tasks of the 
 episodes each.
 
 The policies begin at the decoder's own choice: the log-probabilities are part of what they observe and are added to
-their logits (`ra3gym.agents.observations`).
+their logits (`ra3gym.envs.logprob_observation`).
 
     OMP_NUM_THREADS=1 python benchmarks/latent_code_learning.py
 """
@@ -48,14 +48,14 @@ from tianshou.utils.net.common import Net
 from tianshou.utils.net.discrete import DiscreteCritic
 
 from ra3gym import lm
-from ra3gym.agents.conditioning import global_seeds
-from ra3gym.agents.observations import LogprobObservation
+from ra3gym.agents.mid_training.inference.conditioning import global_seeds
 from ra3gym.agents.sb3 import DecoderPriorPolicy, MaskableDecoderPriorPolicy, as_vec_env
 from ra3gym.agents.tianshou import DecoderPriorActor, MaskedActor, UnmaskedCritic, as_vector_env
-from ra3gym.atomic import write_json
 from ra3gym.cli import PIPE_WIDTH
-from ra3gym.experiments.manifest import describe_start
-from ra3gym.experiments.statistics import bootstrap_interval
+from ra3gym.envs.logprob_observation import LogprobObservation
+from ra3gym.experiments.report.statistics import bootstrap_interval
+from ra3gym.files import write_json
+from ra3gym.runs.manifest import describe_start
 from ra3gym.tasks import CodeTask, load_tasks
 
 RESULTS = Path(__file__).with_name("results")

@@ -40,14 +40,14 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 from rich.console import Console
 from rich.table import Table
 
-from ra3gym.abstractions.elimination import candidate_errors, candidate_sets, samples_needed, smallest_good_set
-from ra3gym.abstractions.horizon import exact_horizon
-from ra3gym.abstractions.option_mdp_family import random_option_mdp, random_task_family
-from ra3gym.atomic import write_json
+from ra3gym.abstractions.options.family import random_option_mdp, random_task_family
+from ra3gym.abstractions.options.horizon import exact_horizon
+from ra3gym.abstractions.pruning.elimination import candidate_errors, candidate_sets, samples_needed, smallest_good_set
 from ra3gym.cli import PIPE_WIDTH
-from ra3gym.envs.option_mdp import OptionMDPEnv
-from ra3gym.envs.option_mdp_vector import OptionMDPVectorEnv
-from ra3gym.experiments.manifest import describe_start
+from ra3gym.envs.option_mdp.env import OptionMDPEnv
+from ra3gym.envs.option_mdp.vector_env import OptionMDPVectorEnv
+from ra3gym.files import write_json
+from ra3gym.runs.manifest import describe_start
 
 RESULTS = Path(__file__).with_name("results")
 OURS, PEER = "OptionMDPVectorEnv", "SyncVectorEnv"

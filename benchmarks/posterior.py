@@ -10,7 +10,7 @@ thread and of wall time, and ratios are formed within a round, so that a busy ma
 - hmmlearn: `_hmmc.forward_scaling` and `backward_scaling` on probabilities, one trace after the other, and its own
   normalisation, as its `fit` does; and the same in logarithms, which is the reference for errors. It takes any
   K x K transition, O(T K^2).
-- numpy: the recursions of `ra3gym.abstractions.posterior`, O(T K), all traces at once.
+- numpy: the recursions of `ra3gym.abstractions.inference.posterior`, O(T K), all traces at once.
 
     pip install 'ra3gym[benchmarks]'
     OMP_NUM_THREADS=1 python benchmarks/posterior.py
@@ -36,10 +36,10 @@ from rich.progress import Progress
 from rich.table import Table
 from scipy.special import log_softmax
 
-from ra3gym.abstractions.posterior import FloatArray, LatentChain, posterior
-from ra3gym.abstractions.torch_evidence import sticky_log_evidence
-from ra3gym.atomic import write_json
-from ra3gym.experiments.manifest import describe_start
+from ra3gym.abstractions.inference.posterior import FloatArray, LatentChain, posterior
+from ra3gym.abstractions.inference.torch_evidence import sticky_log_evidence
+from ra3gym.files import write_json
+from ra3gym.runs.manifest import describe_start
 
 RESULTS = Path(__file__).with_name("results")
 ALPHA = 0.7

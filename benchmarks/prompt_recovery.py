@@ -19,9 +19,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ra3gym.abstractions.codebook import CodebookConfig, learn_codebook, viterbi, words_by_latent
-from ra3gym.abstractions.corpus import encode_traces, prompt_words
-from ra3gym.experiments.config import DomainConfig
+from ra3gym.abstractions.latents.codebook import CodebookConfig, learn_codebook, viterbi, words_by_latent
+from ra3gym.abstractions.latents.corpus import encode_traces, prompt_words
+from ra3gym.experiments.studies.config import DomainConfig
 from ra3gym.tasks import ExpertTrace
 
 SETTINGS: dict[str, CodebookConfig] = {

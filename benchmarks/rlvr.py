@@ -54,9 +54,9 @@ from rlvr_trl import CHOICES, Setting, trl
 
 from ra3gym import lm
 from ra3gym.agents import rlvr
-from ra3gym.atomic import write_json
 from ra3gym.errors import Ra3GymError
-from ra3gym.experiments.manifest import describe_start
+from ra3gym.files import write_json
+from ra3gym.runs.manifest import describe_start
 from ra3gym.tasks import CodeTask, FunctionTests
 
 RESULTS = Path(__file__).with_name("results")

@@ -40,9 +40,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ra3gym import lm
-from ra3gym.atomic import write_json
 from ra3gym.cli import PIPE_WIDTH
-from ra3gym.experiments.manifest import describe_start
+from ra3gym.files import write_json
+from ra3gym.runs.manifest import describe_start
 
 RESULTS = Path(__file__).with_name("results")
 OURS, PEER = "ra3gym.lm.generate", "model.generate"

@@ -32,9 +32,9 @@ INTERRUPTED = 130
 
 def run(arguments: Sequence[str], console: Console) -> None:
     """Run a study, every arm on every seed; --resume goes on after a kill."""
-    from ra3gym.experiments.config import STUDIES, STUDY_DESCRIPTIONS
-    from ra3gym.experiments.regimes import REGIMES, RegimesConfig, resume_regimes, start_regimes
-    from ra3gym.experiments.study import resume_study, start_study
+    from ra3gym.experiments.studies.config import STUDIES, STUDY_DESCRIPTIONS
+    from ra3gym.experiments.studies.regimes import REGIMES, RegimesConfig, resume_regimes, start_regimes
+    from ra3gym.experiments.studies.study import resume_study, start_study
 
     descriptions = STUDY_DESCRIPTIONS | {REGIMES: "where RA3 helps: shares of documented traces, token budgets"}
     name, *options = arguments or ["--help"]
@@ -53,7 +53,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
 
 def study(arguments: Sequence[str], console: Console) -> None:
     """Measure one part of the method, its variants side by side; --resume goes on after a kill."""
-    from ra3gym.experiments.e_step_study import (
+    from ra3gym.experiments.studies.e_step import (
         E_STEP_STUDY,
         EStepStudyConfig,
         resume_e_step_study,
@@ -101,7 +101,7 @@ def _start_or_resume(
 
 def evaluate(arguments: Sequence[str], console: Console) -> None:
     """Evaluate a checkpoint: pass@k on a benchmark or on tasks of your own."""
-    from ra3gym.experiments.model_evaluation import ModelEvaluationConfig, evaluate_model
+    from ra3gym.experiments.commands.eval import ModelEvaluationConfig, evaluate_model
     from ra3gym.lm import quiet_libraries
 
     config = _parsed(ModelEvaluationConfig, arguments or ["--help"], prog="ra3gym eval")
@@ -111,7 +111,7 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
 
 def rlvr(arguments: Sequence[str], console: Console) -> int:
     """Post-train a checkpoint on unit-test rewards; --resume goes on after a kill."""
-    from ra3gym.experiments.post_training import PostTrainingConfig, resume_post_training, start_post_training
+    from ra3gym.experiments.commands.rlvr import PostTrainingConfig, resume_post_training, start_post_training
     from ra3gym.lm import keep_freed_memory, quiet_libraries
 
     @dataclass(frozen=True)
@@ -137,14 +137,14 @@ def rlvr(arguments: Sequence[str], console: Console) -> int:
 
 def judge(arguments: Sequence[str], console: Console) -> None:
     """Grade a file of completions: every verdict, and pass@k."""
-    from ra3gym.experiments.judging import JudgingConfig, judge_file
+    from ra3gym.experiments.commands.judge import JudgingConfig, judge_file
 
     judge_file(_parsed(JudgingConfig, arguments or ["--help"], prog="ra3gym judge"), console)
 
 
 def envs(arguments: Sequence[str], console: Console) -> None:
     """List the environments with their spaces and defaults; with an id, explain one."""
-    from ra3gym.experiments.env_listing import describe_environment, list_environments
+    from ra3gym.experiments.commands.envs import describe_environment, list_environments
 
     @dataclass(frozen=True)
     class Envs:
@@ -160,7 +160,7 @@ def envs(arguments: Sequence[str], console: Console) -> None:
 
 def play(arguments: Sequence[str], console: Console) -> None:
     """Step through an episode of an environment here, by hand or by a policy."""
-    from ra3gym.experiments import playing
+    from ra3gym.experiments.commands import play as playing
 
     @dataclass(frozen=True)
     class Play:
@@ -233,14 +233,14 @@ def _versions() -> str:
 
 def report(arguments: Sequence[str], console: Console) -> None:
     """Show a finished run's tables again, and redraw a study's report page."""
-    from ra3gym.experiments.config import config_from_json
-    from ra3gym.experiments.e_step_study import E_STEP_STUDY, show_e_step_study
-    from ra3gym.experiments.grid import is_grid
-    from ra3gym.experiments.model_evaluation import EVALUATION, show_summary
-    from ra3gym.experiments.post_training import POST_TRAINING, show_post_training
-    from ra3gym.experiments.regimes import show_regimes
-    from ra3gym.experiments.runs import RunFolder
-    from ra3gym.experiments.study import finish
+    from ra3gym.experiments.commands.eval import EVALUATION, show_summary
+    from ra3gym.experiments.commands.rlvr import POST_TRAINING, show_post_training
+    from ra3gym.experiments.studies.config import config_from_json
+    from ra3gym.experiments.studies.e_step import E_STEP_STUDY, show_e_step_study
+    from ra3gym.experiments.studies.grid import is_grid
+    from ra3gym.experiments.studies.regimes import show_regimes
+    from ra3gym.experiments.studies.study import finish
+    from ra3gym.runs.folder import RunFolder
 
     @dataclass(frozen=True)
     class Report:
@@ -268,7 +268,7 @@ def report(arguments: Sequence[str], console: Console) -> None:
 
 def inspect(arguments: Sequence[str], console: Console) -> None:
     """Show what a run inferred: its expert traces, coloured by their latents."""
-    from ra3gym.experiments.inspection import inspect_traces
+    from ra3gym.experiments.commands.inspect import inspect_traces
 
     @dataclass(frozen=True)
     class Traces:

@@ -1,13 +1,16 @@
-"""What several test folders share: a tiny model with latents, saved as a normal Hugging Face folder."""
+"""Fixtures of several test folders: a tiny model with latents, and a tiny corpus of the embedded domain."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ra3gym import lm
+from ra3gym.tasks import ExpertTrace
+from ra3gym.tasks.idioms import IdiomsDomain
 
 PROGRAMS = (
     "# double the even numbers\ndef f(x):\n    y = [v for v in x if v % 2 == 0]\n    return [2 * v for v in y]\n",
@@ -32,3 +35,18 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one_torch_thread() -> None:
     """Small models are slower with two threads on a busy machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def traces() -> list[ExpertTrace]:
+    """Half of them documented; three idioms on lists each."""
+    domain = IdiomsDomain(length=3, difficulty="easy", documented=0.5, num_compositions=30, num_held_out=1)
+    return domain.traces(120)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(traces: list[ExpertTrace]) -> Any:
+    """32 latents and a pause token."""
+    tokenizer = lm.train_tokenizer((trace.task.canonical_program for trace in traces), vocab_size=400)
+    lm.add_latents(None, tokenizer, 32, pause=True)
+    return tokenizer

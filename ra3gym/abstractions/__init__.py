@@ -1,5 +1,1 @@
-"""Latents over lines of code: traces as arrays, exact inference, and a codebook learned by EM.
-
-`corpus` turns expert traces into arrays, `posterior` holds exact inference under a sticky prior, `inference_problem`
-the same as a decision problem, and `codebook` learns what each latent stands for.
-"""
+"""Action abstractions: latents over lines of code, options in known MDPs, and the pruning of either."""

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-from ra3gym.abstractions.inference_problem import NO_LATENT
-from ra3gym.abstractions.latent_colours import COLOURS
+from ra3gym.abstractions.inference.problem import NO_LATENT
+from ra3gym.abstractions.latents.colours import COLOURS
 
 TINT = 0.35
 """Share of a latent's colour behind its text, so that black reads well on it."""

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from ra3gym.abstractions.inference_problem import NO_LATENT
-from ra3gym.abstractions.latent_colours import COLOURS, DARK_COLOURS
+from ra3gym.abstractions.inference.problem import NO_LATENT
+from ra3gym.abstractions.latents.colours import COLOURS, DARK_COLOURS
 from ra3gym.envs.coloured_text import TINT, Run, tinted
 
 Frame: TypeAlias = npt.NDArray[np.uint8]

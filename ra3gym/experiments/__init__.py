@@ -1,1 +1,1 @@
-"""Studies: configuration, pipeline, evaluation, run folders, statistics and the report."""
+"""Experiments: the commands, the studies and their reports."""

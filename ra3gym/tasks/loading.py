@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from ra3gym.errors import ConfigError, DataError, UnknownNameError
-from ra3gym.tasks.benchmarks import BENCHMARKS
-from ra3gym.tasks.function_benchmarks import own
+from ra3gym.tasks.public.benchmarks import BENCHMARKS
+from ra3gym.tasks.public.functions import own
 from ra3gym.tasks.records import SUFFIXES, read_records
 from ra3gym.tasks.task import CodeTask
 
@@ -91,7 +91,7 @@ def _tasks(
         return BENCHMARKS[name].tasks(split=split, path=None if path is None else Path(path), streaming=streaming)
     _refuse(name, split=split, path=path)
     if name.startswith(_DOCTEST):
-        from ra3gym.tasks.doctests import doctest_tasks
+        from ra3gym.tasks.doctests.tasks import doctest_tasks
 
         return doctest_tasks(name.removeprefix(_DOCTEST))
     if name.startswith(_FILE) or name.endswith(SUFFIXES):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ra3gym.experiments.statistics import bootstrap_interval
+from ra3gym.experiments.report.statistics import bootstrap_interval
 from ra3gym.tasks import CodeTask, load_tasks
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"

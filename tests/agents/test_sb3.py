@@ -14,12 +14,12 @@ from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
-from ra3gym.abstractions.inference_problem import InferenceProblem, problem_from_chain
-from ra3gym.abstractions.posterior import LatentChain
-from ra3gym.abstractions.sticky_prior import StickyPrior
+from ra3gym.abstractions.inference.posterior import LatentChain
+from ra3gym.abstractions.inference.problem import InferenceProblem, problem_from_chain
+from ra3gym.abstractions.inference.sticky_prior import StickyPrior
 from ra3gym.agents.sb3 import GymnasiumVecEnv, as_vec_env
-from ra3gym.envs.trace_inference import TraceInferenceEnv
-from ra3gym.envs.trace_inference_vector import TraceInferenceVectorEnv
+from ra3gym.envs.trace_inference.env import TraceInferenceEnv
+from ra3gym.envs.trace_inference.vector_env import TraceInferenceVectorEnv
 from ra3gym.errors import ConfigError
 
 K, N = 4, 5

@@ -21,13 +21,13 @@ from tianshou.trainer import OffPolicyTrainerParams, OnPolicyTrainerParams
 from tianshou.utils.net.common import Net
 from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
 
-from ra3gym.abstractions.inference_problem import InferenceProblem, problem_from_chain
-from ra3gym.abstractions.posterior import LatentChain
-from ra3gym.abstractions.sticky_prior import StickyPrior
-from ra3gym.agents.observations import LogprobObservation
+from ra3gym.abstractions.inference.posterior import LatentChain
+from ra3gym.abstractions.inference.problem import InferenceProblem, problem_from_chain
+from ra3gym.abstractions.inference.sticky_prior import StickyPrior
 from ra3gym.agents.tianshou import DecoderPriorActor, GymnasiumVectorEnv, MaskedActor, UnmaskedCritic, as_vector_env
-from ra3gym.envs.trace_inference import TraceInferenceEnv
-from ra3gym.envs.trace_inference_vector import TraceInferenceVectorEnv
+from ra3gym.envs.logprob_observation import LogprobObservation
+from ra3gym.envs.trace_inference.env import TraceInferenceEnv
+from ra3gym.envs.trace_inference.vector_env import TraceInferenceVectorEnv
 from ra3gym.errors import ConfigError
 
 K, N = 4, 5

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import ImageColor
 from rich.text import Text
 
-from ra3gym.abstractions.latent_colours import COLOURS
+from ra3gym.abstractions.latents.colours import COLOURS
 from ra3gym.envs.coloured_text import TINT, Run, ansi_text, tinted
 
 CODE = re.compile(r"\x1b\[[0-9;]*m")

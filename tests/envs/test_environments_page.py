@@ -11,7 +11,7 @@ import pytest
 
 from ra3gym.cli import main
 from ra3gym.envs import conformance
-from ra3gym.experiments.env_listing import environment_ids, find_environment, keywords_of
+from ra3gym.experiments.commands.envs import environment_ids, find_environment, keywords_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "environments.md"
 TEXT = PAGE.read_text()

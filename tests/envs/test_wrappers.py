@@ -14,14 +14,14 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
-from ra3gym.abstractions.inference_problem import problem_from_chain
-from ra3gym.abstractions.option_mdp_family import random_option_mdp
-from ra3gym.abstractions.posterior import LatentChain
-from ra3gym.abstractions.pruning import Evidence, at_random, by_policy_mass
-from ra3gym.abstractions.sticky_prior import StickyPrior
-from ra3gym.envs.option_mdp import OptionMDPEnv
-from ra3gym.envs.option_mdp_vector import OptionMDPVectorEnv
-from ra3gym.envs.trace_inference import TraceInferenceEnv
+from ra3gym.abstractions.inference.posterior import LatentChain
+from ra3gym.abstractions.inference.problem import problem_from_chain
+from ra3gym.abstractions.inference.sticky_prior import StickyPrior
+from ra3gym.abstractions.options.family import random_option_mdp
+from ra3gym.abstractions.pruning.rules import Evidence, at_random, by_policy_mass
+from ra3gym.envs.option_mdp.env import OptionMDPEnv
+from ra3gym.envs.option_mdp.vector_env import OptionMDPVectorEnv
+from ra3gym.envs.trace_inference.env import TraceInferenceEnv
 from ra3gym.envs.wrappers import PruneActions, PruneVectorActions
 from ra3gym.errors import ConfigError
 

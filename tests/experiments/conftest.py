@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ra3gym.experiments.results import ProgramSample, UnitResult, save_result
-from ra3gym.experiments.runs import RunFolder
+from ra3gym.experiments.report.results import ProgramSample, UnitResult, save_result
+from ra3gym.runs.folder import RunFolder
 
 MakeRun = Callable[..., RunFolder]
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ra3gym.lm
-from ra3gym.experiments.evaluation import evaluate
+from ra3gym.experiments.studies.evaluation import evaluate
 from ra3gym.lm import latent_ids, load
 from ra3gym.tasks import load_tasks
 from ra3gym.verify import Judge

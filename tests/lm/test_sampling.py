@@ -13,8 +13,8 @@ import torch
 from ra3gym import lm
 from ra3gym.errors import ConfigError
 from ra3gym.lm import sampling
-from ra3gym.lm.llama import supports
-from ra3gym.lm.packed_linear import PackedLinear
+from ra3gym.lm.fast.llama import supports
+from ra3gym.lm.fast.packed_linear import PackedLinear
 from tests.lm.conftest import VOCAB, make_model
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [3, 4, 30]]

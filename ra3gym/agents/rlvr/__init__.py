@@ -5,7 +5,7 @@
 a `Sampler` (the model here, or a vLLM server) and are graded by a `Reward` (the judge, or a function of yours).
 """
 
-from ra3gym.agents.rlvr.algorithms import (
+from ra3gym.agents.rlvr.algorithms.registry import (
     Algorithm,
     RolloutBatch,
     algorithm,
@@ -15,11 +15,11 @@ from ra3gym.agents.rlvr.algorithms import (
     register_objective,
     token_weights,
 )
-from ra3gym.agents.rlvr.answers import answer_reader, without_latents
+from ra3gym.agents.rlvr.algorithms.scope import Scope, register_scope, scope_names
 from ra3gym.agents.rlvr.config import RLVRConfig
-from ra3gym.agents.rlvr.rewards import FunctionReward, Graded, JudgeReward, Reward
-from ra3gym.agents.rlvr.sampler import ModelSampler, Sampler
-from ra3gym.agents.rlvr.scope import Scope, register_scope, scope_names
+from ra3gym.agents.rlvr.rollouts.answers import answer_reader, without_latents
+from ra3gym.agents.rlvr.rollouts.rewards import FunctionReward, Graded, JudgeReward, Reward
+from ra3gym.agents.rlvr.rollouts.sampler import ModelSampler, Sampler
 from ra3gym.agents.rlvr.steps import RLVRStep
 from ra3gym.agents.rlvr.training import RLVRResult, train
 

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from ra3gym.agents.rlvr.steps import RLVRStep
-from ra3gym.atomic import UNFINISHED, write_atomic, write_json
 from ra3gym.errors import RunFolderError
+from ra3gym.files import UNFINISHED, write_atomic, write_json
 from ra3gym.lm import LoadedModel, load, save
 
 

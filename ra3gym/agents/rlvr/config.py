@@ -11,7 +11,7 @@ from ra3gym.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class RLVRConfig:
-    """How RLVR runs, whatever the algorithm (`ra3gym.agents.rlvr.algorithms`).
+    """How RLVR runs, whatever the algorithm (`ra3gym.agents.rlvr.algorithms.registry`).
 
     Attributes:
         steps: batches sampled and trained on; an algorithm may update several times on each.
@@ -28,7 +28,7 @@ class RLVRConfig:
         reward: "passed" is 1 for all tests passed, else 0; "score" is the fraction passed (partial credit).
         stop_at_function_end: end a completion where the task's function ends, and grade what stands ahead of that, as
             base models go on writing; else a model has to end its programs itself.
-        act_on: where RL acts: all, code, comments, latents, decisions (`ra3gym.agents.rlvr.scope`).
+        act_on: where RL acts: all, code, comments, latents, decisions (`ra3gym.agents.rlvr.algorithms.scope`).
         latent_weight: what the loss of latents is multiplied by; 0 leaves them as they are.
         comment_weight: likewise for comment lines.
         code_weight: likewise for code.

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ra3gym.agents.rlvr.algorithms import Algorithm, RolloutBatch, token_weights
+from ra3gym.agents.rlvr.algorithms.kl import kl_estimate
+from ra3gym.agents.rlvr.algorithms.objectives import truncated_importance_weights, value_loss
+from ra3gym.agents.rlvr.algorithms.registry import Algorithm, RolloutBatch, token_weights
+from ra3gym.agents.rlvr.algorithms.scope import Marks, Scope
 from ra3gym.agents.rlvr.config import RLVRConfig
-from ra3gym.agents.rlvr.kl import kl_estimate
-from ra3gym.agents.rlvr.objectives import truncated_importance_weights, value_loss
 from ra3gym.agents.rlvr.policy import Policy, PolicyScores, ScoreRequest
-from ra3gym.agents.rlvr.rollouts import Rollouts
-from ra3gym.agents.rlvr.scope import Marks, Scope
+from ra3gym.agents.rlvr.rollouts.rollouts import Rollouts
 
 
 @dataclass(frozen=True)

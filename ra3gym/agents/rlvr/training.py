@@ -20,20 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ra3gym.agents.rlvr.algorithms import Algorithm
-from ra3gym.agents.rlvr.algorithms import algorithm as find_algorithm
-from ra3gym.agents.rlvr.answers import answer_reader, without_latents
+from ra3gym.agents.rlvr.algorithms.registry import Algorithm
+from ra3gym.agents.rlvr.algorithms.registry import algorithm as find_algorithm
+from ra3gym.agents.rlvr.algorithms.scope import Scope
 from ra3gym.agents.rlvr.checkpoint import RunState, load_optimizer, read_state, training_state, whole_weights
-from ra3gym.agents.rlvr.collecting import Collected, Collector
 from ra3gym.agents.rlvr.config import RLVRConfig
-from ra3gym.agents.rlvr.function_end import FunctionEnd
 from ra3gym.agents.rlvr.health import Health, StopRequest, not_finite
 from ra3gym.agents.rlvr.learner import Learner, NonFiniteError, UpdateMetrics
 from ra3gym.agents.rlvr.policy import Policy, freeze_decoder
-from ra3gym.agents.rlvr.rewards import FunctionReward, JudgeReward, Reward
-from ra3gym.agents.rlvr.rollouts import RolloutSettings, stream_seed
-from ra3gym.agents.rlvr.sampler import ModelSampler, Sampler
-from ra3gym.agents.rlvr.scope import Scope
+from ra3gym.agents.rlvr.rollouts.answers import answer_reader, without_latents
+from ra3gym.agents.rlvr.rollouts.collecting import Collected, Collector
+from ra3gym.agents.rlvr.rollouts.function_end import FunctionEnd
+from ra3gym.agents.rlvr.rollouts.rewards import FunctionReward, JudgeReward, Reward
+from ra3gym.agents.rlvr.rollouts.rollouts import RolloutSettings, stream_seed
+from ra3gym.agents.rlvr.rollouts.sampler import ModelSampler, Sampler
 from ra3gym.agents.rlvr.steps import RLVRStep
 from ra3gym.errors import ConfigError, DataError
 from ra3gym.lm import LoadedModel, load

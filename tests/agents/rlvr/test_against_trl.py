@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ra3gym import lm
-from ra3gym.agents.rlvr.advantages import (
+from ra3gym.agents.rlvr.algorithms.advantages import (
     group_centred,
     group_standardised,
     leave_one_out,
     soft_overlong_punishment,
 )
-from ra3gym.agents.rlvr.algorithms import Algorithm, algorithm, token_weights
-from ra3gym.agents.rlvr.kl import kl_estimate
+from ra3gym.agents.rlvr.algorithms.kl import kl_estimate
+from ra3gym.agents.rlvr.algorithms.registry import Algorithm, algorithm, token_weights
 
 trl = pytest.importorskip("trl", reason="trl, of the dev extra, is what the losses are compared with")
 

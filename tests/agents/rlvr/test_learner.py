@@ -12,12 +12,12 @@ import torch
 from accelerate import Accelerator
 
 from ra3gym import lm
-from ra3gym.agents import MStepConfig, distill
+from ra3gym.agents.mid_training import MStepConfig, distill
 from ra3gym.agents.rlvr import JudgeReward, RLVRConfig, Scope, algorithm, train
 from ra3gym.agents.rlvr.learner import Learner
 from ra3gym.agents.rlvr.policy import Policy
-from ra3gym.agents.rlvr.rollouts import Rollouts, RolloutSettings, TaskOrder, roll_out
-from ra3gym.agents.rlvr.sampler import ModelSampler
+from ra3gym.agents.rlvr.rollouts.rollouts import Rollouts, RolloutSettings, TaskOrder, roll_out
+from ra3gym.agents.rlvr.rollouts.sampler import ModelSampler
 from ra3gym.lm import LoadedModel
 from ra3gym.tasks import CodeTask, FunctionTests
 from ra3gym.verify import Judge, Limits

@@ -27,7 +27,7 @@ from ra3gym.agents.rlvr import (
     algorithm_names,
     train,
 )
-from ra3gym.agents.rlvr.rollouts import RolloutSettings, roll_out, stream_seed
+from ra3gym.agents.rlvr.rollouts.rollouts import RolloutSettings, roll_out, stream_seed
 from ra3gym.lm import LoadedModel
 from ra3gym.tasks import CodeTask, load_tasks
 from ra3gym.verify import Judge, Limits

@@ -14,9 +14,10 @@ import pytest
 
 from ra3gym import lm
 from ra3gym.agents import rlvr
-from ra3gym.agents.rlvr import algorithm, algorithm_names, composition, scope_names
+from ra3gym.agents.rlvr import algorithm, algorithm_names, scope_names
+from ra3gym.agents.rlvr.algorithms import composition
 from ra3gym.cli import main
-from ra3gym.experiments.playing import parse_setting
+from ra3gym.experiments.commands.play import parse_setting
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "rlvr.md").read_text()
@@ -46,7 +47,7 @@ def folder(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "guess.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    registry = importlib.import_module("ra3gym.agents.rlvr.algorithms")
+    registry = importlib.import_module("ra3gym.agents.rlvr.algorithms.registry")
     monkeypatch.setattr(registry, "_ALGORITHMS", dict(registry._ALGORITHMS))
     monkeypatch.setattr(composition, "_ADVANTAGES", dict(composition._ADVANTAGES))
     yield tmp_path

@@ -14,8 +14,7 @@ import torch
 from ra3gym import lm
 from ra3gym.agents.rlvr import RLVRStep, train
 from ra3gym.lm import LoadedModel
-
-from .bandits import QUICK, TASKS, tiny, writes_an_a
+from tests.agents.rlvr.bandits import QUICK, TASKS, tiny, writes_an_a
 
 ROOT = Path(__file__).resolve().parents[3]
 TWO = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]

@@ -20,8 +20,7 @@ from ra3gym.agents.rlvr.config import RLVRConfig as Config
 from ra3gym.errors import ConfigError, DataError, RunFolderError, TrainingDiverged, UnknownNameError
 from ra3gym.lm import LoadedModel
 from ra3gym.tasks import CodeTask
-
-from .bandits import QUICK, TASKS, allowed, tiny, writes_an_a
+from tests.agents.rlvr.bandits import QUICK, TASKS, allowed, tiny, writes_an_a
 
 
 def weights_of(loaded: LoadedModel) -> dict[str, torch.Tensor]:

@@ -1,0 +1,194 @@
+"""The E-step as a decision problem: walk through a trace, choose a latent for each line, be paid in nats.
+
+At line t, with the latent z_{t-1} behind, choosing z_t pays
+
+    r_t = log p(line_t | z_t) + log p(z_t | z_{t-1}),
+
+so that the rewards of a path sum to its log joint probability with the trace, and a policy q earns the temporal ELBO
+when its entropy is added at temperature 1. `TraceInference-v0` steps through this problem; the agents of
+`ra3gym.agents.mid_training.inference.posteriors` solve it.
+
+Shape suffixes: N lines in all, B of them asked about, K latents, F features, O = F + K + 2 observed numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from scipy.special import log_softmax
+
+from ra3gym.abstractions.inference.posterior import FloatArray, IntArray, LatentChain, log_evidence
+from ra3gym.errors import DataError
+
+Float32Array = npt.NDArray[np.float32]
+
+NO_LATENT = -1
+"""The latent behind a first line."""
+
+
+@dataclass(frozen=True)
+class InferenceProblem:
+    """Traces to infer latents over, and what a policy sees of them.
+
+    chain: emissions and prior. feature_NF: float32, what is known of each line: its own features and those of the lines
+    around it; none of them may depend on a latent. trace_ids: one name per trace, none twice. line_texts: the lines
+    themselves, N of them, where they are known; they are shown, never learned from.
+
+    Raises:
+        DataError: features that do not fit the chain or are not finite, or names or texts that do not.
+    """
+
+    chain: LatentChain
+    feature_NF: Float32Array
+    trace_ids: tuple[str, ...]
+    line_texts: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        N, M = len(self.chain.row_N), self.chain.num_traces
+        if self.feature_NF.ndim != 2 or len(self.feature_NF) != N or self.feature_NF.dtype != np.float32:
+            raise DataError(
+                f"features of shape {self.feature_NF.shape} and type {self.feature_NF.dtype}: give float32, a row for "
+                f"each of the {N} lines"
+            )
+        if not np.isfinite(self.feature_NF).all():
+            raise DataError(
+                f"the features of line {int(np.argwhere(~np.isfinite(self.feature_NF))[0, 0])} are not finite"
+            )
+        if len(self.trace_ids) != M or len(set(self.trace_ids)) != M:
+            raise DataError(
+                f"{len(set(self.trace_ids))} different trace ids for {M} traces: give each a name of its own"
+            )
+        if self.line_texts is not None and len(self.line_texts) != N:
+            raise DataError(f"{len(self.line_texts)} line texts for {N} lines: give one for each, or None")
+
+    @property
+    def num_latents(self) -> int:
+        return self.chain.num_latents
+
+    @property
+    def observation_size(self) -> int:
+        return int(self.feature_NF.shape[1]) + self.num_latents + 2
+
+    @cached_property
+    def trace_N(self) -> IntArray:
+        """The trace of each line."""
+        return np.repeat(np.arange(self.chain.num_traces), np.diff(self.chain.offsets))
+
+    @cached_property
+    def log_evidence_M(self) -> FloatArray:
+        """`log p(trace)` of each trace in nats: the most that any policy can earn."""
+        return log_evidence(self.chain)
+
+    @cached_property
+    def known_NO(self) -> Float32Array:
+        """Observations without the latent behind: features, K zeros, how far the line is into its trace (0 to 1), and
+        `1 / lines left`, the line itself counted."""
+        lengths_M = np.diff(self.chain.offsets)
+        index_N = np.arange(len(self.chain.row_N)) - self.chain.offsets[self.trace_N]
+        left_N = lengths_M[self.trace_N] - index_N
+        position_N2 = np.stack([index_N / np.maximum(lengths_M[self.trace_N] - 1, 1), 1.0 / left_N], axis=1)
+        blank_NK = np.zeros((len(index_N), self.num_latents))
+        return np.concatenate([self.feature_NF, blank_NK, position_N2], axis=1, dtype=np.float32)
+
+    def observations(self, line_B: IntArray, previous_B: IntArray) -> Float32Array:
+        """What a policy sees, float32 (B, O): features, the latent behind (one-hot, or zeros), position."""
+        observed_BO = self.known_NO[line_B]
+        (rows,) = np.nonzero(previous_B >= 0)
+        observed_BO[rows, self.feature_NF.shape[1] + previous_B[rows]] = 1.0
+        return observed_BO
+
+    def end_observations(self, previous_B: IntArray) -> Float32Array:
+        """What is seen behind a trace's last line, float32 (B, O): no features, the last latent (one-hot, or zeros),
+        position (1, 0)."""
+        observed_BO = np.zeros((len(previous_B), self.observation_size), dtype=np.float32)
+        (rows,) = np.nonzero(previous_B >= 0)
+        observed_BO[rows, self.feature_NF.shape[1] + previous_B[rows]] = 1.0
+        observed_BO[:, -2] = 1.0
+        return observed_BO
+
+    def log_priors(self, line_B: IntArray, previous_B: IntArray) -> FloatArray:
+        """`log p(z_t | z_{t-1})` in nats for every z_t, shape (B, K)."""
+        chain = self.chain
+        return _log_priors(chain.keep_N, chain.fresh_SK, chain.fresh_row_M[self.trace_N[line_B]], line_B, previous_B)
+
+    def rewards(self, line_B: IntArray, previous_B: IntArray) -> FloatArray:
+        """`log p(line_t | z_t) + log p(z_t | z_{t-1})` in nats for every z_t, shape (B, K)."""
+        return self.chain.log_emission_RK[self.chain.row_N[line_B]] + self.log_priors(line_B, previous_B)
+
+    def rewards_of(self, line_B: IntArray, previous_B: IntArray, latent_B: IntArray) -> FloatArray:
+        """The reward of one choice in each line, in nats, shape (B,)."""
+        chain = self.chain
+        return _rewards_of(*chain._arrays[:4], chain.fresh_row_M[self.trace_N[line_B]], line_B, previous_B, latent_B)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _rewards_of(
+    log_emission_RK: FloatArray,
+    row_N: IntArray,
+    keep_N: FloatArray,
+    fresh_SK: FloatArray,
+    fresh_row_B: IntArray,
+    line_B: IntArray,
+    previous_B: IntArray,
+    latent_B: IntArray,
+) -> FloatArray:
+    reward_B = np.empty(len(line_B))
+    for b in range(len(line_B)):
+        line, latent = line_B[b], latent_B[b]
+        keep = keep_N[line] if previous_B[b] >= 0 else 0.0
+        prior = (1.0 - keep) * fresh_SK[fresh_row_B[b], latent] + (keep if latent == previous_B[b] else 0.0)
+        reward_B[b] = np.log(prior) + log_emission_RK[row_N[line], latent]
+    return reward_B
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _log_priors(
+    keep_N: FloatArray, fresh_SK: FloatArray, fresh_row_B: IntArray, line_B: IntArray, previous_B: IntArray
+) -> FloatArray:
+    K = fresh_SK.shape[1]
+    log_prior_BK = np.empty((len(line_B), K))
+    for b in range(len(line_B)):
+        previous = previous_B[b]
+        keep = keep_N[line_B[b]] if previous >= 0 else 0.0
+        for k in range(K):
+            log_prior_BK[b, k] = np.log((1.0 - keep) * fresh_SK[fresh_row_B[b], k] + (keep if k == previous else 0.0))
+    return log_prior_BK
+
+
+def lookahead_features(chain: LatentChain, ahead: int = 2) -> Float32Array:
+    """Features from the chain itself, enough to act on: what each line, and `ahead` lines that follow, say of latents.
+
+    For each of these lines `log p(k | line)` under equal priors and the line's keep probability; then the trace's log
+    distribution of fresh latents. Every log is raised to at least -20; behind a trace's end stand zeros. float32, shape
+    (N, (K + 1) (ahead + 1) + K).
+    """
+    trace_N = np.repeat(np.arange(chain.num_traces), np.diff(chain.offsets))
+    log_posterior_RK = log_softmax(np.maximum(chain.log_emission_RK, -1e30), axis=1)
+    with np.errstate(divide="ignore"):
+        log_fresh_SK = np.log(chain.fresh_SK)
+    line_NJ = np.concatenate(
+        [np.maximum(log_posterior_RK, -20.0)[chain.row_N], chain.keep_N[:, None]], axis=1, dtype=np.float32
+    )
+    blocks = [line_NJ]
+    for distance in range(1, ahead + 1):
+        following_NJ = np.zeros_like(line_NJ)
+        following_NJ[:-distance] = line_NJ[distance:] * (trace_N[distance:] == trace_N[:-distance])[:, None]
+        blocks.append(following_NJ)
+    blocks.append(np.maximum(log_fresh_SK, -20.0)[chain.fresh_row_M[trace_N]])
+    return np.concatenate(blocks, axis=1, dtype=np.float32)
+
+
+def problem_from_chain(
+    chain: LatentChain, trace_ids: Sequence[str] | None = None, feature_NF: Float32Array | None = None
+) -> InferenceProblem:
+    """The problem of a chain; traces are named "0", "1", ... and seen through `lookahead_features` by default."""
+    return InferenceProblem(
+        chain,
+        lookahead_features(chain) if feature_NF is None else feature_NF,
+        tuple(map(str, range(chain.num_traces))) if trace_ids is None else tuple(trace_ids),
+    )

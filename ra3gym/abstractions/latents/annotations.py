@@ -1,0 +1,97 @@
+"""What an E-step hands to an M-step: latents on every trace, and names for them; and the controls made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ra3gym.abstractions.latents.corpus import prompt_words
+from ra3gym.abstractions.latents.path import LatentPath
+from ra3gym.errors import DataError
+from ra3gym.tasks import ExpertTrace
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Latents of a corpus of traces.
+
+    paths: one per trace, in the corpus' order. names: for each latent, the prompt words that call for it (may be
+    empty). metrics: what the E-step measured of itself (evidence in nats, seconds, ...). gains: what each line's latent
+    is worth, per trace and line, in nats: the line's log-likelihood under its latent minus that with the latent
+    marginalised out under its prior (`ra3gym.abstractions.latents.diagnosis.line_gains`); `None` where the E-step has
+    no likelihood.
+
+    Raises:
+        DataError: gains of another shape than the paths.
+    """
+
+    paths: tuple[LatentPath, ...]
+    names: tuple[tuple[str, ...], ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    gains: tuple[tuple[float, ...], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.gains is None:
+            return
+        lines, gains = [len(path.latents) for path in self.paths], [len(gains) for gains in self.gains]
+        if lines != gains:
+            wrong = next((i for i, (a, b) in enumerate(zip(lines, gains, strict=False)) if a != b), None)
+            told = f"{len(gains)} traces" if wrong is None else f"{gains[wrong]} lines in trace {wrong}"
+            wanted = len(lines) if wrong is None else lines[wrong]
+            raise DataError(f"gains for {told}, but the paths have {wanted}: give one gain for each line")
+
+    @property
+    def num_latents(self) -> int:
+        return len(self.names)
+
+    def first(self, num_traces: int) -> Annotations:
+        """Those of the first traces alone."""
+        gains = None if self.gains is None else self.gains[:num_traces]
+        return replace(self, paths=self.paths[:num_traces], gains=gains)
+
+
+def _relabelled(annotations: Annotations, segment_latents: np.ndarray) -> Annotations:
+    """The same segments under other latents, given for all segments of the corpus in order."""
+    remaining = iter(segment_latents.tolist())
+    paths = []
+    for path in annotations.paths:
+        latents: list[int] = []
+        for switch in path.switches:
+            latents.append(next(remaining) if switch else latents[-1])
+        paths.append(LatentPath(tuple(latents), path.switches))
+    return replace(annotations, paths=tuple(paths), gains=None)
+
+
+def shuffled(annotations: Annotations, rng: np.random.Generator) -> Annotations:
+    """Control: the inferred segments, their latents permuted over the whole corpus (usage is kept, meaning is not)."""
+    inferred = np.array([z for path in annotations.paths for z in path.segment_latents])
+    return _relabelled(annotations, rng.permutation(inferred))
+
+
+def random_latents(annotations: Annotations, rng: np.random.Generator) -> Annotations:
+    """Control: the inferred segments, each under a latent drawn uniformly."""
+    num_segments = sum(sum(path.switches) for path in annotations.paths)
+    return _relabelled(annotations, rng.integers(annotations.num_latents, size=num_segments))
+
+
+def names_by_company(
+    traces: Sequence[ExpertTrace], paths: Sequence[LatentPath], num_latents: int
+) -> tuple[tuple[str, ...], ...]:
+    """Names for latents that no model of prompts gave: each prompt word names the latent that it goes with most.
+
+    That is the latent with the highest `p(word | latent used) p(latent used | word)`, counted over traces; ties go to
+    the lower latent. A latent that is no word's best has no name.
+    """
+    words = sorted({word for trace in traces for word in prompt_words(trace.prompt)})
+    together_WK = np.zeros((len(words), num_latents))
+    alone_K = np.full(num_latents, 1e-9)
+    index = {word: i for i, word in enumerate(words)}
+    for trace, path in zip(traces, paths, strict=True):
+        used, named = sorted(set(path.latents)), [index[word] for word in prompt_words(trace.prompt)]
+        if named:
+            alone_K[used] += 1
+            together_WK[np.ix_(named, used)] += 1
+    best_W = (together_WK**2 / alone_K).argmax(axis=1) if words else np.zeros(0, dtype=int)
+    return tuple(tuple(words[i] for i in np.flatnonzero(best_W == latent)) for latent in range(num_latents))

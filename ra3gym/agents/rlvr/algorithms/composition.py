@@ -1,0 +1,334 @@
+"""What an RLVR algorithm is: an advantage and an objective by name, the numbers between them, and what they work on.
+
+An `Algorithm` holds names and numbers only, so that `dataclasses.asdict` of it goes into a run's manifest and
+`Algorithm(**that)` comes back. The modules `advantages`, `objectives` and `kl` have the arithmetic, `registry` the
+algorithms themselves and what is registered here.
+
+Shape suffixes: P prompts, G samples of each, N = P * G rows (those of prompt i are i*G .. i*G + G - 1), T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ra3gym.agents.rlvr.algorithms import advantages
+from ra3gym.agents.rlvr.algorithms.kl import KLEstimator
+from ra3gym.errors import ConfigError, DataError, UnknownNameError
+
+Aggregation = Literal["token", "sequence", "length"]
+KLPlace = Literal["loss", "reward"]
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """Everything that an advantage may look at: the N rows of a *whole* batch, all ranks' rows together.
+
+    Raises `DataError` for shapes that do not fit.
+    """
+
+    reward_N: Tensor
+    """float32, the judge's reward after shaping."""
+    group_size: int
+    """G; the rows of a group are contiguous."""
+    acts_NT: Tensor
+    """bool: the decisions, a subset of the completion's tokens; False in the padding."""
+    duration_NT: Tensor
+    """float32: tokens that the decision at t covers, itself and those up to the next decision; 0 elsewhere."""
+    kl_NT: Tensor | None = None
+    """Per-token KL estimate to the reference in nats, where the KL goes into the reward; read at decisions only."""
+    value_NT: Tensor | None = None
+    """The value head's estimate before each token, for algorithms with `needs_value`; read at decisions only."""
+
+    def __post_init__(self) -> None:
+        shape = self.acts_NT.shape
+        if self.acts_NT.dtype != torch.bool or len(shape) != 2:
+            raise DataError(f"acts of shape {tuple(shape)} and {self.acts_NT.dtype}: give a bool mask, (rows, tokens)")
+        if self.reward_N.shape != shape[:1] or self.group_size < 1 or len(self.reward_N) % self.group_size:
+            raise DataError(
+                f"rewards of shape {tuple(self.reward_N.shape)} for {shape[0]} rows in groups of {self.group_size}: "
+                "give one reward per row and whole groups"
+            )
+        for name, tensor in [("durations", self.duration_NT), ("KL", self.kl_NT), ("values", self.value_NT)]:
+            if tensor is not None and tensor.shape != shape:
+                raise DataError(f"{name} of shape {tuple(tensor.shape)} beside acts of shape {tuple(shape)}")
+        if bool(((self.duration_NT < 1) == self.acts_NT).any()) or bool(self.duration_NT[~self.acts_NT].any()):
+            raise DataError("durations do not fit the acts: give at least 1 at every decision and 0 elsewhere")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """An RLVR algorithm. Immutable; `algorithm(name, field=value)` gives a changed copy.
+
+    Attributes:
+        name: what runs and tables call it.
+        advantage: a registered advantage: "group_standardised", "group_centred", "leave_one_out", "return",
+            "batch_normalised", "group_batch_normalised", "gae", "gae_normalised", or your own.
+        objective: a registered objective: "policy_gradient", "ppo_clip", "gspo", "cispo", or your own.
+        aggregation: how token losses become one number; see `token_weights`. "token": every decision of the batch
+            counts the same; "sequence": every row does, so decisions of long rows count less; "length": as "token", but
+            divided by a constant, so that a batch of short rows has a smaller gradient.
+        clip_low: how far below 1 a ratio may fall; 0.2, for GSPO about 3e-4, 1 for no bound. At most 1.
+        clip_high: how far above 1 it may rise; 0.2 to 0.28, for GSPO about 4e-4, for CISPO 3 to 7. More keeps more
+            entropy and allows larger updates.
+        dual_clip: bound on the ratio where the advantage is negative, about 3; None: none. "ppo_clip" reads it.
+        kl_coefficient: weight of the KL to the reference; 0 (no reference model is needed) to 0.05. More holds the
+            policy closer.
+        kl_estimator: "k1", "k2" or "k3"; see `ra3gym.agents.rlvr.algorithms.kl` for which belongs where.
+        kl_place: "loss", beside the token's loss; "reward", taken off what the decision earns.
+        entropy_coefficient: weight of the mean entropy of the decisions, in nats, as a bonus; 0 to 0.01. More explores.
+        off_policy_cap: bound on the importance weight between the trainer's policy and the one that sampled, for a
+            sampler that is not exactly the trainer's model; about 2. None: no such weight.
+        dynamic_sampling: sample other tasks in place of groups whose rewards are all equal, which teach nothing: a full
+            batch of gradient, for more sampling.
+        overlong_buffer: tokens before the length limit over which the reward falls linearly to -1 (int), or a share of
+            the limit below 1 (float, 0.2 in the DAPO paper); 0: off.
+        gamma: discount per token that a decision covers; 0.99 to 1. Below 1, later rewards count less.
+        lam: GAE's lambda, per decision; 0.95 to 1. Less trusts the value head more.
+        value_coefficient: weight of the value head's loss; 0.1 to 1.
+        value_clip: how far a value may move in a batch, in units of the return; 0.2, None: no bound.
+        updates_per_batch: passes over a sampled batch; 1 is on-policy, 2 to 4 reuse samples.
+        minibatches: optimiser steps per pass; more are cheaper to learn from and less on-policy.
+
+    Raises:
+        UnknownNameError: an advantage, objective, aggregation, estimator or place that does not exist.
+        ConfigError: a number outside its range, or fields that contradict each other.
+    """
+
+    name: str
+    advantage: str
+    objective: str
+    aggregation: Aggregation = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    kl_coefficient: float = 0.0
+    kl_estimator: KLEstimator = "k3"
+    kl_place: KLPlace = "loss"
+    entropy_coefficient: float = 0.0
+    off_policy_cap: float | None = None
+    dynamic_sampling: bool = False
+    overlong_buffer: int | float = 0
+    gamma: float = 1.0
+    lam: float = 1.0
+    value_coefficient: float = 0.1
+    value_clip: float | None = 0.2
+    updates_per_batch: int = 1
+    minibatches: int = 1
+
+    def __post_init__(self) -> None:
+        check_known("advantage", self.advantage, _ADVANTAGES, "Add your own with register_advantage.")
+        check_known("objective", self.objective, _OBJECTIVES, "Add your own with register_objective.")
+        check_known("aggregation", self.aggregation, get_args(Aggregation))
+        check_known("KL estimator", self.kl_estimator, get_args(KLEstimator))
+        check_known("place for the KL", self.kl_place, get_args(KLPlace))
+        for field, low, high in _RANGES:
+            number = getattr(self, field)
+            if number is None and field in _MAY_BE_NONE:
+                continue
+            fits = isinstance(number, int | float) and math.isfinite(number) and low <= number <= high
+            if not fits or isinstance(number, bool):
+                bounds = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+                raise ConfigError(f"{field}={number!r} of algorithm {self.name!r}: give a number {bounds}")
+        for field in ("updates_per_batch", "minibatches"):
+            if not isinstance(number := getattr(self, field), int):
+                raise ConfigError(f"{field}={number} of algorithm {self.name!r}: give a whole number")
+        if self.gamma == 0:
+            raise ConfigError(f"gamma=0 of algorithm {self.name!r}: a reward at the end needs a discount above 0")
+        for field in ("off_policy_cap", "value_clip"):
+            if getattr(self, field) == 0:
+                raise ConfigError(f"{field}=0 of algorithm {self.name!r} lets nothing through; None switches it off")
+        if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
+            raise ConfigError(
+                f"dual_clip={self.dual_clip} of algorithm {self.name!r} lies inside the clip range: give more than "
+                f"1 + clip_high = {1 + self.clip_high:g}, or None"
+            )
+        if self.overlong_buffer >= 1 and self.overlong_buffer != int(self.overlong_buffer):
+            raise ConfigError(
+                f"overlong_buffer={self.overlong_buffer} of algorithm {self.name!r}: give whole tokens, or a share of "
+                "the length limit below 1"
+            )
+        if self.kl_coefficient > 0 and self.kl_place == "loss" and self.kl_estimator == "k1":
+            raise ConfigError(
+                f"algorithm {self.name!r} has the KL estimate k1 in the loss, where its expected gradient is 0: take "
+                "kl_estimator='k2' or 'k3', or kl_place='reward'"
+            )
+        if self.objective == "policy_gradient" and self.updates_per_batch * self.minibatches > 1:
+            raise ConfigError(
+                f"algorithm {self.name!r} makes {self.updates_per_batch * self.minibatches} updates of a batch, but "
+                "objective 'policy_gradient' knows no importance ratio: take 'ppo_clip', or one update"
+            )
+
+    @property
+    def needs_value(self) -> bool:
+        """Whether the advantage reads the estimates of a value head."""
+        return _ADVANTAGES[self.advantage].needs_value
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a reference model has to score the tokens."""
+        return self.kl_coefficient > 0
+
+    def advantages(self, batch: RolloutBatch) -> Tensor:
+        """Advantages of the decisions, float32, shape (N, T), 0 outside `batch.acts_NT`.
+
+        Groups, and the whole batch where an advantage is normalised over it, have to be complete: with several ranks,
+        gather the rewards (and values, KL) and call it on every rank with all rows.
+
+        Raises `DataError` where the batch lacks the values or the KL that the algorithm needs.
+        """
+        if self.needs_value and batch.value_NT is None:
+            raise DataError(f"algorithm {self.name!r} needs a value head: the batch has no values")
+        advantage_NT = _ADVANTAGES[self.advantage].function(batch, self)
+        if advantage_NT.shape != batch.acts_NT.shape:
+            raise DataError(
+                f"advantage {self.advantage!r} returned shape {tuple(advantage_NT.shape)}: return one number per "
+                f"token, {tuple(batch.acts_NT.shape)}"
+            )
+        return torch.where(batch.acts_NT, advantage_NT, 0.0)
+
+    def returns(self, batch: RolloutBatch, advantage_NT: Tensor) -> Tensor:
+        """Targets of the value head: GAE's lambda-returns, float32, shape (N, T), 0 outside `batch.acts_NT`.
+
+        Where the advantage is plain "gae", they are `advantage_NT + value_NT`. Other advantages, normalised ones or
+        your own, do not add up to returns, and GAE is computed for the purpose.
+        """
+        if batch.value_NT is None:
+            raise DataError(
+                f"algorithm {self.name!r}: returns are targets of a value head, and the batch has no values"
+            )
+        if self.advantage != "gae":
+            advantage_NT = gae_of(batch, self)
+        return torch.where(batch.acts_NT, advantage_NT + batch.value_NT, 0.0)
+
+    def token_losses(
+        self, logp_NT: Tensor, old_logp_NT: Tensor, advantage_NT: Tensor, acts_NT: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The policy loss of each decision, not yet reduced, and whether a bound took hold there; both (N, T).
+
+        The loss is 0 and the flag False outside `acts_NT`. Multiply by `token_weights` and sum.
+        """
+        loss_NT, clipped_NT = _OBJECTIVES[self.objective](logp_NT, old_logp_NT, advantage_NT, acts_NT, self)
+        return torch.where(acts_NT, loss_NT, 0.0), clipped_NT & acts_NT
+
+
+AdvantageFunction = Callable[[RolloutBatch, Algorithm], Tensor]
+"""From a batch to (N, T) advantages; what stands outside the decisions is not read."""
+ObjectiveFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Algorithm], tuple[Tensor, Tensor]]
+"""From `(logp_NT, old_logp_NT, advantage_NT, acts_NT, algorithm)` to `(loss_NT, clipped_NT)`."""
+
+
+@dataclass(frozen=True)
+class _Advantage:
+    function: AdvantageFunction
+    needs_value: bool
+
+
+_RANGES = (
+    ("clip_low", 0.0, 1.0),
+    ("clip_high", 0.0, math.inf),
+    ("dual_clip", 1.0, math.inf),
+    ("kl_coefficient", 0.0, math.inf),
+    ("entropy_coefficient", 0.0, math.inf),
+    ("off_policy_cap", 0.0, math.inf),
+    ("overlong_buffer", 0.0, math.inf),
+    ("gamma", 0.0, 1.0),
+    ("lam", 0.0, 1.0),
+    ("value_coefficient", 0.0, math.inf),
+    ("value_clip", 0.0, math.inf),
+    ("updates_per_batch", 1, math.inf),
+    ("minibatches", 1, math.inf),
+)
+_MAY_BE_NONE = ("dual_clip", "off_policy_cap", "value_clip")
+
+
+def token_weights(
+    acts_NT: Tensor, aggregation: Aggregation, *, num_decisions: int, num_rows: int, max_new_tokens: int
+) -> Tensor:
+    """Weights with which `(weights * loss_NT).sum()` is the batch's loss; float32, (N, T), 0 outside `acts_NT`.
+
+        "token"      1 / num_decisions                     mean over decisions: DAPO (arXiv 2503.14476, equation 8)
+        "sequence"   1 / (num_rows * the row's decisions)  mean of the rows' means: GRPO (arXiv 2402.03300, equation 3)
+        "length"     1 / (num_rows * max_new_tokens)       sum over a constant: Dr. GRPO (arXiv 2503.20783)
+
+    Args:
+        acts_NT: bool, the decisions of the rows at hand, which may be a part of the batch.
+        aggregation: one of the three.
+        num_decisions: of the *whole* batch, over all micro-batches and ranks, so that their losses simply add up.
+        num_rows: likewise. A row without any decision counts here and adds nothing.
+        max_new_tokens: the length limit.
+
+    Ranks whose gradients are averaged (DDP does) multiply their loss by the number of ranks.
+    """
+    check_known("aggregation", aggregation, get_args(Aggregation))
+    weights_NT = acts_NT.float()
+    if aggregation == "token":
+        return weights_NT / max(1, num_decisions)
+    if aggregation == "length":
+        return weights_NT / (num_rows * max_new_tokens)
+    return weights_NT / (weights_NT.sum(1, keepdim=True).clamp(min=1.0) * num_rows)
+
+
+def row_rewards(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
+    """One reward per row, shape (N,): the judge's, less the KL summed over the decisions where it has that place."""
+    penalty_NT = _kl_penalty(batch, algorithm)
+    return batch.reward_N if penalty_NT is None else batch.reward_N - penalty_NT.sum(1)
+
+
+def decision_rewards(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
+    """What each decision earns, shape (N, T); see `ra3gym.agents.rlvr.algorithms.advantages.decision_rewards`."""
+    return advantages.decision_rewards(
+        batch.reward_N, batch.duration_NT, batch.acts_NT, algorithm.gamma, _kl_penalty(batch, algorithm)
+    )
+
+
+def gae_of(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
+    """GAE of a batch with values, shape (N, T)."""
+    if batch.value_NT is None:
+        raise DataError(f"algorithm {algorithm.name!r}: GAE needs the values of a value head, and the batch has none")
+    reward_NT = decision_rewards(batch, algorithm)
+    return advantages.gae(
+        reward_NT, batch.value_NT, batch.duration_NT, batch.acts_NT, gamma=algorithm.gamma, lam=algorithm.lam
+    )
+
+
+def _kl_penalty(batch: RolloutBatch, algorithm: Algorithm) -> Tensor | None:
+    """The coefficient times the KL at decisions, where the KL goes into the reward."""
+    if algorithm.kl_coefficient == 0 or algorithm.kl_place != "reward":
+        return None
+    if batch.kl_NT is None:
+        raise DataError(f"algorithm {algorithm.name!r} takes the KL off the reward: the batch has no KL")
+    return algorithm.kl_coefficient * torch.where(batch.acts_NT, batch.kl_NT, 0.0)
+
+
+_ADVANTAGES: dict[str, _Advantage] = {}
+_OBJECTIVES: dict[str, ObjectiveFunction] = {}
+
+
+def register_advantage(name: str, function: AdvantageFunction, *, needs_value: bool = False) -> None:
+    """Make `function(batch, algorithm) -> (N, T)` available as an algorithm's `advantage`; replaces one of that name.
+
+    With `needs_value` a value head is trained, and `batch.value_NT` is there.
+    """
+    _ADVANTAGES[name] = _Advantage(function, needs_value)
+
+
+def register_objective(name: str, function: ObjectiveFunction) -> None:
+    """Make `function(logp_NT, old_logp_NT, advantage_NT, acts_NT, algorithm)` available as an algorithm's `objective`.
+
+    It returns `(loss_NT, clipped_NT)`: the loss per token, not reduced, and a bool mask for the statistics. One of that
+    name is replaced.
+    """
+    _OBJECTIVES[name] = function
+
+
+def check_known(kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+    """Raise `UnknownNameError` unless `name` is among `known`."""
+    known = tuple(known)
+    if name not in known:
+        raise UnknownNameError(kind, name, known, hint)

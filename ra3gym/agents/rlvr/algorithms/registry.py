@@ -1,0 +1,271 @@
+"""The family of RLVR algorithms by name.
+
+`algorithm("grpo")` looks one up and `algorithm("grpo", clip_high=0.28)` changes it; `register_algorithm` adds another,
+`register_advantage` and `register_objective` the parts that it may name:
+
+    algorithm             advantage of a decision            objective         aggregation
+    reinforce             return to go                       policy_gradient   length
+    reinforce++           return, normalised in the batch    ppo_clip          token
+    reinforce++_baseline  less the group's mean, likewise    ppo_clip          token
+    rloo                  less the others' mean reward       policy_gradient   length
+    grpo                  standardised in the group          ppo_clip          sequence
+    grpo_token            standardised in the group          ppo_clip          token
+    dr_grpo               less the group's mean              ppo_clip          length
+    dapo                  standardised in the group          ppo_clip, higher  token
+    gspo                  standardised in the group          gspo              sequence
+    cispo                 standardised in the group          cispo             token
+    ppo                   GAE, normalised in the batch       ppo_clip          token
+
+Two numbers are the same for all of them, whatever the papers chose. `kl_coefficient` is 0, as tests that verify need no
+anchor to tell them right (DAPO, section 2.3; Dr. GRPO, section 3) and a reference model costs a forward pass and its
+memory; `kl_estimator` and `kl_place` are each paper's, so that the coefficient alone switches its KL on. A batch gets
+one update (PPO: four), as how many minibatches are too many depends on the batch. On-policy every ratio is 1 and the
+clips are idle: `minibatches` or `updates_per_batch` bring them to life (the papers' numbers stand beside each).
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from ra3gym.agents.rlvr.algorithms import advantages, objectives
+from ra3gym.agents.rlvr.algorithms.composition import (
+    Aggregation,
+    Algorithm,
+    KLPlace,
+    RolloutBatch,
+    check_known,
+    decision_rewards,
+    gae_of,
+    register_advantage,
+    register_objective,
+    row_rewards,
+    token_weights,
+)
+
+__all__ = [
+    "Aggregation",
+    "Algorithm",
+    "KLPlace",
+    "RolloutBatch",
+    "algorithm",
+    "algorithm_names",
+    "decision_rewards",
+    "gae_of",
+    "register_advantage",
+    "register_algorithm",
+    "register_objective",
+    "row_rewards",
+    "token_weights",
+]
+
+_ALGORITHMS: dict[str, Algorithm] = {}
+
+
+def register_algorithm(algorithm: Algorithm) -> None:
+    """Make `algorithm` available under its name; one of that name is replaced."""
+    _ALGORITHMS[algorithm.name] = algorithm
+
+
+def algorithm_names() -> tuple[str, ...]:
+    """Names of all registered algorithms, in the order in which they were registered."""
+    return tuple(_ALGORITHMS)
+
+
+def algorithm(name_or_algorithm: str | Algorithm, **changes: Any) -> Algorithm:
+    """The algorithm of that name, or the one given, with some fields changed.
+
+    Raises:
+        UnknownNameError: no such algorithm or no such field; the message lists them.
+        ConfigError: a value outside its range.
+    """
+    if isinstance(name_or_algorithm, Algorithm):
+        found = name_or_algorithm
+    else:
+        check_known("RLVR algorithm", name_or_algorithm, _ALGORITHMS, "Add your own with register_algorithm.")
+        found = _ALGORITHMS[name_or_algorithm]
+    for change in changes:
+        check_known("field of an RLVR algorithm", change, (field.name for field in fields(Algorithm)))
+    return replace(found, **changes)
+
+
+def _over_the_row(advantage_N: Tensor, batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
+    return advantages.discount_to_end(advantage_N, batch.duration_NT, batch.acts_NT, algorithm.gamma)
+
+
+def _group_standardised(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
+    advantage_N = advantages.group_standardised(row_rewards(batch, algorithm), batch.group_size)
+    return _over_the_row(advantage_N, batch, algorithm)
+
+
+def _group_centred(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
+    advantage_N = advantages.group_centred(row_rewards(batch, algorithm), batch.group_size)
+    return _over_the_row(advantage_N, batch, algorithm)
+
+
+def _leave_one_out(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
+    advantage_N = advantages.leave_one_out(row_rewards(batch, algorithm), batch.group_size)
+    return _over_the_row(advantage_N, batch, algorithm)
+
+
+def _return(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
+    reward_NT = decision_rewards(batch, algorithm)
+    return advantages.returns_to_go(reward_NT, batch.duration_NT, batch.acts_NT, algorithm.gamma)
+
+
+def _batch_normalised(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
+    return advantages.batch_normalised(_return(batch, algorithm), batch.acts_NT)
+
+
+def _group_batch_normalised(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
+    # The baseline is of the judge's reward; a KL in the reward stays with the decisions.
+    centred_N = advantages.group_centred(batch.reward_N, batch.group_size)
+    return _batch_normalised(replace(batch, reward_N=centred_N), algorithm)
+
+
+def _gae_normalised(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
+    return advantages.batch_normalised(gae_of(batch, algorithm), batch.acts_NT)
+
+
+register_advantage("group_standardised", _group_standardised)
+register_advantage("group_centred", _group_centred)
+register_advantage("leave_one_out", _leave_one_out)
+register_advantage("return", _return)
+register_advantage("batch_normalised", _batch_normalised)
+register_advantage("group_batch_normalised", _group_batch_normalised)
+register_advantage("gae", gae_of, needs_value=True)
+register_advantage("gae_normalised", _gae_normalised, needs_value=True)
+
+
+def _policy_gradient(
+    logp_NT: Tensor, old_logp_NT: Tensor, advantage_NT: Tensor, acts_NT: Tensor, algorithm: Algorithm
+) -> tuple[Tensor, Tensor]:
+    return objectives.policy_gradient(logp_NT, advantage_NT, acts_NT)
+
+
+def _ppo_clip(
+    logp_NT: Tensor, old_logp_NT: Tensor, advantage_NT: Tensor, acts_NT: Tensor, algorithm: Algorithm
+) -> tuple[Tensor, Tensor]:
+    return objectives.ppo_clip(
+        logp_NT,
+        old_logp_NT,
+        advantage_NT,
+        acts_NT,
+        clip_low=algorithm.clip_low,
+        clip_high=algorithm.clip_high,
+        dual_clip=algorithm.dual_clip,
+    )
+
+
+def _gspo(
+    logp_NT: Tensor, old_logp_NT: Tensor, advantage_NT: Tensor, acts_NT: Tensor, algorithm: Algorithm
+) -> tuple[Tensor, Tensor]:
+    low, high = algorithm.clip_low, algorithm.clip_high
+    return objectives.gspo(logp_NT, old_logp_NT, advantage_NT, acts_NT, clip_low=low, clip_high=high)
+
+
+def _cispo(
+    logp_NT: Tensor, old_logp_NT: Tensor, advantage_NT: Tensor, acts_NT: Tensor, algorithm: Algorithm
+) -> tuple[Tensor, Tensor]:
+    low, high = algorithm.clip_low, algorithm.clip_high
+    return objectives.cispo(logp_NT, old_logp_NT, advantage_NT, acts_NT, clip_low=low, clip_high=high)
+
+
+register_objective("policy_gradient", _policy_gradient)
+register_objective("ppo_clip", _ppo_clip)
+register_objective("gspo", _gspo)
+register_objective("cispo", _cispo)
+
+
+# Williams 1992, without any baseline: the yardstick that the others improve on. The sum over a row's decisions is the
+# gradient of the expected reward; "length" divides it by a constant.
+register_algorithm(
+    Algorithm(
+        name="reinforce",
+        advantage="return",
+        objective="policy_gradient",
+        aggregation="length",
+        kl_estimator="k1",
+        kl_place="reward",
+    )
+)
+# arXiv 2501.03262, the first of its two variants (any group size, 1 included): k1 per token in the reward.
+register_algorithm(
+    Algorithm(
+        name="reinforce++",
+        advantage="batch_normalised",
+        objective="ppo_clip",
+        kl_estimator="k1",
+        kl_place="reward",
+    )
+)
+# arXiv 2501.03262, "REINFORCE++ w/ Baseline", the variant for groups: k2 in the loss.
+register_algorithm(
+    Algorithm(
+        name="reinforce++_baseline",
+        advantage="group_batch_normalised",
+        objective="ppo_clip",
+        kl_estimator="k2",
+    )
+)
+# arXiv 2402.14740: plain policy gradient on whole completions, no clip. KL in the reward, k1.
+register_algorithm(
+    Algorithm(
+        name="rloo",
+        advantage="leave_one_out",
+        objective="policy_gradient",
+        aggregation="length",
+        kl_estimator="k1",
+        kl_place="reward",
+    )
+)
+# arXiv 2402.03300, equations 3 and 4: mean over rows of their means. One update a batch, G = 64, k3 in the loss with a
+# coefficient of 0.04.
+register_algorithm(Algorithm(name="grpo", advantage="group_standardised", objective="ppo_clip", aggregation="sequence"))
+# GRPO's advantage with the mean over all tokens of the batch, which does not favour short correct and long wrong rows:
+# what the studies published with this toolkit ran, on-policy.
+register_algorithm(Algorithm(name="grpo_token", advantage="group_standardised", objective="ppo_clip"))
+# arXiv 2503.20783: neither the group's standard deviation nor the row's length, both of which bias the gradient.
+register_algorithm(Algorithm(name="dr_grpo", advantage="group_centred", objective="ppo_clip", aggregation="length"))
+# arXiv 2503.14476, section 4.1: clip range 0.2 and 0.28, a buffer of 4096 of 20480 tokens; 16 minibatches. No KL.
+register_algorithm(
+    Algorithm(
+        name="dapo",
+        advantage="group_standardised",
+        objective="ppo_clip",
+        clip_low=0.2,
+        clip_high=0.28,
+        dynamic_sampling=True,
+        overlong_buffer=0.2,
+    )
+)
+# arXiv 2507.18071, section 5.1: clip range 3e-4 and 4e-4; 4 minibatches.
+register_algorithm(
+    Algorithm(
+        name="gspo",
+        advantage="group_standardised",
+        objective="gspo",
+        aggregation="sequence",
+        clip_low=3e-4,
+        clip_high=4e-4,
+    )
+)
+# arXiv 2506.13585, equations 4 and 5: no lower bound, no KL; 16 minibatches. The paper does not print its upper bound;
+# a weight of at most 5 is what TRL recommends after ScaleRL (arXiv 2510.13786).
+register_algorithm(
+    Algorithm(name="cispo", advantage="group_standardised", objective="cispo", clip_low=1.0, clip_high=4.0)
+)
+# arXiv 1707.06347 with a value head, as for language models: four passes over a batch and k1 in the reward (Ouyang et
+# al., arXiv 2203.02155, appendix C), gamma = lambda = 1 for rewards at the end (Open-Reasoner-Zero, arXiv 2503.24290).
+register_algorithm(
+    Algorithm(
+        name="ppo",
+        advantage="gae_normalised",
+        objective="ppo_clip",
+        kl_estimator="k1",
+        kl_place="reward",
+        updates_per_batch=4,
+    )
+)

@@ -1,0 +1,127 @@
+"""Weights for a vLLM server, by way of a folder.
+
+A checkpoint is written to a folder that trainer and server both see, and the server is told to load it in place
+(`reload_weights` over `/collective_rpc`); its prefix cache, which the old weights computed, is emptied. Every push goes
+to a new folder, so that no cache of files or mapped memory can bring back an old one.
+
+No weights go over the network here, so any trainer can serve any server, on the CPU too. vLLM's own transfer over NCCL
+spares the folder, but needs vLLM and a GPU in the trainer's process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ra3gym.agents.rlvr.vllm.client import VLLMClient
+from ra3gym.errors import SamplerError
+
+T = TypeVar("T")
+
+
+class WeightPusher:
+    """Writes checkpoints and has one server load them.
+
+    Args:
+        client: the server, with its development endpoints open.
+        weights_folder: as the trainer sees it; the folder for temporary files when `None`.
+        server_folder: the same folder as the server sees it; at the same path when `None`.
+    """
+
+    def __init__(
+        self,
+        client: VLLMClient,
+        weights_folder: str | os.PathLike[str] | None,
+        server_folder: str | os.PathLike[str] | None,
+    ) -> None:
+        self._client = client
+        self._folder = Path(tempfile.gettempdir() if weights_folder is None else weights_folder).absolute()
+        self._server_folder = self._folder if server_folder is None else Path(server_folder)
+        self._run_folder: Path | None = None
+        self._pushes = 0
+
+    def push(self, model: Any, weights: dict[str, Tensor] | None) -> None:
+        """Have the server load `weights`, those of `model` when `None`; earlier checkpoints are removed.
+
+        Raises:
+            SamplerError: the weights cannot be written, or the server cannot load them.
+        """
+        fresh = self._write(model, weights)
+        seen = self._server_folder / fresh.relative_to(self._folder)
+        try:
+            self._client.post(
+                "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": seen.as_posix()}}
+            )
+        except SamplerError as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise SamplerError(
+                f"{error}. (The server was to load {seen}: it must see and read that folder, hold a model of the same "
+                "shapes, and not be started with --load-format dummy)"
+            ) from error
+        # Without reset_running_requests vLLM keeps the cache, and says 200, while anyone's request is running.
+        emptied = self._client.post("/reset_prefix_cache?reset_running_requests=true")
+        if isinstance(emptied, dict) and emptied.get("success") is False:
+            raise SamplerError(
+                f"vLLM at {self._client.url} could not empty its prefix cache, which the old weights computed; no one "
+                "else may use the server while it serves a run"
+            )
+        for old in fresh.parent.iterdir():
+            if old != fresh:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove the checkpoints; safe to call twice."""
+        if self._run_folder is not None:
+            shutil.rmtree(self._run_folder, ignore_errors=True)
+            self._run_folder = None
+
+    def _write(self, model: Any, weights: dict[str, Tensor] | None) -> Path:
+        try:
+            if self._run_folder is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._run_folder = Path(tempfile.mkdtemp(dir=self._folder, prefix="ra3gym-vllm-"))
+                self._run_folder.chmod(0o755)  # the server may run as another user
+            self._pushes += 1
+            fresh = self._run_folder / f"{self._pushes:06d}"
+            model.save_pretrained(fresh, state_dict=weights)
+        except (OSError, SafetensorError) as error:
+            raise SamplerError(
+                f"cannot write the policy's weights to {self._folder}: {error}; give a weights_folder with room for "
+                "two checkpoints"
+            ) from error
+        return fresh
+
+
+def whole_weights(model: Any) -> dict[str, Tensor] | None:
+    """Sharded weights (FSDP2) put together on the first process, all taking part; `None` where none are sharded."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.tensor import DTensor
+
+    if not any(isinstance(weight, DTensor) for weight in model.parameters()):
+        return None
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+
+
+def on_first_process(work: Callable[[], T]) -> T:
+    """What `work` returns on the first process of the run, on all of them; its `SamplerError` is raised on all."""
+    if not dist.is_initialized():
+        return work()
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = work()
+        except SamplerError as error:
+            outcome[1] = str(error)
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise SamplerError(outcome[1])
+    return cast(T, outcome[0])

@@ -1,0 +1,205 @@
+"""The compiled part of `TraceInferenceVectorEnv`: what a problem says as tables, where each environment is, and the
+passes over all of them.
+
+Shape suffixes: E environments, N lines in all, K latents, O observed numbers, T lines of the longest trace, B
+pre-drawn traces. Row N of a table stands for what is behind a last line.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from ra3gym.abstractions.inference.posterior import BoolArray, FloatArray, IntArray
+from ra3gym.abstractions.inference.problem import NO_LATENT, Float32Array, InferenceProblem
+
+Int8Array = npt.NDArray[np.int8]
+
+BLOCK = 256
+"""Traces drawn at once for an environment: a generator is called rarely, and gives the same as one call for each."""
+
+
+class Tables(NamedTuple):
+    """What the problem says of each line; never written to."""
+
+    known_NO: Float32Array
+    legal_NK: Int8Array
+    """Legal whatever the latent behind, where there is one; a sticky prior can only add that one."""
+    legal_fresh_NK: Int8Array
+    """Legal where there is no latent behind."""
+    some_N: BoolArray
+    """Whether any of `legal_NK` is."""
+    row_N: IntArray
+    keep_N: FloatArray
+    fresh_row_N: IntArray
+    log_emission_RK: FloatArray
+    fresh_SK: FloatArray
+    offsets: IntArray
+
+
+class State(NamedTuple):
+    """Where each environment is; written in place."""
+
+    trace_E: IntArray
+    line_E: IntArray
+    previous_E: IntArray
+    log_joint_E: FloatArray
+    path_ET: IntArray
+    ended_E: BoolArray
+    drawn_EB: IntArray
+    cursor_E: IntArray
+    last_trace_E: IntArray
+    """This and the next two: of the last episode that ended."""
+    last_latent_E: IntArray
+    last_log_joint_E: FloatArray
+
+    @classmethod
+    def blank(cls, num_envs: int, longest: int) -> State:
+        def integers() -> IntArray:
+            return np.zeros(num_envs, dtype=np.int64)
+
+        return cls(
+            trace_E=integers(),
+            line_E=integers(),
+            previous_E=np.full(num_envs, NO_LATENT),
+            log_joint_E=np.zeros(num_envs),
+            path_ET=np.zeros((num_envs, longest), dtype=np.int64),
+            ended_E=np.zeros(num_envs, dtype=np.bool_),
+            drawn_EB=np.zeros((num_envs, BLOCK), dtype=np.int64),
+            cursor_E=np.full(num_envs, BLOCK),
+            last_trace_E=integers(),
+            last_latent_E=integers(),
+            last_log_joint_E=np.zeros(num_envs),
+        )
+
+
+def make_tables(problem: InferenceProblem) -> Tables:
+    """The tables of a problem, in types and layouts that one compiled version of the passes serves."""
+    chain = problem.chain
+    fresh_row_N = chain.fresh_row_M[problem.trace_N]
+    fresh_NK, possible_NK = chain.fresh_SK[fresh_row_N], chain.log_emission_RK[chain.row_N] > -np.inf
+    legal_NK = ((1.0 - chain.keep_N)[:, None] * fresh_NK > 0.0) & possible_NK
+    legal_fresh_NK = (fresh_NK > 0.0) & possible_NK
+    legal_fresh_NK |= ~legal_fresh_NK.any(axis=1, keepdims=True)  # a dead end opens the mask
+    end_1O = problem.end_observations(np.full(1, NO_LATENT))  # the latent behind is filled in at each step
+    end_1K = np.ones((1, problem.num_latents), dtype=np.bool_)
+    return Tables(
+        known_NO=np.ascontiguousarray(np.concatenate([problem.known_NO, end_1O])),
+        legal_NK=np.concatenate([legal_NK, end_1K]).astype(np.int8),
+        legal_fresh_NK=np.concatenate([legal_fresh_NK, end_1K]).astype(np.int8),
+        some_N=np.append(legal_NK.any(axis=1), True),
+        row_N=_plain(chain.row_N, np.int64),
+        keep_N=_plain(chain.keep_N, np.float64),
+        fresh_row_N=_plain(fresh_row_N, np.int64),
+        log_emission_RK=_plain(chain.log_emission_RK, np.float64),
+        fresh_SK=_plain(chain.fresh_SK, np.float64),
+        offsets=_plain(chain.offsets, np.int64),
+    )
+
+
+def _plain(array: npt.NDArray[Any], dtype: type) -> npt.NDArray[Any]:
+    """Contiguous, of this type: then one compiled version of the kernels serves every problem."""
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
+# Numba counts references to each array whenever a tuple of arrays is passed on or read from, which costs more than the
+# rest of the loop: so tuples are unpacked ahead of the loops, and no loop calls a function.
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def begin_chosen(tables: Tables, state: State, chosen_E: BoolArray, pinned_E: IntArray) -> None:
+    """Begin traces in the chosen environments: `pinned_E`, or the next one drawn where it is -1."""
+    offsets, drawn_EB, cursor_E = tables.offsets, state.drawn_EB, state.cursor_E
+    trace_E, line_E, previous_E = state.trace_E, state.line_E, state.previous_E
+    log_joint_E, ended_E = state.log_joint_E, state.ended_E
+    for e in range(len(chosen_E)):
+        if chosen_E[e]:
+            trace = pinned_E[e]
+            if trace < 0:
+                trace = drawn_EB[e, cursor_E[e]]
+                cursor_E[e] += 1
+            trace_E[e] = trace
+            line_E[e] = offsets[trace]
+            previous_E[e] = -1
+            log_joint_E[e] = 0.0
+            ended_E[e] = False
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def look(tables: Tables, state: State, obs_EO: Float32Array, mask_EK: Int8Array) -> None:
+    """Write observations and masks of all environments as they are."""
+    known_NO, some_N = tables.known_NO, tables.some_N
+    legal_NK, legal_fresh_NK = tables.legal_NK, tables.legal_fresh_NK
+    row_N, keep_N, log_emission_RK = tables.row_N, tables.keep_N, tables.log_emission_RK
+    line_E, previous_E = state.line_E, state.previous_E
+    size, K = obs_EO.shape[1], mask_EK.shape[1]
+    for e in range(len(line_E)):
+        line, previous = line_E[e], previous_E[e]
+        for o in range(size):
+            obs_EO[e, o] = known_NO[line, o]
+        if previous < 0:
+            for k in range(K):
+                mask_EK[e, k] = legal_fresh_NK[line, k]
+        else:
+            for k in range(K):
+                mask_EK[e, k] = legal_NK[line, k]
+            obs_EO[e, size - 2 - K + previous] = 1.0
+            if line < len(row_N):
+                if keep_N[line] > 0.0 and log_emission_RK[row_N[line], previous] > -np.inf:
+                    mask_EK[e, previous] = 1
+                if not some_N[line] and mask_EK[e, previous] == 0:
+                    for k in range(K):
+                        mask_EK[e, k] = 1
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def step_all(
+    tables: Tables,
+    state: State,
+    action_E: IntArray,
+    floor: float,
+    same_step: bool,
+    obs_EO: Float32Array,
+    mask_EK: Int8Array,
+    reward_E: FloatArray,
+    illegal_E: BoolArray,
+    terminated_E: BoolArray,
+) -> None:
+    """Step every environment and write what comes of it; begin the next episode where one had ended, or, with
+    `same_step`, ends now.
+    """
+    K, E, end = mask_EK.shape[1], len(action_E), len(tables.row_N)
+    row_N, keep_N, fresh_row_N, offsets = tables.row_N, tables.keep_N, tables.fresh_row_N, tables.offsets
+    log_emission_RK, fresh_SK = tables.log_emission_RK, tables.fresh_SK
+    trace_E, line_E, previous_E = state.trace_E, state.line_E, state.previous_E
+    log_joint_E, path_ET, ended_E = state.log_joint_E, state.path_ET, state.ended_E
+    last_trace_E, last_latent_E = state.last_trace_E, state.last_latent_E
+    last_log_joint_E = state.last_log_joint_E
+    begins_E = ended_E.copy()
+    for e in range(E):
+        reward_E[e], illegal_E[e], terminated_E[e] = 0.0, False, False
+        if not ended_E[e]:
+            trace, line, previous, latent = trace_E[e], line_E[e], previous_E[e], action_E[e]
+            if 0 <= latent < K:
+                keep = keep_N[line] if previous >= 0 else 0.0
+                fresh = fresh_SK[fresh_row_N[line], latent]
+                log_prior = np.log((1.0 - keep) * fresh + (keep if latent == previous else 0.0))
+                gain = log_emission_RK[row_N[line], latent] + log_prior
+            else:
+                latent, gain = -1, -np.inf  # NO_LATENT
+            reward_E[e] = max(gain, floor)
+            illegal_E[e] = gain == -np.inf
+            log_joint_E[e] += gain
+            path_ET[e, line - offsets[trace]] = latent
+            previous_E[e] = latent
+            line_E[e] = line + 1
+            if line + 1 == offsets[trace + 1]:
+                terminated_E[e] = True
+                line_E[e] = end
+                last_trace_E[e], last_latent_E[e], last_log_joint_E[e] = trace, latent, log_joint_E[e]
+                ended_E[e], begins_E[e] = not same_step, same_step
+    begin_chosen(tables, state, begins_E, np.full(E, -1))
+    look(tables, state, obs_EO, mask_EK)

@@ -1,0 +1,245 @@
+"""Many `TraceInference-v0` at once, as arrays: one compiled pass over all environments per step.
+
+Shape suffixes: E environments, W of them concerned, N lines in all, M traces, K latents, O observed numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+
+from ra3gym.abstractions.inference.posterior import BoolArray, FloatArray
+from ra3gym.abstractions.inference.problem import Float32Array, InferenceProblem
+from ra3gym.envs.batched_episodes import BatchedEnv, Info, Where
+from ra3gym.envs.options import check_vector
+from ra3gym.envs.trace_inference.env import (
+    Observation,
+    ObservationKind,
+    TraceInferenceEnv,
+    check_options,
+    observation_space,
+    refuse_impossible,
+    render_path,
+    trace_index,
+)
+from ra3gym.envs.trace_inference.kernels import BLOCK, Int8Array, State, begin_chosen, look, make_tables, step_all
+from ra3gym.envs.trace_inference.problem import load_problem
+from ra3gym.lm import LoadedModel
+from ra3gym.tasks import ExpertTrace
+
+
+class TraceInferenceVectorEnv(BatchedEnv):
+    """`TraceInferenceEnv`, `num_envs` times, over one problem.
+
+    Step by step it returns what `gymnasium.vector.SyncVectorEnv` does over single environments: observations, rewards,
+    flags and infos. See `BatchedEnv` for seeds, options of `reset` (here `trace_id` and `reset_mask`), autoreset modes
+    and masks.
+
+    Args:
+        problem: see `TraceInferenceEnv`, as for all arguments that are not named here.
+        num_envs: how many environments, at least 1.
+        autoreset_mode: see `BatchedEnv`.
+
+    Raises:
+        ConfigError, DataError, ModelError, UnknownNameError: as `TraceInferenceEnv`; `ConfigError` also for a number
+            of environments below 1 or an unknown mode.
+    """
+
+    metadata: dict[str, Any] = {**TraceInferenceEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(
+        self,
+        problem: InferenceProblem | None = None,
+        num_envs: int = 1,
+        *,
+        model: str | os.PathLike[str] | LoadedModel = "embedded",
+        traces: str | Sequence[ExpertTrace] = "idioms",
+        num_traces: int | None = 32,
+        alpha: float = 0.7,
+        switch_penalty: float | None = None,
+        context_lines: int | None = None,
+        floor: float = -100.0,
+        observation: ObservationKind = "features",
+        device: str = "cpu",
+        dtype: str = "float32",
+        render_mode: str | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+    ) -> None:
+        check_options(floor, observation, render_mode, self.metadata["render_modes"])
+        mode = check_vector(num_envs, autoreset_mode)
+        self.problem = problem or load_problem(
+            model=model,
+            traces=traces,
+            num_traces=num_traces,
+            alpha=alpha,
+            switch_penalty=switch_penalty,
+            context_lines=context_lines,
+            device=device,
+            dtype=dtype,
+        )
+        refuse_impossible(self.problem)
+        super().__init__(
+            num_envs,
+            gym.spaces.Discrete(self.problem.num_latents),
+            observation_space(self.problem, observation),
+            mode=mode,
+            render_mode=render_mode,
+        )
+        self._floor, self._observation = float(floor), observation
+
+        self._index = {trace_id: m for m, trace_id in enumerate(self.problem.trace_ids)}
+        self._tables = make_tables(self.problem)
+        self._name_M = np.array(self.problem.trace_ids, dtype=object)
+        self._text_N = _line_names(self.problem)
+        self._state = State.blank(num_envs, int(np.diff(self.problem.chain.offsets).max()))
+
+    @property
+    def trace_ids(self) -> list[str]:
+        """The ids that `reset(options={"trace_id": ...})` takes."""
+        return list(self.problem.trace_ids)
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Observation, Info]:
+        """Begin episodes in all environments, or in those of `options["reset_mask"]`.
+
+        Raises:
+            ConfigError: an unknown option, or not one seed or trace per environment.
+            UnknownNameError: no such trace.
+        """
+        chosen_E, new_E, pinned_E = self._prepare_reset(
+            seed, options or {}, "trace_id", lambda trace_id: trace_index(self._index, trace_id)
+        )
+        self._state.cursor_E[new_E] = BLOCK
+        self._redraw()
+        obs_EO, mask_EK = self._blank()
+        begin_chosen(self._tables, self._state, chosen_E, pinned_E)
+        look(self._tables, self._state, obs_EO, mask_EK)
+        self._begun = True
+        info: Info = {}
+        self._add_current(info, Where.of(chosen_E), mask_EK)
+        return self._observation_of(obs_EO, mask_EK), info
+
+    def step(self, actions: npt.NDArray[np.int64]) -> tuple[Observation, FloatArray, BoolArray, BoolArray, Info]:
+        """Give the line ahead in each environment its latent; illegal actions are reported in the infos.
+
+        Raises:
+            ResetNeeded: there was no reset, or, with autoreset disabled, an environment has ended.
+            InvalidAction: not one action for each environment.
+        """
+        state, E = self._state, self.num_envs
+        action_E = self._checked_actions(actions, state.ended_E)
+        began_E = state.ended_E.copy()
+        reward_E, illegal_E, terminated_E = np.empty(E), np.empty(E, dtype=np.bool_), np.empty(E, dtype=np.bool_)
+        obs_EO, mask_EK = self._blank()
+        self._redraw()
+        same_step = self._mode is AutoresetMode.SAME_STEP
+        results = obs_EO, mask_EK, reward_E, illegal_E, terminated_E
+        step_all(self._tables, state, action_E, self._floor, same_step, *results)
+
+        info: Info = {}
+        if ended := Where.of(terminated_E):
+            if same_step:
+                self._add_final(info, ended, illegal_E)
+            else:
+                ended.put(info, self._outcome(ended))
+        self._add_current(info, Where.everywhere(E), mask_EK)
+        stepped_E = ~(terminated_E if same_step else began_E)
+        taken = {"duration": {"lines": stepped_E.astype(np.int64)}, "illegal_action": illegal_E & stepped_E}
+        Where.within(stepped_E).put(info, taken)
+        return self._observation_of(obs_EO, mask_EK), reward_E, terminated_E, np.zeros(E, dtype=np.bool_), info
+
+    def action_masks(self) -> BoolArray:
+        """bool `(E, K)`: which latents are legal now."""
+        obs_EO, mask_EK = self._blank()
+        look(self._tables, self._state, obs_EO, mask_EK)
+        return mask_EK.astype(np.bool_)
+
+    def render(self) -> tuple[Any, ...] | None:
+        """What the single environments render, one for each."""
+        if self.render_mode is None:
+            return None
+        state, offsets = self._state, self.problem.chain.offsets
+        shown = []
+        for e in range(self.num_envs):
+            m = int(state.trace_E[e])
+            start, end = int(offsets[m]), int(offsets[m + 1])
+            done = (end if state.line_E[e] == len(self._text_N) - 1 else int(state.line_E[e])) - start
+            path = state.path_ET[e, :done].tolist()
+            shown.append(render_path(self.render_mode, self.problem, m, path, float(state.log_joint_E[e])))
+        return tuple(shown)
+
+    # Random traces
+
+    def _redraw(self) -> None:
+        """Draw traces ahead for environments that have used theirs up; a step or reset takes one at most."""
+        state = self._state
+        for e in np.flatnonzero(state.cursor_E == BLOCK).tolist():
+            state.drawn_EB[e] = self._rngs[e].integers(len(self._index), size=BLOCK)
+            state.cursor_E[e] = 0
+
+    # Returned data
+
+    def _blank(self) -> tuple[Float32Array, Int8Array]:
+        E = self.num_envs
+        return (
+            np.empty((E, self.problem.observation_size), dtype=np.float32),
+            np.empty((E, self.problem.num_latents), dtype=np.int8),
+        )
+
+    def _observation_of(self, obs_EO: Float32Array, mask_EK: Int8Array) -> Observation:
+        return obs_EO if self._observation == "features" else {"obs": obs_EO, "mask": mask_EK.copy()}
+
+    def _add_current(self, info: Info, where: Where, mask_EK: Int8Array) -> None:
+        """What holds of the line ahead."""
+        state, rows_W = self._state, where.rows_W
+        where.put(
+            info,
+            {
+                "trace_id": self._name_M[state.trace_E[rows_W]],
+                "line": self._text_N[state.line_E[rows_W]],
+                "log_joint": state.log_joint_E[rows_W].copy(),
+                "action_mask": mask_EK[rows_W],
+            },
+        )
+
+    def _outcome(self, where: Where) -> Info:
+        """How the episodes that have just ended went."""
+        evidence_W = self.problem.log_evidence_M[self._state.last_trace_E[where.rows_W]]
+        return {"evidence": evidence_W, "gap": evidence_W - self._state.last_log_joint_E[where.rows_W]}
+
+    def _add_final(self, info: Info, where: Where, illegal_E: BoolArray) -> None:
+        """`final_obs` and `final_info` of environments that have gone on to another trace within this step."""
+        state, rows_W = self._state, where.rows_W
+        obs_WO = self.problem.end_observations(state.last_latent_E[rows_W])
+        mask_WK = np.ones((len(obs_WO), self.problem.num_latents), dtype=np.int8)
+        final: Info = {}
+        where.put(
+            final,
+            {
+                "trace_id": self._name_M[state.last_trace_E[rows_W]],
+                "line": np.repeat(self._text_N[-1:], len(obs_WO)),
+                "log_joint": state.last_log_joint_E[rows_W],
+                "action_mask": mask_WK,
+            }
+            | {"duration": {"lines": np.ones(len(obs_WO), dtype=np.int64)}, "illegal_action": illegal_E[rows_W]}
+            | self._outcome(where),
+        )
+        where.put_final(info, self._observation_of(obs_WO, mask_WK), final)
+
+
+def _line_names(problem: InferenceProblem) -> npt.NDArray[Any]:
+    """What `info["line"]` says of each line, and of what is behind a last one."""
+    if problem.line_texts is None:
+        index_N = np.arange(len(problem.trace_N)) - problem.chain.offsets[problem.trace_N]
+        return np.append(index_N, -1)
+    return np.array([*problem.line_texts, ""], dtype=object)

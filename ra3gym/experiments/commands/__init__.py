@@ -1,0 +1,1 @@
+"""The sub-commands of `ra3gym`, one module each."""

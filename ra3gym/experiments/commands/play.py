@@ -1,0 +1,254 @@
+"""What `ra3gym play` does: one episode of an environment in the terminal, by hand or by a simple policy."""
+
+from __future__ import annotations
+
+import inspect
+from ast import literal_eval
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import compress
+from typing import Any, Literal, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.envs.registration import EnvSpec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ra3gym.errors import ConfigError, UnknownNameError
+from ra3gym.experiments.commands.envs import creator_of, find_environment
+
+Env: TypeAlias = gym.Env[Any, Any]
+PolicyName = Literal["by-hand", "random", "likeliest", "sample"]
+
+SHOWN_ACTIONS = 12
+"""Legal actions that are listed at each step by hand, the likeliest first."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A legal action: its number, what it means, and its log-probability in nats where the environment gives one."""
+
+    action: int
+    name: str
+    logprob: float | None
+
+
+Policy: TypeAlias = Callable[[Sequence[Choice]], int | None]
+"""From the legal actions, likeliest first, to one of them; `None` to stop."""
+
+
+def play(
+    env_id: str,
+    console: Console,
+    *,
+    policy: PolicyName = "by-hand",
+    seed: int = 0,
+    steps: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> None:
+    """Play one episode: print what happens, and by hand also the program or state and the legal actions at each step.
+
+    Args:
+        env_id: any registered environment with Discrete actions and the render mode "ansi".
+        console: where to print, and to ask.
+        policy: "by-hand" asks for each action; "random" takes any legal one, "likeliest" and "sample" go by
+            `info["logprobs"]`.
+        seed: of the environment, and of a policy's draws.
+        steps: stop after so many; `None` plays to the end.
+        options: for `reset`, such as a task id.
+        kwargs: keywords of the environment.
+
+    Raises:
+        ConfigError: keywords or options that the environment refuses, or one that cannot be played so.
+        UnknownNameError: no such environment, keyword, or task.
+    """
+    if steps is not None and steps < 1:
+        raise ConfigError(f"steps={steps}: take at least 1, or leave it out to play to the end")
+    with console.status(f"making {env_id}"):
+        env = make_playable(find_environment(env_id), dict(kwargs or {}))
+    with closing(env):
+        _, info = env.reset(seed=seed, options=dict(options) if options else None)
+        choose = _policy(policy, np.random.default_rng(seed), console)
+        if policy in ("likeliest", "sample") and "logprobs" not in info:
+            raise ConfigError(
+                f"policy={policy!r} goes by info['logprobs'], which {env_id} does not give: take 'random'"
+            )
+        _play(env, info, choose, console, by_hand=policy == "by-hand", steps=steps)
+
+
+def make_playable(spec: EnvSpec, kwargs: Mapping[str, Any]) -> Env:
+    """Make an environment that renders text; errors as `play`."""
+    creator = creator_of(spec)
+    parameters = inspect.signature(creator).parameters
+    if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        for name in kwargs:
+            if name not in parameters:
+                raise UnknownNameError(f"keyword of {spec.id}", name, parameters)
+    if "render_mode" in kwargs:
+        raise ConfigError(f"render_mode={kwargs['render_mode']!r}: it is 'ansi' in a terminal, so leave it out")
+    modes = getattr(creator, "metadata", {}).get("render_modes", [])
+    if "ansi" not in modes:
+        raise ConfigError(f"{spec.id} has no render mode 'ansi', only {modes}: it cannot be shown in a terminal")
+    try:
+        env: Env = gym.make(spec, render_mode="ansi", **kwargs)
+    except TypeError as error:
+        raise ConfigError(f"{spec.id} does not take these keywords: {error}") from error
+    if not isinstance(env.action_space, gym.spaces.Discrete):
+        raise ConfigError(f"{spec.id} has the actions {env.action_space}: only Discrete ones can be chosen by number")
+    return env
+
+
+def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line that read key=value and belong to no option; and all the others."""
+    loose = [
+        "=" in word and not word.startswith("-") and before != "--option"
+        for before, word in zip(["", *arguments], arguments, strict=False)
+    ]
+    return list(compress(arguments, loose)), [word for word, own in zip(arguments, loose, strict=True) if not own]
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """ "top_k=8" as ("top_k", 8): Python values where they are some, else text; `ConfigError` without a "=" """
+    name, equals, value = text.partition("=")
+    if not (equals and name.isidentifier()):
+        raise ConfigError(f"{text!r}: give settings as key=value, such as top_k=8")
+    try:
+        return name, literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def legal_choices(env: Env, info: Mapping[str, Any]) -> list[Choice]:
+    """The legal actions, likeliest first where the infos have log-probabilities."""
+    space = env.action_space
+    assert isinstance(space, gym.spaces.Discrete)
+    mask = np.asarray(info.get("action_mask", np.ones(space.n))).astype(bool)
+    logprobs: npt.NDArray[Any] | None = info.get("logprobs")
+    legal = np.flatnonzero(mask)
+    if logprobs is not None:
+        legal = legal[np.argsort(-logprobs[legal], kind="stable")]
+    name = _namer(env, info)
+    return [
+        Choice(int(space.start + i), name(i), None if logprobs is None else float(logprobs[i])) for i in legal.tolist()
+    ]
+
+
+def _namer(env: Env, info: Mapping[str, Any]) -> Callable[[int], str]:
+    """What an action is called: its token, its comment, its latent, or its place among primitives and options."""
+    bare: Any = env.unwrapped
+    if "candidates" in info:
+        tokenizer = bare.problem.loaded.tokenizer
+        return lambda i: repr(tokenizer.decode([int(info["candidates"][i])], clean_up_tokenization_spaces=False))
+    if "proposals" in info:
+        return lambda i: repr(info["proposals"][i - 1]) if i else "no comment"
+    if hasattr(bare, "mdp"):
+        A, actions = bare.mdp.num_primitives, bare.mdp.action_indices(bare.actions)
+        return lambda i: f"primitive {actions[i]}" if actions[i] < A else f"option {actions[i] - A}"
+    return (lambda i: f"z{i}") if hasattr(bare, "problem") else (lambda i: "")
+
+
+def _play(
+    env: Env, info: dict[str, Any], choose: Policy, console: Console, *, by_hand: bool, steps: int | None
+) -> None:
+    total, taken, over = 0.0, 0, False
+    while not over and taken != steps:
+        if by_hand:
+            console.print(_rendered(env))
+        choices = legal_choices(env, info)
+        action = choose(choices)
+        if action is None:
+            break
+        (chosen,) = (choice for choice in choices if choice.action == action)
+        _, reward, terminated, truncated, info = env.step(np.int64(action))
+        total, taken, over = total + float(reward), taken + 1, terminated or truncated
+        console.print(Text(_told(taken, chosen, float(reward), info)))
+    if over or not by_hand:
+        console.print(_rendered(env))
+    ending = ("terminated" if terminated else "truncated") if over else "stopped"
+    console.print(f"{ending} after {taken} {'step' if taken == 1 else 'steps'}, return {total:g}", highlight=False)
+
+
+def _rendered(env: Env) -> Text:
+    """What an environment shows; its colours reach terminals that have some, and nothing else."""
+    return Text.from_ansi(str(env.render()).rstrip("\n"))
+
+
+def _told(step: int, chosen: Choice, reward: float, info: Mapping[str, Any]) -> str:
+    """One line on a step."""
+    parts = [f"step {step}: action {chosen.action}"]
+    if chosen.name:
+        parts.append(chosen.name)
+    if chosen.logprob is not None:
+        parts.append(f"p {np.exp(chosen.logprob):.3f}")
+    parts.append(f"reward {reward:g}")
+    parts += [f"{unit} {amount}" for unit, amount in info.get("duration", {}).items()]
+    if info.get("illegal_action"):
+        parts.append("illegal")
+    if info.get("segment"):
+        parts.append(repr(info["segment"]))
+    return ", ".join(parts)
+
+
+def _policy(name: PolicyName, rng: np.random.Generator, console: Console) -> Policy:
+    """The policy of that name."""
+
+    def at_random(choices: Sequence[Choice]) -> int:
+        return choices[int(rng.integers(len(choices)))].action
+
+    def likeliest(choices: Sequence[Choice]) -> int:
+        return choices[0].action
+
+    def sample(choices: Sequence[Choice]) -> int:
+        share = np.exp([choice.logprob or 0.0 for choice in choices])
+        return choices[int(rng.choice(len(choices), p=share / share.sum()))].action
+
+    def by_hand(choices: Sequence[Choice]) -> int | None:
+        rated = choices[0].logprob is not None
+        _show(choices, console)
+        asked = f"action (Enter: {'the likeliest' if rated else 'a random one'}, q: quit)> "
+        while (answer := _ask(console, asked)) is not None and answer != "q":
+            if not answer:
+                return likeliest(choices) if rated else at_random(choices)
+            numbers = [choice.action for choice in choices]
+            if answer.lstrip("-").isdecimal() and int(answer) in numbers:
+                return int(answer)
+            wrong = "is not legal here" if answer.lstrip("-").isdecimal() else "is no number"
+            console.print(Text(f"{answer} {wrong}: give one of {len(numbers)} legal actions, such as {numbers[0]}"))
+        return None
+
+    policies: dict[str, Policy] = {
+        "by-hand": by_hand,
+        "random": at_random,
+        "likeliest": likeliest,
+        "sample": sample,
+    }
+    return policies[name]
+
+
+def _ask(console: Console, asked: str) -> str | None:
+    """A line of input; `None` where it has ended."""
+    try:
+        return console.input(asked, markup=False).strip()
+    except EOFError:
+        console.print()
+        return None
+
+
+def _show(choices: Sequence[Choice], console: Console) -> None:
+    """The legal actions: the likeliest as a table, or all in one line where nothing says which are likely."""
+    if choices[0].logprob is None:
+        named = [f"{one.action}: {one.name}" if one.name else str(one.action) for one in choices]
+        console.print(Text(f"legal: {', '.join(named)}"))
+        return
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(justify="right")
+    for choice in choices[:SHOWN_ACTIONS]:
+        grid.add_row(f"  {choice.action}", Text(choice.name), f"p {np.exp(choice.logprob or 0.0):.3f}")
+    console.print(grid)
+    if len(choices) > SHOWN_ACTIONS:
+        console.print(Text(f"  and {len(choices) - SHOWN_ACTIONS} more, none likelier"))

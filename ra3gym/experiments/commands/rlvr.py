@@ -1,0 +1,383 @@
+"""RLVR of any checkpoint on any set of tasks: what `ra3gym rlvr` does.
+
+root/rlvr-YYYYmmdd-HHMMSS/
+    config.json, manifest.json   how it was started, versions, machine
+    metrics.jsonl, tensorboard/  every step
+    checkpoints/, model/         Hugging Face folders, and what resuming needs
+    summary.json                 the first and the last steps beside each other, written last
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ra3gym.abstractions.pruning.rules import PrunedActions
+from ra3gym.agents.rlvr import Algorithm, RLVRConfig, RLVRStep, algorithm, train
+from ra3gym.agents.rlvr.rollouts.sampler import Sampler
+from ra3gym.agents.rlvr.training import check_fit
+from ra3gym.errors import ConfigError, DataError, UnknownNameError
+from ra3gym.experiments.commands.eval import token_budgets
+from ra3gym.experiments.commands.judge import judge_limits
+from ra3gym.experiments.commands.play import parse_setting
+from ra3gym.experiments.commands.token_pruning import prune_to_expert, token_mask, told
+from ra3gym.experiments.studies.config import typed_config
+from ra3gym.experiments.studies.progress import StudyProgress
+from ra3gym.files import write_json
+from ra3gym.lm import LoadedModel, load
+from ra3gym.plugins import import_plugins
+from ra3gym.runs.folder import RunFolder
+from ra3gym.tasks import CodeTask, load_tasks
+from ra3gym.tasks.public.benchmarks import BENCHMARKS
+from ra3gym.verify import Judge, Limits
+
+POST_TRAINING = "rlvr"
+"""The name of such runs, where a study has its own."""
+
+_SHOWN_STEPS = 5
+
+
+@dataclass(frozen=True)
+class PostTrainingConfig:
+    """Post-train a checkpoint on unit-test rewards.
+
+    Attributes:
+        model: "embedded", a folder written by save_pretrained, a hub id, or a .gguf file.
+        tasks: one or several sets, separated by commas: idioms, humaneval, mbpp, acecode, doctest:PACKAGE, jsonl:FILE
+            and the others that `ra3gym eval` knows.
+        algorithm: grpo, dr_grpo, dapo, rloo, reinforce++, gspo, cispo, ppo, or one that a plug-in registers.
+        set: changes of the algorithm, as in --set clip_high=0.28 kl_coefficient=0.01; a wrong name lists them all.
+        split: of every set; left out, the training split where a set has one, else all of it.
+        path: where the data lies, as for `ra3gym eval`.
+        limit: only the first so many tasks of each set.
+        prune_to_expert: sample only the commonest tokens of the tasks' reference programs that make up this share of
+            them, such as 0.999 (a pruned action space); what that costs is printed and kept in pruned_actions.json.
+        seed: of everything random.
+        workers: processes that run the tests, beside the sampling.
+        judge_seconds: wall-clock seconds that one program may run; as for `ra3gym eval` when left out.
+        judge_memory_mb: address space that one program may use, in MB; likewise.
+        device: where the model runs; "auto" takes a GPU if there is one. `accelerate launch` decides for itself.
+        generate: "model" samples from the model here, "vllm" from a server that gets the weights after each step.
+        vllm_url: the server's address, such as http://localhost:8000 (docs/vllm.md).
+        vllm_weights: a folder that the server sees too, through which it gets the weights; the folder for temporary
+            files when left out, which does for a server on the same machine.
+        trackers: where metrics go beside metrics.jsonl: tensorboard, wandb, and others that accelerate knows.
+        plugins: modules to import first, that register algorithms of your own.
+        output: the folder that run folders are made in.
+        training: what is the same for every algorithm.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    algorithm: str = "grpo"
+    set: tuple[str, ...] = ()
+    split: str | None = None
+    path: Path | None = None
+    limit: int | None = None
+    prune_to_expert: float | None = None
+    seed: int = 0
+    workers: int = 2
+    judge_seconds: float | None = None
+    judge_memory_mb: int | None = None
+    device: str = "auto"
+    generate: Literal["model", "vllm"] = "model"
+    vllm_url: str | None = None
+    vllm_weights: Path | None = None
+    trackers: tuple[str, ...] = ("tensorboard",)
+    plugins: tuple[str, ...] = ()
+    output: Path = Path("runs")
+    training: Annotated[RLVRConfig, tyro.conf.arg(name="")] = field(default_factory=RLVRConfig)
+
+    def __post_init__(self) -> None:
+        import_plugins(self.plugins)
+        if not self.tasks:
+            raise ConfigError("tasks: name at least one set")
+        if self.workers < 1:
+            raise ConfigError(f"workers={self.workers}: give at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed}: give 0 or a positive number")
+        if (self.generate == "vllm") != (self.vllm_url is not None):
+            raise ConfigError(
+                f"generate={self.generate!r} with vllm_url={self.vllm_url!r}: --generate vllm and --vllm-url URL "
+                "belong together"
+            )
+        # A wrong name, or a limit out of range, is an error here.
+        _algorithm(self)
+        _limits(self)
+
+
+def start_post_training(config: PostTrainingConfig, console: Console) -> bool:
+    """Run RLVR in a new run folder; whether it came to its end (Ctrl-C ends it in between, its state stored)."""
+    return _run(config, None, console)
+
+
+def resume_post_training(folder: Path, console: Console) -> bool:
+    """Go on with a run after a kill or Ctrl-C, under its own configuration."""
+    run = RunFolder.open(folder, POST_TRAINING)
+    return _run(typed_config(PostTrainingConfig, run.config, folder / "config.json"), folder, console)
+
+
+def _run(config: PostTrainingConfig, folder: Path | None, console: Console) -> bool:
+    from accelerate import PartialState
+
+    # Without `cpu`, processes on a machine without accelerators would not know of each other.
+    process = PartialState(cpu=config.device == "cpu" or not torch.accelerator.is_available())
+    finished = _run_among(process, config, folder, console)
+    # A group that is left behind can abort the exit. Behind an error it is left: others may still wait in it.
+    process.destroy_process_group()
+    return finished
+
+
+def _run_among(process: Any, config: PostTrainingConfig, folder: Path | None, console: Console) -> bool:
+    from accelerate.utils import broadcast_object_list
+
+    if not process.is_main_process:
+        console = Console(file=StringIO())  # one process speaks for all
+    resumed = folder is not None
+    if folder is not None and (ended := RunFolder.open(folder)).summary is not None:
+        console.print(f"{folder} has come to its end: nothing is left to do", highlight=False, soft_wrap=True)
+        show_post_training(ended, console)
+        return True
+    # What can be wrong is found ahead of the folder: a mistake leaves none behind.
+    _check_trackers(config.trackers)
+    tasks = training_tasks(config, console)
+    loaded = load(config.model, device=str(process.device) if config.device == "auto" else config.device)
+    check_fit(_algorithm(config), config.training, loaded, process.num_processes)
+    tasks = _with_room(tasks, loaded, config.training.max_new_tokens, console)
+    pruned = None
+    if config.prune_to_expert is not None:
+        pruned = prune_to_expert(tasks, loaded, config.prune_to_expert)
+        console.print(told(pruned), highlight=False, soft_wrap=True)
+    with ExitStack() as stack:
+        sampler = _sampler(config, console)
+        if sampler is not None:
+            stack.callback(sampler.close)
+        if process.is_main_process:
+            run = RunFolder.create(config.output, POST_TRAINING, config) if folder is None else RunFolder.open(folder)
+            stack.enter_context(run.exclusive())
+            if resumed:
+                run.record_resume()
+            folder = run.path
+            if pruned is not None:
+                write_json(folder / "pruned_actions.json", dataclasses.asdict(pruned))
+            resumed = (folder / "rlvr.json").is_file()  # not where it was killed ahead of its first step
+        # The main process has looked for all: a moment later the file is there in any case.
+        folder, resumed = broadcast_object_list([folder, resumed])
+        console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+        finished = _train(config, folder, resumed, tasks, loaded, pruned, sampler, console)
+        if not finished:
+            console.print(
+                f"\nStopped, and stored. Go on with: ra3gym rlvr --resume {folder}", highlight=False, soft_wrap=True
+            )
+        elif process.is_main_process:
+            run.write_summary(summary_of(config, run))
+            show_post_training(run, console)
+    return finished
+
+
+def _train(
+    config: PostTrainingConfig,
+    folder: Path,
+    resumed: bool,
+    tasks: Sequence[CodeTask],
+    loaded: LoadedModel,
+    pruned: PrunedActions | None,
+    sampler: Sampler | None,
+    console: Console,
+) -> bool:
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
+
+    accelerator = Accelerator(
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "tensorboard")),
+    )
+    # Steps behind the last checkpoint are done again: TensorBoard is to forget them.
+    done = max((int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*")), default=0)
+    redo = {"tensorboard": {"purge_step": done + 1}} if resumed else {}
+    accelerator.init_trackers(POST_TRAINING, config=_flat(config), init_kwargs=redo)
+    unit = (config.seed, config.algorithm, POST_TRAINING)
+    with ExitStack() as stack:
+        for tracker in accelerator.trackers:
+            stack.callback(tracker.finish)
+        judge = stack.enter_context(Judge(workers=config.workers, limits=_limits(config)))
+        progress = stack.enter_context(StudyProgress([unit], title=POST_TRAINING, console=console))
+        started, tokens = time.perf_counter(), 0
+
+        def on_step(step: RLVRStep) -> None:
+            nonlocal tokens
+            tokens += step.tokens
+            values = {name: value for name, value in dataclasses.asdict(step).items() if value is not None}
+            accelerator.log({name: value for name, value in values.items() if name != "step"}, step=step.step)
+            progress.reporter.update(
+                *unit,
+                step.step,
+                config.training.steps,
+                reward=step.reward,
+                pass_rate=step.pass_rate,
+                entropy=step.entropy,
+                tokens_per_second=tokens / (time.perf_counter() - started),
+            )
+
+        result = train(
+            loaded,
+            tasks,
+            algorithm=_algorithm(config),
+            config=config.training,
+            reward=judge,
+            sampler=sampler,
+            allowed_mask_V=None if pruned is None else token_mask(pruned),
+            seed=config.seed,
+            folder=folder,
+            resume=resumed,
+            on_step=on_step,
+            accelerator=accelerator,
+        )
+    accelerator.free_memory()  # what it prepared would keep the process group alive
+    return result.finished
+
+
+def training_tasks(config: PostTrainingConfig, console: Console) -> list[CodeTask]:
+    """The tasks of all sets that a run trains on; `DataError` for an id that stands twice."""
+    tasks: list[CodeTask] = []
+    for name in config.tasks:
+        split = config.split or _training_split(name)
+        found = load_tasks(name, split=split, path=config.path, limit=config.limit)
+        part = f"its {split} split" if split else "all of it: do not evaluate on it"
+        console.print(f"tasks: {name}, {len(found):,} ({part})", highlight=False, soft_wrap=True)
+        tasks += found
+    twice = [name for name, count in Counter(task.task_id for task in tasks).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"task {twice[0]!r} stands more than once in {', '.join(config.tasks)}: leave a set out, or give each "
+            "task an id of its own"
+        )
+    return tasks
+
+
+def _training_split(name: str) -> str | None:
+    if name == "idioms":
+        return "rl"
+    return "train" if name in BENCHMARKS and "train" in BENCHMARKS[name].splits else None
+
+
+def _with_room(tasks: Sequence[CodeTask], loaded: LoadedModel, max_new_tokens: int, console: Console) -> list[CodeTask]:
+    """The tasks whose prompt leaves room for a whole completion in the model's context."""
+    room = token_budgets(loaded, tasks, max_new_tokens)
+    kept = [task for task in tasks if room[task.task_id] == max_new_tokens]
+    if len(kept) < len(tasks):
+        console.print(
+            f"{len(tasks) - len(kept)} task(s) left out: their prompts leave less than max_new_tokens={max_new_tokens} "
+            "in the model's context",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if not kept:
+        raise ConfigError(f"max_new_tokens={max_new_tokens} leaves no room for any prompt in the model's context")
+    return kept
+
+
+def _algorithm(config: PostTrainingConfig) -> Algorithm:
+    return algorithm(config.algorithm, **dict(map(parse_setting, config.set)))
+
+
+def _sampler(config: PostTrainingConfig, console: Console) -> Sampler | None:
+    if config.vllm_url is None:
+        return None
+    from ra3gym.agents.rlvr.vllm.sampler import VLLMSampler
+
+    console.print(f"waiting for the vLLM server at {config.vllm_url}", highlight=False, soft_wrap=True)
+    return VLLMSampler(config.vllm_url, weights_folder=config.vllm_weights)
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """`UnknownNameError` or `ConfigError` for a tracker that accelerate does not know, or whose package is missing."""
+    from accelerate.tracking import LoggerType, get_available_trackers
+
+    known = [tracker for tracker in LoggerType.list() if tracker != "all"]
+    available = {str(tracker.value) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("tracker", name, known)
+        if name not in available:
+            raise ConfigError(f"tracker {name!r}: its package is not installed. pip install {name}, or leave it out")
+
+
+def _limits(config: PostTrainingConfig) -> Limits:
+    limits = [judge_limits(name, config.judge_seconds, config.judge_memory_mb) for name in config.tasks]
+    return max(limits, key=lambda limit: limit.seconds)
+
+
+def _flat(config: PostTrainingConfig) -> dict[str, Any]:
+    """Numbers and texts only, as trackers take them."""
+    values = dataclasses.asdict(config)
+    values |= values.pop("training")
+    return {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in values.items()}
+
+
+def summary_of(config: PostTrainingConfig, run: RunFolder) -> dict[str, Any]:
+    """First and last steps of a finished run."""
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    steps = [RLVRStep(**json.loads(line)) for line in lines]
+    shown = ("reward", "pass_rate", "informative", "entropy", "length", "truncated", "decisions")
+    parts = {"first": steps[:_SHOWN_STEPS], "last": steps[-_SHOWN_STEPS:]}
+    seconds = sum(step.sample_seconds + step.train_seconds for step in steps)
+    tokens = sum(step.tokens for step in steps)
+    return {
+        "model": config.model,
+        "tasks": list(config.tasks),
+        "algorithm": config.algorithm,
+        "steps": len(steps),
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
+        **{
+            part: {name: statistics.fmean(getattr(step, name) for step in chosen) for name in shown} if chosen else {}
+            for part, chosen in parts.items()
+        },
+    }
+
+
+def show_post_training(run: RunFolder, console: Console) -> None:
+    """Print a finished run's summary, and what to do with its model."""
+    summary = run.summary
+    assert summary is not None
+    speed = f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s ({summary['tokens_per_second']:,.0f} a second)"
+    console.print(
+        f"\n{summary['algorithm']} on {', '.join(summary['tasks'])}, from {summary['model']}: {summary['steps']} "
+        f"steps, {speed}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if summary["first"]:
+        table = Table(box=box.SIMPLE_HEAD)
+        for heading in (f"mean of {_SHOWN_STEPS} steps", "first", "last"):
+            table.add_column(heading, justify="right" if heading in ("first", "last") else "left")
+        for name in summary["first"]:
+            table.add_row(name.replace("_", " "), _number(summary["first"][name]), _number(summary["last"][name]))
+        console.print(table)
+    console.print(
+        f"model: {run.path / 'model'}\nevaluate it: ra3gym eval --model {run.path / 'model'} --tasks TASKS\n"
+        f"curves: tensorboard --logdir {run.path / 'tensorboard'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -1,0 +1,1 @@
+"""Reports: results, statistics, tables, charts and pages."""

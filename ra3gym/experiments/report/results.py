@@ -1,0 +1,201 @@
+"""What one seed of one arm came to, as JSON files in the run folder, and what each arm is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from ra3gym.errors import RunFolderError
+from ra3gym.experiments.report.statistics import steps_to_threshold
+from ra3gym.files import write_json
+from ra3gym.runs.folder import RunFolder, quote_name
+
+Curve = list[tuple[float, float]]
+Role = Literal["base", "baseline", "control", "ablation", "method", "upper bound", "other"]
+
+
+@dataclass(frozen=True)
+class ProgramSample:
+    """One sampled program. `segments` are its lines in order, grouped by latent: (latent's label or None, text)."""
+
+    prompt: str
+    segments: tuple[tuple[str | None, str], ...]
+    passed: bool
+    task_id: str
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What one seed of one arm came to.
+
+    Scores (shares are in [0, 1]; a missing key means "not measured", `None` means "never happened"):
+    `pass@1`, `pass@8`, `pass@1_after` (after RLVR), `rlvr_area` (mean reward over RLVR), `steps_to_threshold`
+    (`None`: not within the budget), `decisions` per episode, `tokens` trained on in mid-training, `seconds`,
+    `nmi` (latents against planted labels). Curves are (x, y) pairs: `midtrain_pass@1` and `midtrain_loss` over
+    tokens, `rlvr_reward` over steps; their x increases strictly. `ValueError` for a number that is not finite.
+    """
+
+    seed: int
+    arm: str
+    scores: dict[str, float | None]
+    curves: dict[str, Curve] = field(default_factory=dict)
+    samples: list[ProgramSample] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name, score in self.scores.items():
+            if score is not None and not math.isfinite(score):
+                raise ValueError(f"score {name!r} of arm {self.arm!r}, seed {self.seed}, is {score}; use None")
+        for name, curve in self.curves.items():
+            if any(later[0] <= earlier[0] for earlier, later in pairwise(curve)):
+                raise ValueError(f"curve {name!r} of arm {self.arm!r}, seed {self.seed}: x must increase strictly")
+            if not all(math.isfinite(value) for point in curve for value in point):
+                raise ValueError(f"curve {name!r} of arm {self.arm!r}, seed {self.seed}, has a non-finite point")
+
+
+@dataclass(frozen=True)
+class ArmInfo:
+    """How an arm is presented: a title of a few words, its role in the comparison, a colour, one sentence."""
+
+    name: str
+    title: str
+    role: Role
+    colour: str
+    description: str
+
+
+ARMS: dict[str, ArmInfo] = {
+    info.name: info
+    for info in (
+        ArmInfo("base", "Base model", "base", "#8a8f98", "The pretrained model, before any mid-training."),
+        ArmInfo("ntp", "Next-token prediction", "baseline", "#d9822b", "Next-token prediction on the same traces."),
+        ArmInfo("pause", "Pause tokens", "control", "#b08d57", "As many extra tokens as RA3, all alike."),
+        ArmInfo("random", "Random latents", "control", "#a3785f", "RA3's segments under latents drawn at random."),
+        ArmInfo("shuffled", "Shuffled latents", "control", "#8c6d8f", "RA3's latents, taken from another trace."),
+        ArmInfo(
+            "latents",
+            "Latents only",
+            "ablation",
+            "#4c9f8b",
+            "Inferred latents at switches; missing prompts stay missing.",
+        ),
+        ArmInfo(
+            "pseudo",
+            "Pseudo-documentation",
+            "control",
+            "#3f7fbf",
+            "The strongest control: the same E-step writes the missing prompts, then next-token prediction.",
+        ),
+        ArmInfo(
+            "ra3",
+            "RA3",
+            "method",
+            "#7459ee",
+            "The method: latents at switches and pseudo-documentation, both from one E-step.",
+        ),
+        ArmInfo(
+            "ra3-shuffled",
+            "RA3, latents shuffled",
+            "control",
+            "#b0579c",
+            "Pseudo-documentation as in RA3, but with another trace's latents.",
+        ),
+        ArmInfo(
+            "ntp-long",
+            "NTP, four times the tokens",
+            "baseline",
+            "#b5651d",
+            "Next-token prediction for four times the study's token budget.",
+        ),
+        ArmInfo(
+            "ra3-as-pseudo",
+            "RA3, stopped early (pseudo)",
+            "method",
+            "#9b84f3",
+            "RA3, its mid-training stopped where pseudo-documentation ended up.",
+        ),
+        ArmInfo(
+            "ra3-as-ntp-long",
+            "RA3, stopped early (NTP)",
+            "method",
+            "#b9a8f7",
+            "RA3, its mid-training stopped where long next-token prediction ended up.",
+        ),
+        ArmInfo("oracle", "Oracle labels", "upper bound", "#5b8c3e", "The planted labels, which no learned arm sees."),
+    )
+}
+
+
+def arm_info(name: str) -> ArmInfo:
+    """The arm's presentation; an arm of the user's own gets its name as title and a neutral colour."""
+    return ARMS.get(name) or ArmInfo(name, name, "other", "#5f6b7a", "An arm added by the user.")
+
+
+def save_result(run: RunFolder, result: UnitResult) -> Path:
+    """Store one result atomically as `results/seed-SEED/ARM.json`, replacing an earlier one; the path comes back."""
+    path = _file(run, result.seed, result.arm)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, dataclasses.asdict(result))
+    return path
+
+
+def has_result(run: RunFolder, seed: int, arm: str) -> bool:
+    """Whether this seed of this arm is finished."""
+    return _file(run, seed, arm).is_file()
+
+
+def load_result(run: RunFolder, seed: int, arm: str) -> UnitResult:
+    """The stored result; `RunFolderError` when it is missing or damaged."""
+    return _read(_file(run, seed, arm))
+
+
+def load_results(run: RunFolder) -> list[UnitResult]:
+    """All stored results, ordered by seed, then by arm; `RunFolderError` names a damaged file."""
+    results = [_read(file) for file in (run.path / "results").glob("seed-*/*.json")]
+    return sorted(results, key=lambda result: (result.seed, result.arm))
+
+
+def with_steps(result: UnitResult, threshold: float, window: int) -> UnitResult:
+    """The result with `steps_to_threshold` counted on its `rlvr_reward` curve; unchanged without one."""
+    if "rlvr_reward" not in result.curves:
+        return result
+    steps = steps_to_threshold(result.curves["rlvr_reward"], threshold, window)
+    return dataclasses.replace(result, scores=result.scores | {"steps_to_threshold": steps})
+
+
+def score_by_seed(results: Sequence[UnitResult], arm: str, score: str) -> dict[int, float | None]:
+    """`{seed: value}` of one score of one arm; seeds where it was not measured are left out."""
+    return {r.seed: r.scores[score] for r in results if r.arm == arm and score in r.scores}
+
+
+def _file(run: RunFolder, seed: int, arm: str) -> Path:
+    return run.path / "results" / f"seed-{seed}" / f"{quote_name(arm)}.json"
+
+
+def _read(file: Path) -> UnitResult:
+    try:
+        stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return UnitResult(
+            seed=stored["seed"],
+            arm=stored["arm"],
+            scores=stored["scores"],
+            curves={name: [(x, y) for x, y in curve] for name, curve in stored["curves"].items()},
+            samples=[
+                ProgramSample(
+                    prompt=sample["prompt"],
+                    segments=tuple((label, text) for label, text in sample["segments"]),
+                    passed=sample["passed"],
+                    task_id=sample["task_id"],
+                )
+                for sample in stored["samples"]
+            ],
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunFolderError(
+            f"{file} is not a readable result ({type(error).__name__}: {error}); delete it and resume the run"
+        ) from error

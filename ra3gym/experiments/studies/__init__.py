@@ -1,0 +1,1 @@
+"""Studies: arms, seeds and grids of runs."""

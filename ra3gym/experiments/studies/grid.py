@@ -1,0 +1,61 @@
+"""A study of studies: one run folder below another for each cell of a grid, each with its own report and resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+
+from ra3gym.experiments.report.comparison import Comparison, arm_score, format_effect, format_score
+from ra3gym.experiments.report.results import UnitResult
+from ra3gym.experiments.studies.config import StudyConfig
+from ra3gym.experiments.studies.study import resume_study, start_study
+from ra3gym.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One study of a grid, in the folder `place` below the grid's run."""
+
+    place: str
+    study: StudyConfig
+
+
+def run_cells(run: RunFolder, cells: Sequence[Cell], console: Console) -> None:
+    """Run the cells one after the other; finished ones are kept, a started one goes on."""
+    for cell in cells:
+        started = open_cell(run, cell)
+        if started is None:
+            start_study(run.study, replace(cell.study, output=run.path / cell.place), console)
+        elif started.summary is None:
+            resume_study(run.study, started.path, console)
+
+
+def open_cell(run: RunFolder, cell: Cell) -> RunFolder | None:
+    """The cell's own run folder, where it has been started."""
+    started = sorted((run.path / cell.place).glob("*/config.json"))
+    return RunFolder.open(started[0].parent) if started else None
+
+
+def is_grid(run: RunFolder) -> bool:
+    """Whether this is the run of a whole grid rather than of one cell: its configuration holds a study's."""
+    return "study" in run.config
+
+
+def percent_text(results: list[UnitResult], arm: str, score: str) -> str:
+    """A share in percent with its interval beneath, or a dash where nothing was measured."""
+    found = arm_score(results, arm, score) if results else None
+    if found is None:
+        return "–"
+    estimate = found.estimate
+    interval = f"\n{100 * estimate.low:.1f}–{100 * estimate.high:.1f}" if estimate.n > 1 else ""
+    return format_score(estimate.mean, "share") + interval
+
+
+def effect_text(comparison: Comparison | None) -> str:
+    """A paired effect with its interval beneath, or a dash."""
+    if comparison is None:
+        return "–"
+    effect, interval = format_effect(comparison)
+    return f"{effect}\n{interval}" if interval else effect

@@ -1,0 +1,151 @@
+"""Running a study: every arm on every seed, in worker processes, resumable."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from ra3gym.errors import WorkerDied
+from ra3gym.experiments.report.comparison import verdict
+from ra3gym.experiments.report.page import write_report
+from ra3gym.experiments.report.results import has_result, load_results, save_result, with_steps
+from ra3gym.experiments.report.summary import summarise
+from ra3gym.experiments.report.tables import final_table, paired_table
+from ra3gym.experiments.studies.config import StudyConfig, config_from_json
+from ra3gym.experiments.studies.progress import ProgressReporter, StudyProgress
+from ra3gym.runs.folder import MetricsLogger, RunFolder
+
+_STAGE_COST = {"pre-train": 0.2, "mid-train": 1.0, "rlvr": 1.5}
+
+
+def start_study(name: str, config: StudyConfig, console: Console) -> RunFolder:
+    """Run a study in a new run folder below `config.output`."""
+    run = RunFolder.create(config.output, name, config)
+    return _run(run, config, console)
+
+
+def resume_study(name: str, folder: Path, console: Console) -> RunFolder:
+    """Go on with a run: finished units are kept, an unfinished one starts again, to the same final numbers."""
+    run = RunFolder.open(folder, expect_study=name)
+    config = config_from_json(run.config, run.path / "config.json")
+    run.record_resume()
+    return _run(run, config, console)
+
+
+def _run(run: RunFolder, config: StudyConfig, console: Console) -> RunFolder:
+    console.print(f"Run folder: {run.path}", highlight=False, soft_wrap=True)
+    with run.exclusive():
+        try:
+            _run_units(run, config, console)
+        except (KeyboardInterrupt, BrokenProcessPool) as error:
+            resume = f"Finished units are kept; go on with:\n  ra3gym run {run.study} --resume {run.path}"
+            if isinstance(error, BrokenProcessPool):
+                raise WorkerDied(f"a worker process was killed (out of memory?). {resume}") from error
+            console.print(f"Stopped. {resume}", highlight=False, soft_wrap=True)
+            raise
+        finish(run, config, console)
+    return run
+
+
+def finish(run: RunFolder, config: StudyConfig, console: Console, threshold: float | None = None) -> Path:
+    """Merge metrics, write `summary.json` and `report.html`, print the tables; the report's path comes back.
+
+    A `threshold` takes the place of the configuration's: the steps to it follow from the stored curves.
+    """
+    if threshold is not None:
+        config = replace(config, evaluation=replace(config.evaluation, threshold=threshold))
+    results = load_results(run)
+    for index, result in enumerate(results):
+        results[index] = with_steps(result, config.evaluation.threshold, config.evaluation.threshold_window)
+        if results[index] != result:
+            save_result(run, results[index])
+    run.merge_metrics()
+    run.write_summary(summarise(results, config))
+    report = write_report(run)
+    console.print(final_table(results, config.arms))
+    if len(config.arms) > 1:
+        console.print(paired_table(results))
+    for line in verdict(results).lines:
+        console.print(line, highlight=False)
+    console.print(f"\nReport: {report}", highlight=False, soft_wrap=True)
+    return report
+
+
+def _run_units(run: RunFolder, config: StudyConfig, console: Console) -> None:
+    waiting = [seed for seed in config.seeds if _missing(run, config, seed)]
+    units = [
+        (seed, arm, stage) for seed in waiting for arm in _missing(run, config, seed) for stage in config.stages(arm)
+    ]
+    units += [(seed, "base model", "pre-train") for seed in waiting if not _base_folder(run, seed).is_dir()]
+    context = multiprocessing.get_context("spawn")
+    # Workers inherit this when they start: one thread each, for as many processes as there are cores.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with StudyProgress(units, title=run.study, weights=_STAGE_COST, console=console, context=context) as progress:
+        pool = ProcessPoolExecutor(
+            min(config.workers, max(1, len(waiting))),
+            mp_context=context,
+            initializer=_start_worker,
+            initargs=(progress.reporter,),
+        )
+        try:
+            try:
+                pending = {pool.submit(_run_seed, run.path, seed) for seed in waiting}
+            except OSError as error:  # a worker died while the others were being started
+                raise BrokenProcessPool(str(error)) from error
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+        except BaseException:
+            # A worker would finish its seed first; its unfinished unit is run again on resumption.
+            for process in (pool._processes or {}).values():
+                process.kill()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _missing(run: RunFolder, config: StudyConfig, seed: int) -> list[str]:
+    return [arm for arm in config.arms if not has_result(run, seed, arm)]
+
+
+def _base_folder(run: RunFolder, seed: int) -> Path:
+    return run.path / "checkpoints" / f"seed-{seed}" / "base"
+
+
+_reporter: ProgressReporter
+
+
+def _start_worker(reporter: ProgressReporter) -> None:
+    """Set a worker process up: its way to the display, one thread, quiet libraries, an allocator that keeps memory."""
+    global _reporter
+    _reporter = reporter
+    import signal
+
+    import torch
+
+    from ra3gym.lm import keep_freed_memory, quiet_libraries
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    quiet_libraries()
+    keep_freed_memory()
+
+
+def _run_seed(path: Path, seed: int) -> None:
+    """All missing arms of one seed, each result stored as soon as it is there."""
+    from ra3gym.experiments.studies.unit import UnitReporter, prepare_seed, run_unit
+
+    run = RunFolder.open(path)
+    config = config_from_json(run.config, path / "config.json")
+    folder = _base_folder(run, seed).parent
+    with MetricsLogger(run) as metrics:
+        shared = prepare_seed(config, seed, folder, UnitReporter(seed, "base model", _reporter, metrics))
+        for arm in _missing(run, config, seed):
+            save_result(run, run_unit(shared, arm, folder, UnitReporter(seed, arm, _reporter, metrics)))

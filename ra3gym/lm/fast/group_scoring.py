@@ -1,0 +1,274 @@
+"""Scores of several completions per prompt, with gradient; what the completions share is computed once.
+
+Shape suffixes: P prompts, N rows, T tokens of the longest completion, C tokens of all completions, S prompt positions,
+D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ra3gym.errors import ConfigError
+from ra3gym.lm.fast.cpu_attention import plain_attention
+from ra3gym.lm.fast.linear_scores import linear_scores, log_softmax
+from ra3gym.lm.loss import _LINEAR_HEAD
+
+_MAX_PASSES = 4
+_PASS_TOKENS = 128
+"""What one more pass over the layers costs, in tokens. Rows of like lengths are read apart where that spares more."""
+
+
+@dataclass(frozen=True)
+class CompletionScores:
+    """Column t belongs to token t of a completion; everything is 0 where the mask is false."""
+
+    logp_NT: Tensor
+    """float32, nats."""
+    entropy_NT: Tensor | None
+    """float32, nats; of the distribution that predicts the token. `None` unless asked for."""
+    hidden_NTD: Tensor | None
+    """The last hidden state ahead of the token, after the final norm: what the output layer reads. `None` unless asked
+    for."""
+    mask_NT: Tensor
+    """bool; true at the tokens of the completion."""
+
+
+def group_scores(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    prompt_of_row: Sequence[int],
+    *,
+    temperature: float = 1.0,
+    allowed_mask_V: Tensor | None = None,
+    entropy: bool = False,
+    hidden: bool = False,
+) -> CompletionScores:
+    """Log-probabilities of completions given their prompts, with gradient where gradients are enabled.
+
+    A prompt goes through the layers once for all its rows, and its gradient comes back from all of them. Rows of like
+    lengths are read together. The output layer runs at the completions' tokens only, and for Llama, Mistral and Qwen
+    the logits and their gradient are formed in blocks. While the model checkpoints activations, which rules out a
+    cache, each row is read with its prompt. Gradients equal those of whole sequences and full logits.
+
+    Weights are used inside the modules' own forward passes, or read during this call, so that it may stand inside the
+    forward pass of a module that DistributedDataParallel or FSDP wraps, and under autocast.
+
+    Args:
+        model: any causal language model of transformers.
+        prompts: P prompts, at least one token each.
+        completions: N completions, possibly empty, end token included where it should count.
+        prompt_of_row: for each completion the index of its prompt, in any order.
+        temperature: divides the logits, as in `generate`.
+        allowed_mask_V: bool, the tokens that could be sampled; probabilities are renormalised over them. A token
+            outside has minus infinity.
+        entropy: also give the entropy of each token's distribution.
+        hidden: also give the state ahead of each token, for a value head.
+
+    Raises:
+        ConfigError: an empty prompt, not one prompt per completion, or a mask of the wrong type or size.
+    """
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise ConfigError("group_scores needs at least one prompt, and at least one token in each; see encode_prompt")
+    if len(completions) != len(prompt_of_row) or not all(0 <= i < len(prompts) for i in prompt_of_row):
+        raise ConfigError(
+            f"{len(completions)} completions and {len(prompt_of_row)} entries of prompt_of_row: give one for each, "
+            f"from 0 to {len(prompts) - 1}"
+        )
+    device = next(model.parameters()).device
+    states = _States(model, want_hidden=hidden)
+    if model.training and any(getattr(part, "gradient_checkpointing", False) for part in model.modules()):
+        parts = list(_read_whole_rows(states, prompts, completions, prompt_of_row))
+    else:
+        # Models of other kinds may ask more of their attention (a cap of its scores, sinks).
+        with plain_attention(states.body) if states.has_linear_head else nullcontext():
+            parts = list(_read_shared(states, prompts, completions, prompt_of_row))
+    row_C, column_C = (torch.cat([part[i] for part in parts]).to(device) for i in (0, 1))
+    x_CX = torch.cat([part[2] for part in parts])
+    hidden_CD = torch.cat([part[3] for part in parts]) if hidden else None
+
+    num_columns = max(map(len, completions), default=0)
+    ids_NT = torch.zeros(len(completions), num_columns, dtype=torch.int64)
+    for row, completion in enumerate(completions):
+        ids_NT[row, : len(completion)] = torch.tensor([*completion], dtype=torch.int64)
+    length_N1 = torch.tensor([[len(completion)] for completion in completions], device=device).view(-1, 1)
+    mask_NT = torch.arange(num_columns, device=device) < length_N1
+    target_C = ids_NT.to(device)[row_C, column_C]
+    logp_C, entropy_C = states.scores(x_CX, target_C, temperature, allowed_mask_V, entropy)
+
+    def as_rows(x: Tensor) -> Tensor:
+        empty = x.new_zeros((*mask_NT.shape, *x.shape[1:]))
+        return empty.index_put((row_C, column_C), x)
+
+    return CompletionScores(
+        as_rows(logp_C),
+        None if entropy_C is None else as_rows(entropy_C),
+        None if hidden_CD is None else as_rows(hidden_CD),
+        mask_NT,
+    )
+
+
+class _States:
+    """A model's forward pass, up to what its output layer reads where that layer is linear, else up to the logits."""
+
+    def __init__(self, model: Any, want_hidden: bool) -> None:
+        self.model, self._want_hidden = model, want_hidden
+        self.device = next(model.parameters()).device
+        # Adapters of peft sit inside the model that they wrap; FSDP2 gives modules a class of its own.
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        name = type(base).__name__.removeprefix("FSDP")
+        self._head = base.lm_head if name in _LINEAR_HEAD and type(base.lm_head) is nn.Linear else None
+        self.body = base.model if self._head is not None else model
+        self.has_linear_head = self._head is not None
+        self.config = base.config
+        # Ranks that share out a model's weights must run the same number of passes.
+        self.one_pass = any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+
+    def read(self, ids: Tensor, mask: Tensor, position: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
+        """For each position what `scores` reads, and the hidden state (the same, or nothing, if not wanted)."""
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
+        inputs |= {"past_key_values": cache, "use_cache": cache is not None}
+        if self._head is not None:
+            states: Tensor = self.body(**inputs).last_hidden_state
+            return states, states
+        output = self.body(**inputs, output_hidden_states=self._want_hidden)
+        return output.logits, output.hidden_states[-1] if self._want_hidden else output.logits
+
+    def scores(
+        self, x_CX: Tensor, target_C: Tensor, temperature: float, allowed_mask_V: Tensor | None, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities, and entropies if wanted, shapes `(C,)`."""
+        vocab_size = x_CX.shape[1] if self._head is None else len(self._head.weight)
+        banned_V = None if allowed_mask_V is None else _banned(allowed_mask_V, vocab_size, self.device)
+        if self._head is not None:
+            options: dict[str, Any] = {"temperature": temperature, "banned_V": banned_V, "entropy": entropy}
+            return linear_scores(x_CX, self._head.weight, self._head.bias, target_C, **options)
+        logp_CV = log_softmax(x_CX, temperature, banned_V)
+        logp_C = logp_CV.gather(1, target_C[:, None])[:, 0]
+        if not entropy:
+            return logp_C, None
+        # A banned token's logarithm is replaced ahead of the product, whose gradient would be 0 times infinity.
+        log_or_zero_CV = logp_CV if banned_V is None else logp_CV.masked_fill(banned_V, 0.0)
+        return logp_C, -(logp_CV.exp() * log_or_zero_CV).sum(-1)
+
+
+Part = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Rows, columns, what predicts the token there, and the hidden state."""
+
+
+def _read_shared(
+    states: _States,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    prompt_of_row: Sequence[int],
+) -> Iterator[Part]:
+    """Prompts once; then the completions on copies of their keys and values, which carry gradients back."""
+    from transformers import DynamicCache
+
+    used = sorted(set(prompt_of_row)) or [0]
+    ids_PS, mask_PS = _padded([prompts[p] for p in used], states.device, left=True)
+    cache = DynamicCache(config=states.config)
+    x_PSX, hidden_PSD = states.read(ids_PS, mask_PS, (mask_PS.cumsum(1) - 1).clamp_(min=0), cache)
+    prompt_N = torch.tensor([used.index(p) for p in prompt_of_row], dtype=torch.int64)
+    length_N = torch.tensor([len(completion) for completion in completions], dtype=torch.int64)
+    begun = (length_N > 0).nonzero()[:, 0]
+    first = prompt_N[begun].to(states.device)
+    yield begun, torch.zeros_like(begun), x_PSX[:, -1].index_select(0, first), hidden_PSD[:, -1].index_select(0, first)
+    for rows in _passes(length_N, 1 if states.one_pass else _MAX_PASSES):
+        # The last token predicts nothing. (Read in any case where there is only one: the passes of all ranks agree.)
+        ids_NT, mask_NT = _padded(
+            [completions[n][: max(1, len(completions[n]) - 1)] or [0] for n in rows], states.device
+        )
+        prompt_M = prompt_N[rows].to(states.device)
+        start_M1 = mask_PS.sum(1)[prompt_M][:, None]
+        x_NTX, hidden_NTD = states.read(
+            ids_NT,
+            torch.cat([mask_PS[prompt_M], mask_NT], dim=1),
+            start_M1 + torch.arange(ids_NT.shape[1], device=states.device),
+            _repeated(cache, prompt_M),
+        )
+        predicts = torch.arange(ids_NT.shape[1]) < length_N[rows][:, None] - 1
+        m, column = predicts.nonzero(as_tuple=True)
+        at = (m * ids_NT.shape[1] + column).to(states.device)
+        yield rows[m], column + 1, x_NTX.flatten(0, 1)[at], hidden_NTD.flatten(0, 1)[at]
+
+
+def _read_whole_rows(
+    states: _States,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    prompt_of_row: Sequence[int],
+) -> Iterator[Part]:
+    """Each completion behind its prompt, without a cache."""
+    texts = [[*prompts[p], *completion] for p, completion in zip(prompt_of_row, completions, strict=True)]
+    length_N = torch.tensor(list(map(len, completions)), dtype=torch.int64)
+    start_N = torch.tensor([len(prompts[p]) for p in prompt_of_row], dtype=torch.int64)
+    for rows in _passes(length_N + start_N, 1 if states.one_pass else _MAX_PASSES):
+        ids_NT, mask_NT = _padded([texts[n] for n in rows], states.device)
+        x_NTX, hidden_NTD = states.read(ids_NT, mask_NT, (mask_NT.cumsum(1) - 1).clamp_(min=0), None)
+        m = torch.arange(len(rows)).repeat_interleave(length_N[rows])
+        column = torch.cat([torch.arange(length) for length in length_N[rows].tolist()])
+        at = (m * ids_NT.shape[1] + start_N[rows][m] - 1 + column).to(states.device)
+        yield rows[m], column, x_NTX.flatten(0, 1)[at], hidden_NTD.flatten(0, 1)[at]
+
+
+def _passes(length_N: Tensor, most: int) -> list[Tensor]:
+    """Rows, cut by length into passes so that padding and the passes' own cost are least."""
+    order = length_N.argsort(stable=True)
+    length = length_N[order].tolist()
+    # cost[k][n]: of the n shortest rows in k passes; each pass is as wide as its longest row.
+    cost = [[0.0] + [float("inf")] * len(length)]
+    cut: list[list[int]] = []
+    for _ in range(min(most, len(length))):
+        row, cuts = [0.0], [0]
+        for n in range(1, len(length) + 1):
+            begin = min(range(n), key=lambda b: cost[-1][b] + (n - b) * length[n - 1])
+            row.append(cost[-1][begin] + (n - begin) * length[n - 1] + _PASS_TOKENS)
+            cuts.append(begin)
+        cost.append(row)
+        cut.append(cuts)
+    ends = []
+    end, k = len(length), min(range(len(cut)), key=lambda k: cost[k + 1][-1], default=-1)
+    while end:
+        begin = cut[k][end]
+        ends.append(order[begin:end])
+        end, k = begin, k - 1
+    return ends[::-1]
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """`ids` and `mask` (int64, 1 at real tokens)."""
+    longest = max(map(len, rows))
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        span = slice(longest - len(row), longest) if left else slice(len(row))
+        ids[i, span] = torch.tensor([*row])
+        mask[i, span] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _repeated(cache: Any, prompt_M: Tensor) -> Any:
+    """A cache of its own for each row, whose gradients add up in the prompt's."""
+    repeated = copy.copy(cache)
+    repeated.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in repeated.layers:
+        # (Indexing with brackets has a slower gradient on the CPU.)
+        layer.keys, layer.values = layer.keys.index_select(0, prompt_M), layer.values.index_select(0, prompt_M)
+    return repeated
+
+
+def _banned(allowed_mask_V: Tensor, vocab_size: int, device: torch.device) -> Tensor:
+    if allowed_mask_V.dtype != torch.bool or allowed_mask_V.shape != (vocab_size,):
+        raise ConfigError(
+            f"allowed_mask_V is {allowed_mask_V.dtype} of shape {tuple(allowed_mask_V.shape)}; expected bool of shape "
+            f"({vocab_size},)"
+        )
+    return ~allowed_mask_V.to(device)

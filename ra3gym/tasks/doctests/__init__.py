@@ -1,0 +1,1 @@
+"""Tasks made of the doctests of installed packages."""

@@ -1,0 +1,1 @@
+"""The public benchmarks: where their records come from, and how they become tasks."""

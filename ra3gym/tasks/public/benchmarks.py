@@ -1,0 +1,191 @@
+"""The public benchmarks: where their records come from (a folder, a file, the Hugging Face hub) and their licences."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from ra3gym.errors import DataError, UnknownNameError
+from ra3gym.tasks.public import contests, functions
+from ra3gym.tasks.records import SUFFIXES, Record, read_records
+from ra3gym.tasks.task import CodeTask
+
+DATA_FOLDER_VARIABLE = "RA3GYM_DATA"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.
+
+    `files` are glob patterns below a data folder; the first that matches anything counts. `splits` are the hub's
+    names; where a local file holds all of them, `in_split` tells its records apart, otherwise a file's name begins
+    with its split's. `hub_files`, in the place of the hub's splits, are plain files in the hub's repository.
+    """
+
+    name: str
+    convert: Callable[[Record], CodeTask | None]
+    hub: str
+    licence: str
+    files: tuple[str, ...]
+    config: str | None = None
+    splits: tuple[str, ...] = ("test",)
+    in_split: Callable[[Record, str], bool] | None = None
+    hub_files: tuple[str, ...] = ()
+
+    def tasks(self, *, split: str | None, path: Path | None, streaming: bool) -> Iterator[CodeTask]:
+        """The tasks of `split` (all when `None`), from `path`, or else the data folder, or else the hub."""
+        if split is not None and split not in self.splits:
+            raise UnknownNameError(f"split of {self.name!r}", split, self.splits)
+        for record in self._records(split, path, streaming):
+            if split is not None and self.in_split is not None and not self.in_split(record, split):
+                continue
+            task = self.convert(record)
+            if task is not None:
+                yield replace(task, source=self.hub, licence=self.licence)
+
+    def _records(self, split: str | None, path: Path | None, streaming: bool) -> Iterator[Record]:
+        files = self._local_files(split, path)
+        if files:
+            return chain.from_iterable(read_records(file) for file in files)
+        if self.hub_files:
+            return chain.from_iterable(read_records(_fetched(self, name)) for name in self.hub_files)
+        return chain.from_iterable(_hub_rows(self, each, streaming) for each in ([split] if split else self.splits))
+
+    def _local_files(self, split: str | None, path: Path | None) -> list[Path]:
+        """The files to read; none when the hub is to be asked."""
+        if path is not None:
+            if not path.is_dir():
+                return [path]
+            found = self._found(split, path, [*self.files, *(pattern.rpartition("/")[2] for pattern in self.files)])
+            if not found:
+                raise DataError(f"{path} holds no file of {self.name!r}; looked for {', '.join(self.files)}")
+            return found
+        folder = os.environ.get(DATA_FOLDER_VARIABLE)
+        if not folder:
+            return []
+        if not Path(folder).is_dir():
+            raise DataError(f"{DATA_FOLDER_VARIABLE}={folder} is not a folder")
+        return self._found(split, Path(folder), self.files)
+
+    def _found(self, split: str | None, folder: Path, patterns: Iterable[str]) -> list[Path]:
+        several = len(self.splits) > 1 and self.in_split is None
+        for pattern in patterns:
+            found = [file for file in sorted(folder.glob(pattern)) if file.name.endswith(SUFFIXES)]
+            if several and split is not None:
+                found = [file for file in found if file.name.startswith(split)]
+            if found:
+                return found
+        return []
+
+
+def _hub_rows(benchmark: Benchmark, split: str, streaming: bool) -> Iterator[Record]:
+    import datasets
+
+    try:
+        rows: Any = datasets.load_dataset(benchmark.hub, benchmark.config, split=split, streaming=streaming)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise _unreachable(benchmark, error) from error
+    for index, row in enumerate(rows):
+        yield Record(f"{benchmark.hub}, {split} row {index}", row)
+
+
+def _fetched(benchmark: Benchmark, name: str) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(benchmark.hub, name, repo_type="dataset"))
+    except (OSError, ValueError) as error:
+        raise _unreachable(benchmark, error) from error
+
+
+def _unreachable(benchmark: Benchmark, error: BaseException) -> DataError:
+    return DataError(
+        f"cannot get {benchmark.name!r} from the hub ({benchmark.hub}): {error}. Give path=FILE, or set "
+        f"{DATA_FOLDER_VARIABLE} to a folder that holds {' or '.join(benchmark.files)}"
+    )
+
+
+# The split of an MBPP problem by its number (Austin et al. 2021).
+_MBPP_SPLITS = {"prompt": range(1, 11), "test": range(11, 511), "validation": range(511, 601), "train": range(601, 975)}
+
+
+def _in_mbpp_split(record: Record, split: str) -> bool:
+    number = record.fields.get("task_id")
+    if not isinstance(number, int):
+        raise record.wrong("task_id", f"must be the problem's number, got {number!r}")
+    return number in _MBPP_SPLITS[split]
+
+
+_MBPP = Benchmark(
+    name="mbpp",
+    convert=functions.mbpp,
+    hub="google-research-datasets/mbpp",
+    config="full",
+    licence="CC-BY-4.0",
+    files=("mbpp/mbpp.jsonl*", "mbpp.jsonl*"),
+    splits=tuple(_MBPP_SPLITS),
+    in_split=_in_mbpp_split,
+)
+_MBPP_SANITIZED = replace(
+    _MBPP,
+    name="mbpp-sanitized",
+    config="sanitized",
+    files=("mbpp/sanitized-mbpp.json*", "sanitized-mbpp.json*"),
+)
+
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(
+            name="humaneval",
+            convert=functions.humaneval,
+            hub="openai/openai_humaneval",
+            licence="MIT",
+            files=("humaneval/HumanEval.jsonl*", "HumanEval.jsonl*"),
+        ),
+        Benchmark(
+            name="humaneval+",
+            convert=functions.humaneval,
+            hub="evalplus/humanevalplus",
+            licence="Apache-2.0",
+            files=("humanevalplus/HumanEvalPlus-OriginFmt.jsonl*", "HumanEvalPlus-OriginFmt.jsonl*"),
+        ),
+        _MBPP,
+        _MBPP_SANITIZED,
+        Benchmark(
+            name="mbpp+",
+            convert=functions.mbpp_plus,
+            hub="evalplus/mbppplus",
+            licence="Apache-2.0",
+            files=("mbppplus/MbppPlus-OriginFmt.jsonl*", "MbppPlus-OriginFmt.jsonl*"),
+        ),
+        Benchmark(
+            name="livecodebench",
+            convert=contests.livecodebench,
+            hub="livecodebench/code_generation_lite",
+            licence="CC",
+            files=("livecodebench/*.jsonl*", "livecodebench/**/*.parquet"),
+            hub_files=("test.jsonl", *(f"test{number}.jsonl" for number in range(2, 7))),  # all releases
+        ),
+        Benchmark(
+            name="codeforces",
+            convert=contests.codeforces,
+            hub="open-r1/codeforces",
+            licence="CC-BY-4.0",
+            files=("codeforces/*.jsonl*", "codeforces/**/*.parquet"),
+            splits=("train", "test"),
+        ),
+        Benchmark(
+            name="acecode",
+            convert=functions.acecode,
+            hub="TIGER-Lab/AceCode-87K",
+            licence="MIT",
+            files=("acecode/*.jsonl*", "acecode/**/*.parquet"),
+            splits=("train",),
+        ),
+    )
+}

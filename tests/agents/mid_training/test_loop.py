@@ -1,0 +1,170 @@
+"""EM: iterations, what they measure and export, and that a resumption changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+
+from ra3gym import lm
+from ra3gym.abstractions.latents import Annotations
+from ra3gym.abstractions.latents.path import LatentPath
+from ra3gym.agents import mid_training
+from ra3gym.agents.mid_training import MStepConfig
+from ra3gym.agents.mid_training.e_steps.model import ModelEStep
+from ra3gym.agents.mid_training.inference.policy_gradient import PolicyGradientAgent
+from ra3gym.agents.mid_training.inference.posteriors import ExactAgent
+from ra3gym.errors import ConfigError, DataError, RunFolderError, UnknownNameError
+from ra3gym.lm import LoadedModel
+from ra3gym.tasks import ExpertTrace
+from ra3gym.tasks.idioms import IdiomsDomain
+
+CONFIG = mid_training.EMConfig(MStepConfig(tokens=20_000), measured_traces=20)
+
+
+@pytest.fixture(scope="module")
+def base(tokenizer: Any) -> LoadedModel:
+    model = lm.tiny_llama(tokenizer, hidden=32, layers=2, heads=2, max_length=256, seed=0)
+    return LoadedModel(model, tokenizer)
+
+
+def fresh(base: LoadedModel) -> LoadedModel:
+    return LoadedModel(copy.deepcopy(base.model), base.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def finished(base: LoadedModel, traces: list[ExpertTrace], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("em") / "run"
+    return mid_training.run(fresh(base), traces[:60], iterations=2, config=CONFIG, folder=folder), folder
+
+
+def test_iterations_are_measured(finished: Any, traces: list[ExpertTrace]) -> None:
+    result, _ = finished
+    assert [one.iteration for one in result.history] == [1, 2]
+    for one in result.history:
+        assert one.evidence is not None
+        assert one.elbo == pytest.approx(one.evidence)
+        assert 0 < one.switch_rate <= 1
+        assert one.mean_duration >= 1
+        assert 1 < one.perplexity <= 32
+        assert one.information > 0
+        assert one.diagnosis
+        assert one.tokens >= CONFIG.m_step.tokens
+        assert one.code_nats > 0
+        assert one.ntp_code_nats is not None
+    first, second = result.history
+    assert second.code_nats < first.code_nats, "more training, less loss"
+    assert second.ntp_code_nats < first.ntp_code_nats
+    assert len(result.annotations.paths) == 60
+
+
+def test_traces_are_exported_for_any_trainer(finished: Any, traces: list[ExpertTrace]) -> None:
+    result, folder = finished
+    table = datasets.load_dataset("json", data_files=str(folder / "traces" / "iteration-2.jsonl"), split="train")
+    assert len(table) == 60
+    assert {"text", "latents", "switches", "segments"} <= set(table.column_names)
+    assert tuple(table[3]["latents"]) == result.annotations.paths[3].latents
+    assert "".join(table[3]["lines"]) == "".join(traces[3].steps)
+
+
+def test_resuming_changes_nothing(finished: Any, base: LoadedModel, traces: list[ExpertTrace], tmp_path: Path) -> None:
+    result, _ = finished
+    folder = tmp_path / "run"
+
+    class Stop(Exception):
+        pass
+
+    def stop(_: mid_training.EMIteration) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        mid_training.run(fresh(base), traces[:60], iterations=2, config=CONFIG, folder=folder, on_iteration=stop)
+    assert json.loads((folder / "iteration-1" / "metrics.json").read_text())["iteration"] == 1
+    again = mid_training.run(fresh(base), traces[:60], iterations=2, config=CONFIG, folder=folder, resume=True)
+    assert again.history == result.history
+    assert again.annotations.paths == result.annotations.paths
+    whole, resumed = (one.loaded.model.state_dict() for one in (result, again))
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_folders_are_not_mixed_up(finished: Any, base: LoadedModel, traces: list[ExpertTrace], tmp_path: Path) -> None:
+    _, folder = finished
+    with pytest.raises(RunFolderError, match="not empty"):
+        mid_training.run(fresh(base), traces[:60], config=CONFIG, folder=folder)
+    with pytest.raises(RunFolderError, match="another configuration"):
+        mid_training.run(fresh(base), traces[:60], config=CONFIG, folder=folder, seed=1, resume=True)
+    with pytest.raises(RunFolderError, match="no run of EM"):
+        mid_training.run(fresh(base), traces[:60], config=CONFIG, folder=tmp_path, resume=True)
+
+
+def test_bad_input(base: LoadedModel, traces: list[ExpertTrace]) -> None:
+    with pytest.raises(DataError, match="no traces"):
+        mid_training.run(base, [])
+    with pytest.raises(ConfigError, match="iterations=0"):
+        mid_training.run(base, traces, iterations=0)
+    with pytest.raises(UnknownNameError, match="sb3:PPO"):
+        mid_training.run(base, traces, e_step="sb3:PP0")
+    with pytest.raises(UnknownNameError, match="distill"):
+        mid_training.run(base, traces, m_step="distil")
+
+
+def test_own_steps(base: LoadedModel, traces: list[ExpertTrace]) -> None:
+    """An E-step and an M-step of the user's, as objects."""
+    seen: list[int] = []
+
+    class EveryLine:
+        def infer(self, traces: Sequence[ExpertTrace], rng: np.random.Generator) -> Annotations:
+            paths = [LatentPath(tuple(range(len(t.steps))), (True,) * len(t.steps)) for t in traces]
+            return Annotations(tuple(paths), ((),) * 32)
+
+    def count(model: Any, documents: Sequence[list[int]], config: MStepConfig, **_: Any) -> int:
+        seen.append(len(documents))
+        return 7
+
+    result = mid_training.run(fresh(base), traces[:5], e_step=EveryLine(), m_step=count, iterations=3, config=CONFIG)
+    assert seen == [5] * 6, "the model's and next-token prediction's"
+    assert [one.tokens for one in result.history] == [7] * 3
+    assert [one.evidence for one in result.history] == [None] * 3
+    assert {one.switch_rate for one in result.history} == {1.0}
+
+
+def test_traces_of_a_single_line_have_no_switch_rate(
+    base: LoadedModel, traces: list[ExpertTrace], tmp_path: Path
+) -> None:
+    single = [ExpertTrace(trace.task, trace.steps[:1]) for trace in traces[:10]]
+    config = mid_training.EMConfig(MStepConfig(tokens=600), measured_traces=5)
+    result = mid_training.run(fresh(base), single, iterations=1, config=config, folder=tmp_path / "run")
+    assert result.history[0].switch_rate is None
+    kept = json.loads((tmp_path / "run" / "iteration-1" / "metrics.json").read_text())
+    assert kept["switch_rate"] is None
+
+
+@pytest.mark.parametrize("agent", [ExactAgent(), PolicyGradientAgent(updates=60)])
+def test_latents_under_a_model(agent: Any, finished: Any, traces: list[ExpertTrace]) -> None:
+    result, _ = finished
+    found = ModelEStep(result.loaded, agent, num_latents=8, prior_iterations=3).infer(
+        traces[:20], np.random.default_rng(0)
+    )
+    assert [len(path.latents) for path in found.paths] == [len(trace.steps) for trace in traces[:20]]
+    assert max(max(path.latents) for path in found.paths) < 8
+    assert found.metrics["elbo_gap"] < 0.2
+    assert np.isfinite(found.metrics["evidence"])
+
+
+def test_the_model_learns_what_latents_say() -> None:
+    """Lines are likelier beside their latents than without any."""
+    domain = IdiomsDomain(length=3, difficulty="easy", documented=0.5, num_compositions=60, num_held_out=1)
+    traces = domain.traces(500)
+    tokenizer: Any = lm.train_tokenizer((trace.task.canonical_program for trace in traces), vocab_size=400)
+    lm.add_latents(None, tokenizer, 16)
+    model = lm.tiny_llama(tokenizer, hidden=32, layers=2, heads=2, max_length=256, seed=0)
+    config = mid_training.EMConfig(MStepConfig(tokens=120_000), prompts=False)
+    (one,) = mid_training.run(LoadedModel(model, tokenizer), traces, config=config).history
+    assert one.ntp_code_nats is not None
+    assert one.code_nats < 0.9 * one.ntp_code_nats

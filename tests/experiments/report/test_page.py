@@ -1,0 +1,136 @@
+"""The page is one well-formed file that loads nothing, escapes what it quotes, and is honest about what it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from ra3gym.errors import RunFolderError
+from ra3gym.experiments.report.page import write_report
+from ra3gym.experiments.report.results import ARMS, ProgramSample, UnitResult, load_results, save_result
+from ra3gym.runs.folder import RunFolder
+
+MakeRun = Callable[..., RunFolder]
+VOID = {"meta", "path", "br", "hr", "img", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Collects text and attributes, and fails on tags that do not nest."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def with_class(self, name: str) -> list[dict[str, str | None]]:
+        return [attrs for _, attrs in self.tags if name in (attrs.get("class") or "").split()]
+
+
+def read(path: Path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_the_page_shows_every_part_of_a_study(make_run: MakeRun) -> None:
+    run = make_run()
+    path = write_report(run)
+    assert path == run.path / "report.html"
+    page = read(path)
+    assert "RA3 is ahead of the strongest other arm, Pseudo-documentation" in page.text
+    assert "3 seeds these intervals are too narrow" in page.text
+    arms = {result.arm for result in load_results(run)}
+    assert len(arms) == 9
+    assert all(ARMS[arm].title in page.text for arm in arms)
+    assert len(page.with_class("chart")) == 2
+    assert len(page.with_class("forest")) == 3
+    assert len(page.with_class("program")) == 6
+    assert {"✓ passed", "✗ failed"} <= {text.strip() for text in page.texts}
+    assert "cumsum" in page.text
+    assert "threshold 60%" in page.text
+    assert run.manifest["versions"]["torch"] in page.text
+    assert "switch_cost" in page.text
+    assert "has not finished" not in page.text
+
+
+def test_the_page_loads_nothing(make_run: MakeRun) -> None:
+    html = write_report(make_run()).read_text()
+    assert all(not attrs.keys() & {"src", "href", "srcset", "action"} for _, attrs in Page(html).tags)
+    assert not any(word in html for word in ("http:", "https:", "url(", "@import", "fetch(", "XMLHttpRequest"))
+
+
+def test_the_users_text_is_quoted_not_run(make_run: MakeRun) -> None:
+    run = make_run()
+    evil = "\"><script>alert(1)</script><img src=x onerror='alert(2)'>"
+    for seed in (10, 11, 12):
+        sample = ProgramSample(evil, ((evil, evil),), passed=True, task_id=evil)
+        curves = {"rlvr_reward": [(0.0, 0.1), (9.0, 0.3)]}
+        save_result(run, UnitResult(seed, evil, {"pass@1": 0.99, "pass@1_after": 0.99}, curves, [sample]))
+        for arm in ("ntp", "ra3"):
+            save_result(run, UnitResult(seed, arm, {"pass@1": 0.1, "pass@1_after": 0.1}, curves, [sample]))
+    page = read(write_report(run))
+    assert [tag for tag, _ in page.tags if tag in ("script", "img")] == ["script"]
+    assert not any("onerror" in attrs for _, attrs in page.tags)
+    assert evil in page.text
+    assert "RA3 is behind the strongest other arm" in page.text
+
+
+def test_a_run_that_never_reached_the_threshold_says_never(make_run: MakeRun) -> None:
+    assert "never" in read(write_report(make_run())).text
+
+
+def test_one_seed_shows_no_interval_and_claims_nothing(make_run: MakeRun) -> None:
+    page = read(write_report(make_run(seeds=(10,))))
+    assert "One seed, so no verdict" in page.text
+    assert page.with_class("whisker") == []
+    assert page.with_class("range") == []
+    assert page.with_class("ahead") == []
+
+
+def test_a_study_cut_short_shows_what_it_has(tmp_path: Path, make_run: MakeRun) -> None:
+    run = make_run(seeds=(10,), arms=())
+    with pytest.raises(RunFolderError, match="no finished result yet"):
+        write_report(run)
+    (run.path / "summary.json").unlink()
+    save_result(run, UnitResult(10, "ntp", {"pass@1": 0.1}))
+    page = read(write_report(run))
+    assert "has not finished" in page.text
+    assert page.with_class("chart") == []
+    assert page.with_class("forest") == []
+
+
+def test_a_study_without_rlvr_compares_mid_training(make_run: MakeRun) -> None:
+    run = make_run()
+    for result in load_results(run):
+        save_result(run, UnitResult(result.seed, result.arm, {"pass@1": result.scores["pass@1"]}))
+    page = read(write_report(run))
+    assert "points of pass@1 after mid-training" in page.text
+    assert "after RLVR" not in page.text
+
+
+def test_drawing_again_gives_the_same_page(make_run: MakeRun) -> None:
+    run = make_run()
+    first = write_report(run).read_bytes()
+    assert write_report(RunFolder.open(run.path)).read_bytes() == first
