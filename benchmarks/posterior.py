@@ -90,7 +90,7 @@ def draw_emissions(traces: int, lines: int, latents: int, seed: int) -> FloatArr
 def as_chain(log_emission_BTK: FloatArray) -> LatentChain:
     B, T, K = log_emission_BTK.shape
     return LatentChain(
-        log_emission_RK=log_emission_BTK.reshape(-1, K),
+        log_emission_UK=log_emission_BTK.reshape(-1, K),
         row_N=np.arange(B * T),
         keep_N=np.full(B * T, ALPHA),
         fresh_SK=np.full((1, K), 1.0 / K),

@@ -165,21 +165,21 @@ def check(case: Case, prompts: list[list[int]], options: Options) -> Row:
     Where greedy tokens differ, the gap is how far apart a full pass has the two candidates, at each row's first
     difference: a few times the rounding error is a tie.
     """
-    taken_NT, peer_NT = ours(case, prompts, options, greedy=True).tokens_NT, peer(case, prompts, options, greedy=True)
-    different_NT = taken_NT != peer_NT
+    taken_RT, peer_RT = ours(case, prompts, options, greedy=True).tokens_RT, peer(case, prompts, options, greedy=True)
+    different_RT = taken_RT != peer_RT
     gap = 0.0
-    for row in different_NT.any(1).nonzero()[:, 0].tolist():
-        t = int(different_NT[row].int().argmax())
-        logp_V = forward(case.model, prompts[row // options.group_size], taken_NT[row, : t + 1].tolist())[t]
-        gap = max(gap, (logp_V[taken_NT[row, t]] - logp_V[peer_NT[row, t]]).abs().item())
+    for row in different_RT.any(1).nonzero()[:, 0].tolist():
+        t = int(different_RT[row].int().argmax())
+        logp_V = forward(case.model, prompts[row // options.group_size], taken_RT[row, : t + 1].tolist())[t]
+        gap = max(gap, (logp_V[taken_RT[row, t]] - logp_V[peer_RT[row, t]]).abs().item())
     samples, exact = ours(case, prompts, options), copy.deepcopy(case.model).double()
     error = rounding = 0.0
     for row, completion in enumerate(samples.completions()[:CHECKED_ROWS]):
         prompt, ids_T1 = prompts[row // options.group_size], torch.tensor(completion, device=options.device)[:, None]
         logp_T1, exact_T1 = (forward(model, prompt, completion).gather(1, ids_T1) for model in (case.model, exact))
-        error = max(error, (logp_T1[:, 0] - samples.logp_NT[row, : len(completion)]).abs().max().item())
+        error = max(error, (logp_T1[:, 0] - samples.logp_RT[row, : len(completion)]).abs().max().item())
         rounding = max(rounding, (logp_T1 - exact_T1).abs().max().item())
-    equal = 1 - different_NT.float().mean().item()
+    equal = 1 - different_RT.float().mean().item()
     return {"greedy_tokens_equal": equal, "greedy_gap": gap, "max_logp_error": error, "float32_logp_error": rounding}
 
 

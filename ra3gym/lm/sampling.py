@@ -1,6 +1,6 @@
 """Batched sampling from a causal language model, with the log-probability of every sampled token.
 
-Shape suffixes: P prompts, G samples of each (`group_size`), N = P * G rows, S prompt positions, T new tokens,
+Shape suffixes: P prompts, G samples of each (`group_size`), R = P * G rows, S prompt positions, T new tokens,
 M rows still in the batch, V vocabulary, B blocks of C tokens.
 """
 
@@ -39,24 +39,24 @@ class Samples:
 
     prompt_ids: list[list[int]]
     """The P prompts."""
-    tokens_NT: Tensor
+    tokens_RT: Tensor
     """int64; the padding id after the end. T is the length of the longest completion."""
-    logp_NT: Tensor
+    logp_RT: Tensor
     """float32, nats; log-probability under the distribution sampled from (temperature and allowed tokens applied)."""
-    mask_NT: Tensor
+    mask_RT: Tensor
     """bool; true at real tokens, the end token included."""
-    finished_N: Tensor
+    finished_R: Tensor
     """bool; true where an end token or the stop rule ended the row, false where `max_new_tokens` cut it off."""
 
     @property
     def group_size(self) -> int:
         """Samples per prompt."""
-        return len(self.tokens_NT) // len(self.prompt_ids)
+        return len(self.tokens_RT) // len(self.prompt_ids)
 
     def completions(self) -> list[list[int]]:
-        """The N completions as lists of ids, end token included where there is one."""
-        lengths = self.mask_NT.sum(1).tolist()
-        return [row[:length] for row, length in zip(self.tokens_NT.tolist(), lengths, strict=True)]
+        """The R completions as lists of ids, end token included where there is one."""
+        lengths = self.mask_RT.sum(1).tolist()
+        return [row[:length] for row, length in zip(self.tokens_RT.tolist(), lengths, strict=True)]
 
 
 class Decoder(Protocol):
@@ -104,7 +104,7 @@ def generate(
             prompt gets then does not depend on which others stand beside it.
         temperature: divides the logits; 1 samples from the model itself. Below 1 is sharper.
         allowed_mask_V: bool, the only tokens that may be sampled (a pruned action space).
-        greedy: take the likeliest token instead; `logp_NT` is still that of the sampling distribution.
+        greedy: take the likeliest token instead; `logp_RT` is still that of the sampling distribution.
         stop: ends rows by what they say; the token behind which it does so is a row's last, as an end token is.
 
     Raises:
@@ -114,11 +114,11 @@ def generate(
     _check(model, prompt_ids, group_size, max_new_tokens, temperature)
     device = next(model.parameters()).device
     num_rows = len(prompt_ids) * group_size
-    tokens_NT = torch.full((num_rows, max_new_tokens), pad_id, dtype=torch.int64, device=device)
-    logp_NT = torch.zeros((num_rows, max_new_tokens), device=device)
-    length_N = torch.zeros(num_rows, dtype=torch.int64, device=device)
-    finished_N = torch.zeros(num_rows, dtype=torch.bool, device=device)
-    uniform_NT = _uniform(generator, len(prompt_ids), group_size, max_new_tokens).to(device)
+    tokens_RT = torch.full((num_rows, max_new_tokens), pad_id, dtype=torch.int64, device=device)
+    logp_RT = torch.zeros((num_rows, max_new_tokens), device=device)
+    length_R = torch.zeros(num_rows, dtype=torch.int64, device=device)
+    finished_R = torch.zeros(num_rows, dtype=torch.bool, device=device)
+    uniform_RT = _uniform(generator, len(prompt_ids), group_size, max_new_tokens).to(device)
     look_every = _LOOK_EVERY.get(device.type, _LOOK_EVERY_ELSEWHERE)
     shrink_at = _SHRINK_AT.get(device.type, _SHRINK_AT_ELSEWHERE)
 
@@ -135,14 +135,14 @@ def generate(
         for length in range(1, max_new_tokens + 1):
             t = length - 1
             prob_MV = _distribution(decoder.logits_MV, temperature, banned_V)
-            token_M = prob_MV.argmax(-1) if greedy else _inverse_cdf(prob_MV, uniform_NT[rows, t])
-            tokens_NT[rows, t] = torch.where(active_M, token_M, pad_id)
-            logp_NT[rows, t] = prob_MV.gather(1, token_M[:, None])[:, 0].log().masked_fill(~active_M, 0.0)
-            length_N[rows] += active_M
+            token_M = prob_MV.argmax(-1) if greedy else _inverse_cdf(prob_MV, uniform_RT[rows, t])
+            tokens_RT[rows, t] = torch.where(active_M, token_M, pad_id)
+            logp_RT[rows, t] = prob_MV.gather(1, token_M[:, None])[:, 0].log().masked_fill(~active_M, 0.0)
+            length_R[rows] += active_M
             ended_M = is_end_V[token_M] if stopper is None else is_end_V[token_M] | stopper(rows, token_M, active_M)
             ended_M &= active_M
             active_M = active_M & ~ended_M
-            finished_N[rows] |= ended_M
+            finished_R[rows] |= ended_M
             if length == max_new_tokens:
                 break
             if length % look_every == 0:
@@ -156,15 +156,15 @@ def generate(
             decoder.read(token_M)
     finally:
         model.train(was_training)
-    length = int(length_N.max())
-    mask_NT = torch.arange(length, device=device) < length_N[:, None]
-    return Samples(prompt_ids, tokens_NT[:, :length], logp_NT[:, :length], mask_NT, finished_N)
+    length = int(length_R.max())
+    mask_RT = torch.arange(length, device=device) < length_R[:, None]
+    return Samples(prompt_ids, tokens_RT[:, :length], logp_RT[:, :length], mask_RT, finished_R)
 
 
 def _uniform(
     generator: torch.Generator | Sequence[torch.Generator], num_prompts: int, group_size: int, max_new_tokens: int
 ) -> Tensor:
-    """`uniform_NT`, in [0, 1), below 1 by more than one rounding step: u times the total mass is below that mass."""
+    """`uniform_RT`, in [0, 1), below 1 by more than one rounding step: u times the total mass is below that mass."""
     if isinstance(generator, torch.Generator):
         generators, rows_of_each = [generator], num_prompts * group_size
     else:

@@ -29,7 +29,7 @@ def check_codebook(codebook: Codebook, traces: Sequence[ExpertTrace]) -> None:
     corpus = encode_traces(traces)
     P, L, W = len(corpus.pair_line_P), len(corpus.templates), len(corpus.words)
     K = codebook.num_latents
-    shapes = {"emission_PK": (P, K), "keep_L1": (L + 1,), "word_WK": (W, K)}
+    shapes = {"emission_YK": (P, K), "keep_U1": (L + 1,), "word_WK": (W, K)}
     for name, shape in shapes.items():
         table = np.asarray(getattr(codebook, name))
         assert table.shape == shape, f"{name} has shape {table.shape}; these traces make it {shape}"
@@ -42,7 +42,7 @@ def check_codebook(codebook: Codebook, traces: Sequence[ExpertTrace]) -> None:
         f"p(latent | word) of word {corpus.words[int(wrong_W.argmax())]!r} sums to {total_W[wrong_W][0]:.6f}, not to 1"
     )
     total_LK = np.zeros((L + 1, K))
-    np.add.at(total_LK, corpus.pair_previous_P, codebook.emission_PK)
+    np.add.at(total_LK, corpus.pair_previous_P, codebook.emission_YK)
     wrong_LK = total_LK > 1 + TIGHT
     assert not wrong_LK.any(), (
         f"p(line | previous line, latent) sums to {total_LK.max():.6f}, above 1, over the lines seen behind line type "
@@ -92,7 +92,7 @@ def _path_gains(chain: Any, latent_N: Any, switch_N: Any) -> Any:
     kept_N = np.where(first_N, 0.0, chain.keep_N)
     with np.errstate(divide="ignore"):
         log_prior_N = np.log(np.where(switch_N, (1.0 - kept_N) * fresh_N, kept_N))
-    return chain.log_emission_RK[chain.row_N, latent_N] + log_prior_N
+    return chain.log_emission_UK[chain.row_N, latent_N] + log_prior_N
 
 
 def _first(wrong: Any) -> tuple[int, ...]:

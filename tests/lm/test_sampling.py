@@ -29,8 +29,8 @@ def sample(model: Any, prompts: list[list[int]] = PROMPTS, **options: Any) -> lm
 
 def assert_same(left: lm.Samples, right: lm.Samples) -> None:
     assert left.completions() == right.completions()
-    assert torch.equal(left.finished_N, right.finished_N)
-    torch.testing.assert_close(left.logp_NT, right.logp_NT, rtol=0, atol=1e-5)
+    assert torch.equal(left.finished_R, right.finished_R)
+    torch.testing.assert_close(left.logp_RT, right.logp_RT, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -38,26 +38,26 @@ def test_logp_is_that_of_a_full_forward_pass(model: Any, temperature: float) -> 
     samples = sample(model, temperature=temperature)
     prompts = [prompt for prompt in PROMPTS for _ in range(4)]
     with torch.no_grad():
-        logp_NT, mask_NT = lm.completion_logprobs(model, prompts, samples.completions(), temperature)
+        logp_RT, mask_RT = lm.completion_logprobs(model, prompts, samples.completions(), temperature)
         for row, (prompt, completion) in enumerate(zip(prompts, samples.completions(), strict=True)):
             alone_1T = lm.token_logprobs(model, torch.tensor([prompt + completion]), temperature=temperature)
             torch.testing.assert_close(
-                samples.logp_NT[row, : len(completion)], alone_1T[0, len(prompt) :], rtol=0, atol=1e-5
+                samples.logp_RT[row, : len(completion)], alone_1T[0, len(prompt) :], rtol=0, atol=1e-5
             )
-    assert torch.equal(mask_NT, samples.mask_NT)
-    torch.testing.assert_close(logp_NT, samples.logp_NT, rtol=0, atol=1e-5)
+    assert torch.equal(mask_RT, samples.mask_RT)
+    torch.testing.assert_close(logp_RT, samples.logp_RT, rtol=0, atol=1e-5)
 
 
 def test_rows_end_at_the_first_end_token(llama: Any) -> None:
     samples = sample(llama)
     lengths = [len(completion) for completion in samples.completions()]
-    assert samples.tokens_NT.shape == (12, max(lengths))
+    assert samples.tokens_RT.shape == (12, max(lengths))
     assert len(set(lengths)) > 3
     for row, completion in enumerate(samples.completions()):
-        assert (completion[-1] in END) == bool(samples.finished_N[row])
+        assert (completion[-1] in END) == bool(samples.finished_R[row])
         assert not set(completion[:-1]) & set(END)
-        assert set(samples.tokens_NT[row, len(completion) :].tolist()) <= {1}
-        assert not samples.logp_NT[row, len(completion) :].any()
+        assert set(samples.tokens_RT[row, len(completion) :].tolist()) <= {1}
+        assert not samples.logp_RT[row, len(completion) :].any()
     assert samples.group_size == 4
 
 
@@ -104,7 +104,7 @@ def test_the_generator_decides(llama: Any) -> None:
 
 def test_frequencies_match_the_distribution(llama: Any) -> None:
     samples = sample(llama, [[5, 6]], group_size=20_000, max_new_tokens=1)
-    count_V = torch.bincount(samples.tokens_NT[:, 0], minlength=llama.config.vocab_size)
+    count_V = torch.bincount(samples.tokens_RT[:, 0], minlength=llama.config.vocab_size)
     with torch.no_grad():
         p_V = llama(torch.tensor([[5, 6]])).logits[0, -1].softmax(-1)
     deviation_V = (count_V - 20_000 * p_V) / (20_000 * p_V * (1 - p_V)).sqrt()
@@ -117,12 +117,12 @@ def test_only_allowed_tokens_and_their_own_distribution(llama: Any, greedy: bool
     mask_V = torch.zeros(llama.config.vocab_size, dtype=torch.bool)
     mask_V[allowed] = True
     samples = sample(llama, allowed_mask_V=mask_V, max_new_tokens=6, greedy=greedy)
-    assert set(samples.tokens_NT[samples.mask_NT].tolist()) <= set(allowed.tolist())
-    first = samples.tokens_NT[0, 0]
+    assert set(samples.tokens_RT[samples.mask_RT].tolist()) <= set(allowed.tolist())
+    first = samples.tokens_RT[0, 0]
     with torch.no_grad():
         logits_V = llama(torch.tensor([PROMPTS[0]])).logits[0, -1]
     expected = (logits_V[first] - logits_V[allowed].logsumexp(0)).item()
-    assert samples.logp_NT[0, 0].item() == pytest.approx(expected, abs=1e-5)
+    assert samples.logp_RT[0, 0].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_training_mode_and_gradients_are_left_as_they_were(llama: Any) -> None:
@@ -165,7 +165,7 @@ def test_rows_leaving_in_any_pattern_change_nothing(group_size: int, monkeypatch
 
 def test_looking_less_often_for_finished_rows_changes_nothing(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     looked = sample(model, eos_id=list(range(20, VOCAB)))
-    assert looked.tokens_NT.shape[1] < 24
+    assert looked.tokens_RT.shape[1] < 24
     monkeypatch.setattr(sampling, "_LOOK_EVERY", {"cpu": 8})
     assert_same(looked, sample(model, eos_id=list(range(20, VOCAB))))
 
@@ -199,11 +199,11 @@ def test_a_stop_rule_ends_rows_as_an_end_token_does(model: Any) -> None:
     for row, (long, short) in enumerate(zip(free.completions(), ruled.completions(), strict=True)):
         at = [t for t, token in enumerate(long) if token in rule.watched_ids and token not in END]
         assert short == (long[: at[1] + 1] if len(at) > 1 else long)
-        assert bool(ruled.finished_N[row]) == (len(at) > 1 or long[-1] in END)
+        assert bool(ruled.finished_R[row]) == (len(at) > 1 or long[-1] in END)
         assert [written for n, written in rule.asked if n == row] == [short[: t + 1] for t in at if t < len(short)]
-    assert ruled.mask_NT.sum() < free.mask_NT.sum()
+    assert ruled.mask_RT.sum() < free.mask_RT.sum()
     torch.testing.assert_close(
-        ruled.logp_NT, free.logp_NT[:, : ruled.logp_NT.shape[1]] * ruled.mask_NT, rtol=0, atol=1e-5
+        ruled.logp_RT, free.logp_RT[:, : ruled.logp_RT.shape[1]] * ruled.mask_RT, rtol=0, atol=1e-5
     )
 
 
@@ -227,10 +227,10 @@ def test_drawing_by_blocks_inverts_the_same_distribution_function(vocab_size: in
 def test_bfloat16_weights_sample_near_their_own_distribution() -> None:
     model = make_model("llama_grouped").to(torch.bfloat16)
     samples = sample(model)
-    assert samples.logp_NT.dtype == torch.float32
+    assert samples.logp_RT.dtype == torch.float32
     with torch.no_grad():
         scores = lm.group_scores(model, PROMPTS, samples.completions(), [n // 4 for n in range(12)])
-    assert (samples.logp_NT - scores.logp_NT).abs().mean() < 0.05
+    assert (samples.logp_RT - scores.logp_RT).abs().mean() < 0.05
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

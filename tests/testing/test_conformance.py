@@ -277,11 +277,11 @@ def test_a_learned_codebook_conforms(codebook: Any, traces: list[ExpertTrace]) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda book: {"emission_PK": book.emission_PK[1:]}, r"emission_PK has shape .* these traces make it"),
-        (lambda book: {"emission_PK": 3 * book.emission_PK}, "which is no probability|above 1"),
-        (lambda book: {"emission_PK": np.clip(book.emission_PK, 0.8, 1.0)}, "above 1, over"),
-        (lambda book: {"emission_PK": 0 * book.emission_PK}, r"trace 0 \('idioms.*'\) is impossible"),
-        (lambda book: {"keep_L1": book.keep_L1 - 1.0}, "keep_L1 holds -.*, which is no probability"),
+        (lambda book: {"emission_YK": book.emission_YK[1:]}, r"emission_YK has shape .* these traces make it"),
+        (lambda book: {"emission_YK": 3 * book.emission_YK}, "which is no probability|above 1"),
+        (lambda book: {"emission_YK": np.clip(book.emission_YK, 0.8, 1.0)}, "above 1, over"),
+        (lambda book: {"emission_YK": 0 * book.emission_YK}, r"trace 0 \('idioms.*'\) is impossible"),
+        (lambda book: {"keep_U1": book.keep_U1 - 1.0}, "keep_U1 holds -.*, which is no probability"),
         (lambda book: {"word_WK": 0.5 * book.word_WK}, r"p\(latent \| word\) of word .* sums to 0.500000, not to 1"),
         (lambda book: {"word_WK": book.word_WK * np.nan}, "word_WK is not finite at"),
         (lambda book: {"evidence": ()}, "evidence is"),

@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 _TYPES = {
-    "log_emission_RK": np.float64,
+    "log_emission_UK": np.float64,
     "row_N": np.int64,
     "keep_N": np.float64,
     "fresh_SK": np.float64,
@@ -66,7 +66,7 @@ _TYPES = {
 class LatentChain:
     """A batch of traces, with all that the posterior over their latents depends on.
 
-    log_emission_RK: rows of `log p(line | latent)`, in nats; `-inf` is allowed, NaN is not. row_N: the row of each
+    log_emission_UK: rows of `log p(line | latent)`, in nats; `-inf` is allowed, NaN is not. row_N: the row of each
     line, so that equal lines share one. keep_N: the probability that a line keeps its latent without a fresh draw
     (unread for first lines). fresh_SK: distributions of fresh latents; fresh_row_M: each trace's. offsets: M + 1 ints.
     Arrays of other types than float64 and int64 are copied into these.
@@ -79,7 +79,7 @@ class LatentChain:
             probabilities.
     """
 
-    log_emission_RK: FloatArray
+    log_emission_UK: FloatArray
     row_N: IntArray
     keep_N: FloatArray
     fresh_SK: FloatArray
@@ -89,16 +89,16 @@ class LatentChain:
     def __post_init__(self) -> None:
         for name, dtype in _TYPES.items():
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=dtype))
-        if self.log_emission_RK.ndim != 2 or self.log_emission_RK.shape[1] < 2:
+        if self.log_emission_UK.ndim != 2 or self.log_emission_UK.shape[1] < 2:
             raise DataError(
-                f"emissions of shape {self.log_emission_RK.shape}: give (lines, latents), at least 2 latents"
+                f"emissions of shape {self.log_emission_UK.shape}: give (lines, latents), at least 2 latents"
             )
         if self.offsets.ndim != 1 or len(self.offsets) < 2 or (np.diff(self.offsets) < 1).any():
             raise DataError("there is no trace, or one without lines: drop it before inference")
         self._check_shapes()
         # One pass without a copy: the maximum of what holds NaN is NaN.
-        if not self.log_emission_RK.max() < np.inf:
-            row = int(np.flatnonzero(~(self.log_emission_RK < np.inf).all(axis=1))[0])
+        if not self.log_emission_UK.max() < np.inf:
+            row = int(np.flatnonzero(~(self.log_emission_UK < np.inf).all(axis=1))[0])
             raise DataError(f"row {row} of the emissions holds NaN or +inf: they must be log-probabilities")
         if not ((self.keep_N >= 0.0) & (self.keep_N <= 1.0)).all():
             raise DataError("keep_N holds values that are no probabilities")
@@ -106,7 +106,7 @@ class LatentChain:
             raise DataError("each row of fresh_SK must be a distribution over latents")
 
     def _check_shapes(self) -> None:
-        N, M, (R, K) = len(self.row_N), self.num_traces, self.log_emission_RK.shape
+        N, M, (R, K) = len(self.row_N), self.num_traces, self.log_emission_UK.shape
         if self.offsets[0] != 0 or self.offsets[-1] != N:
             raise DataError(f"offsets run from {self.offsets[0]} to {self.offsets[-1]}: row_N has the lines 0 to {N}")
         for name, shape in {"row_N": (N,), "keep_N": (N,), "fresh_row_M": (M,)}.items():
@@ -136,7 +136,7 @@ class LatentChain:
         num_lines = sum(map(len, arrays))
         K = prior.num_latents
         return cls(
-            log_emission_RK=np.concatenate(arrays) if arrays else np.zeros((0, K)),
+            log_emission_UK=np.concatenate(arrays) if arrays else np.zeros((0, K)),
             row_N=np.arange(num_lines),
             keep_N=np.full(num_lines, prior.alpha),
             fresh_SK=np.full((1, K), 1.0 / K),
@@ -150,19 +150,19 @@ class LatentChain:
 
     @property
     def num_latents(self) -> int:
-        return int(self.log_emission_RK.shape[1])
+        return int(self.log_emission_UK.shape[1])
 
     @property
     def _arrays(self) -> tuple[FloatArray, IntArray, FloatArray, FloatArray, IntArray, IntArray]:
-        return self.log_emission_RK, self.row_N, self.keep_N, self.fresh_SK, self.fresh_row_M, self.offsets
+        return self.log_emission_UK, self.row_N, self.keep_N, self.fresh_SK, self.fresh_row_M, self.offsets
 
     @property
     def _kernel_arrays(self) -> ChainArrays:
         """Rows that several lines share are exponentiated here, once; else each line's where it is read."""
-        if len(self.log_emission_RK) < len(self.row_N):
-            table_RK, highest_R = kernels.exponentiate(self.log_emission_RK)
+        if len(self.log_emission_UK) < len(self.row_N):
+            table_RK, highest_R = kernels.exponentiate(self.log_emission_UK)
             return ChainArrays(table_RK, highest_R, True, *self._arrays[1:])
-        return ChainArrays(self.log_emission_RK, np.empty(0), False, *self._arrays[1:])
+        return ChainArrays(self.log_emission_UK, np.empty(0), False, *self._arrays[1:])
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def soft_policy(chain: LatentChain, values_NK: FloatArray) -> FloatArray:
     fresh_NK = chain.fresh_SK[chain.fresh_row_M[trace_N]]
     keep_N = np.where(first_N, 0.0, chain.keep_N)
     prior_NKK = keep_N[:, None, None] * np.eye(K) + (1 - keep_N)[:, None, None] * fresh_NK[:, None, :]
-    gain_NK = chain.log_emission_RK[chain.row_N] + ahead_NK
+    gain_NK = chain.log_emission_UK[chain.row_N] + ahead_NK
     with np.errstate(divide="ignore"):
         return np.asarray(np.exp(np.log(prior_NKK) + gain_NK[:, None, :] - values_NK[:, :, None]))
 

@@ -326,7 +326,7 @@ def sample(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def viterbi(
-    log_emission_RK: FloatArray,
+    log_emission_UK: FloatArray,
     row_N: IntArray,
     keep_N: FloatArray,
     fresh_SK: FloatArray,
@@ -334,7 +334,7 @@ def viterbi(
     offsets: IntArray,
 ) -> tuple[FloatArray, IntArray, BoolArray]:
     """`(log_joint_M, latent_N, switch_N)` of the best paths; see `posterior.viterbi_paths`."""
-    K = log_emission_RK.shape[1]
+    K = log_emission_UK.shape[1]
     N = offsets[-1]
     log_joint_M = np.empty(len(offsets) - 1)
     latent_N = np.empty(N, dtype=np.int64)
@@ -346,7 +346,7 @@ def viterbi(
         start, stop = offsets[m], offsets[m + 1]
         log_fresh_K = np.log(fresh_SK[fresh_row_M[m]])
         for k in range(K):
-            score_K[k] = log_fresh_K[k] + log_emission_RK[row_N[start], k]
+            score_K[k] = log_fresh_K[k] + log_emission_UK[row_N[start], k]
             switched_NK[start, k] = True
         for n in range(start + 1, stop):
             source = np.argmax(score_K)
@@ -356,7 +356,7 @@ def viterbi(
             for k in range(K):
                 kept, drawn = score_K[k] + log_keep, fresh + log_fresh_K[k]
                 switched_NK[n, k] = drawn > kept
-                score_K[k] = max(kept, drawn) + log_emission_RK[row_N[n], k]
+                score_K[k] = max(kept, drawn) + log_emission_UK[row_N[n], k]
         latent = np.argmax(score_K)
         log_joint_M[m] = score_K[latent]
         for n in range(stop - 1, start - 1, -1):
@@ -369,7 +369,7 @@ def viterbi(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def soft_values(
-    log_emission_RK: FloatArray,
+    log_emission_UK: FloatArray,
     row_N: IntArray,
     keep_N: FloatArray,
     fresh_SK: FloatArray,
@@ -377,7 +377,7 @@ def soft_values(
     offsets: IntArray,
 ) -> FloatArray:
     """See `posterior.soft_values`."""
-    K = log_emission_RK.shape[1]
+    K = log_emission_UK.shape[1]
     value_NK = np.empty((offsets[-1], K))
     gain_K = np.empty(K)
     for m in range(len(offsets) - 1):
@@ -386,7 +386,7 @@ def soft_values(
             keep = keep_N[n] if n > offsets[m] else 0.0
             for k in range(K):
                 ahead = value_NK[n + 1, k] if n + 1 < offsets[m + 1] else 0.0
-                gain_K[k] = log_emission_RK[row_N[n], k] + ahead
+                gain_K[k] = log_emission_UK[row_N[n], k] + ahead
             highest = _relative(gain_K, gain_K)
             if highest == -np.inf:
                 value_NK[n] = -np.inf

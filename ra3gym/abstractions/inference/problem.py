@@ -118,7 +118,7 @@ class InferenceProblem:
 
     def rewards(self, line_B: IntArray, previous_B: IntArray) -> FloatArray:
         """`log p(line_t | z_t) + log p(z_t | z_{t-1})` in nats for every z_t, shape (B, K)."""
-        return self.chain.log_emission_RK[self.chain.row_N[line_B]] + self.log_priors(line_B, previous_B)
+        return self.chain.log_emission_UK[self.chain.row_N[line_B]] + self.log_priors(line_B, previous_B)
 
     def rewards_of(self, line_B: IntArray, previous_B: IntArray, latent_B: IntArray) -> FloatArray:
         """The reward of one choice in each line, in nats, shape (B,)."""
@@ -128,7 +128,7 @@ class InferenceProblem:
 
 @numba.njit(cache=True, error_model="numpy")
 def _rewards_of(
-    log_emission_RK: FloatArray,
+    log_emission_UK: FloatArray,
     row_N: IntArray,
     keep_N: FloatArray,
     fresh_SK: FloatArray,
@@ -142,7 +142,7 @@ def _rewards_of(
         line, latent = line_B[b], latent_B[b]
         keep = keep_N[line] if previous_B[b] >= 0 else 0.0
         prior = (1.0 - keep) * fresh_SK[fresh_row_B[b], latent] + (keep if latent == previous_B[b] else 0.0)
-        reward_B[b] = np.log(prior) + log_emission_RK[row_N[line], latent]
+        reward_B[b] = np.log(prior) + log_emission_UK[row_N[line], latent]
     return reward_B
 
 
@@ -168,7 +168,7 @@ def lookahead_features(chain: LatentChain, ahead: int = 2) -> Float32Array:
     (N, (K + 1) (ahead + 1) + K).
     """
     trace_N = np.repeat(np.arange(chain.num_traces), np.diff(chain.offsets))
-    log_posterior_RK = log_softmax(np.maximum(chain.log_emission_RK, -1e30), axis=1)
+    log_posterior_RK = log_softmax(np.maximum(chain.log_emission_UK, -1e30), axis=1)
     with np.errstate(divide="ignore"):
         log_fresh_SK = np.log(chain.fresh_SK)
     line_NJ = np.concatenate(

@@ -72,7 +72,7 @@ def _on_cpu(log_emission_BTK: Tensor, length_B: Tensor, alpha: float) -> tuple[T
     full = bool(inside_BT.all())  # then nothing has to be picked out, and results go where they belong
     emission_BTK = log_emission_BTK.numpy()
     chain = LatentChain(
-        log_emission_RK=emission_BTK.reshape(-1, K) if full else emission_BTK[inside_BT],
+        log_emission_UK=emission_BTK.reshape(-1, K) if full else emission_BTK[inside_BT],
         row_N=np.arange(int(lengths.sum())),
         keep_N=np.full(int(lengths.sum()), alpha),
         fresh_SK=np.full((1, K), 1.0 / K),

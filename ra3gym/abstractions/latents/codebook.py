@@ -96,19 +96,19 @@ class CodebookConfig:
 class Codebook:
     """A learned codebook, tied to the corpus it was learned on.
 
-    emission_PK: p(line | previous line, latent) by pair type. keep_L1: p(keep | previous line), the last entry for a
+    emission_YK: p(line | previous line, latent) by pair type. keep_U1: p(keep | previous line), the last entry for a
     first line (unused). word_WK: p(latent | word). evidence: weighted log p of the corpus in nats per line, of the
     parameters that each EM iteration started from.
     """
 
-    emission_PK: FloatArray
-    keep_L1: FloatArray
+    emission_YK: FloatArray
+    keep_U1: FloatArray
     word_WK: FloatArray
     evidence: tuple[float, ...]
 
     @property
     def num_latents(self) -> int:
-        return int(self.emission_PK.shape[1])
+        return int(self.emission_YK.shape[1])
 
 
 Infer = Callable[[LatentChain], Posterior]
@@ -149,9 +149,9 @@ def paths_of(corpus: LineCorpus, latent_N: IntArray, switch_N: BoolArray) -> lis
 def latent_chain(corpus: LineCorpus, codebook: Codebook) -> LatentChain:
     """What the posterior over the corpus' latents depends on."""
     return LatentChain(
-        log_emission_RK=np.log(codebook.emission_PK),
+        log_emission_UK=np.log(codebook.emission_YK),
         row_N=corpus.pair_N,
-        keep_N=codebook.keep_L1[corpus.previous_N],
+        keep_N=codebook.keep_U1[corpus.previous_N],
         fresh_SK=trace_priors(corpus, codebook.word_WK),
         fresh_row_M=np.arange(corpus.num_traces),
         offsets=corpus.offsets,
@@ -181,23 +181,23 @@ def _fit(corpus: LineCorpus, config: CodebookConfig, rng: np.random.Generator, i
     lines_by_pair = csr_array(
         (weight_N, (corpus.pair_N, np.arange(len(weight_N)))), (len(corpus.pair_line_P), len(weight_N))
     )
-    emission_PK = _emissions(corpus, _initial_counts(corpus, config, weight_N, rng), config.backoff)
-    keep_L1 = np.full(len(corpus.templates) + 1, 0.5)
+    emission_YK = _emissions(corpus, _initial_counts(corpus, config, weight_N, rng), config.backoff)
+    keep_U1 = np.full(len(corpus.templates) + 1, 0.5)
     word_WK = rng.dirichlet(np.full(K, 10.0), size=len(corpus.words))
     evidence: list[float] = []
     for iteration in range(config.iterations):
-        chain = latent_chain(corpus, Codebook(emission_PK, keep_L1, word_WK, ()))
+        chain = latent_chain(corpus, Codebook(emission_YK, keep_U1, word_WK, ()))
         rise = min(1.0, 2.0 * iteration / config.iterations)
         exponent = config.anneal + (1.0 - config.anneal) * rise
-        found = infer(replace(chain, log_emission_RK=exponent * chain.log_emission_RK) if exponent < 1.0 else chain)
+        found = infer(replace(chain, log_emission_UK=exponent * chain.log_emission_UK) if exponent < 1.0 else chain)
         evidence.append(float(weight_M @ found.log_evidence_M / weight_N.sum()))
         counts_PK = lines_by_pair @ found.marginal_NK
         word_WK = word_distributions(corpus, word_WK, chain.fresh_SK, weight_M[:, None] * found.fresh_MK)
         if iteration < config.iterations - 3:
             _revive(counts_PK, word_WK, config.revive_below, rng)
-        emission_PK = _emissions(corpus, 1e-9 + counts_PK, config.backoff)
-        keep_L1 = gate(corpus, weight_N * (1.0 - found.switch_N), weight_N, config.gate_prior)
-    return Codebook(emission_PK, keep_L1, word_WK, tuple(evidence))
+        emission_YK = _emissions(corpus, 1e-9 + counts_PK, config.backoff)
+        keep_U1 = gate(corpus, weight_N * (1.0 - found.switch_N), weight_N, config.gate_prior)
+    return Codebook(emission_YK, keep_U1, word_WK, tuple(evidence))
 
 
 def _revive(counts_PK: FloatArray, word_WK: FloatArray, below: float, rng: np.random.Generator) -> None:

@@ -93,9 +93,9 @@ def gain_over_shuffled(
     if shuffles < 1:
         raise ConfigError(f"shuffles={shuffles}: give at least 1")
     latent_N, switch_N = _joined(paths, chain.offsets)
-    log_emission_RK = _emissions(chain, latent_N)
-    wrong = np.mean([log_emission_RK[chain.row_N, _permuted(latent_N, switch_N, rng)] for _ in range(shuffles)])
-    return float(log_emission_RK[chain.row_N, latent_N].mean() - wrong)
+    log_emission_UK = _emissions(chain, latent_N)
+    wrong = np.mean([log_emission_UK[chain.row_N, _permuted(latent_N, switch_N, rng)] for _ in range(shuffles)])
+    return float(log_emission_UK[chain.row_N, latent_N].mean() - wrong)
 
 
 def line_gains(chain: LatentChain, paths: Sequence[LatentPath]) -> tuple[tuple[float, ...], ...]:
@@ -108,14 +108,14 @@ def line_gains(chain: LatentChain, paths: Sequence[LatentPath]) -> tuple[tuple[f
         DataError: paths that do not fit the chain.
     """
     latent_N, _ = _joined(paths, chain.offsets)
-    log_emission_RK = _emissions(chain, latent_N)
+    log_emission_UK = _emissions(chain, latent_N)
     with np.errstate(divide="ignore"):
         log_fresh_SK = np.log(chain.fresh_SK)
     fresh_row_N = np.repeat(chain.fresh_row_M, np.diff(chain.offsets))
     gain_N = np.empty(len(latent_N))
     for start in range(0, len(latent_N), _LINES_AT_ONCE):
         block = slice(start, start + _LINES_AT_ONCE)
-        log_line_BK = log_emission_RK[chain.row_N[block]]
+        log_line_BK = log_emission_UK[chain.row_N[block]]
         marginal_B = logsumexp(log_line_BK + log_fresh_SK[fresh_row_N[block]], axis=1)
         gain_N[block] = log_line_BK[np.arange(len(log_line_BK)), latent_N[block]] - marginal_B
     return tuple(
@@ -251,7 +251,7 @@ def _joined(paths: Sequence[LatentPath], offsets: IntArray) -> tuple[IntArray, n
 def _emissions(chain: LatentChain, latent_N: IntArray) -> FloatArray:
     if latent_N.max() >= chain.num_latents:
         raise DataError(f"a path uses latent {latent_N.max()}, but the chain has {chain.num_latents}, from 0")
-    return np.maximum(chain.log_emission_RK, LOWEST_LOG_PROBABILITY)
+    return np.maximum(chain.log_emission_UK, LOWEST_LOG_PROBABILITY)
 
 
 def _permuted(latent_N: IntArray, switch_N: npt.NDArray[np.bool_], rng: np.random.Generator) -> IntArray:

@@ -52,24 +52,24 @@ def fit_prior(
         raise ConfigError(f"iterations={iterations}, gate_prior={gate_prior}: give at least 1, and a positive number")
     N, K = log_emission_NK.shape
     weight_N = np.ones(N)
-    keep_L1 = np.full(len(corpus.templates) + 1, 0.5)
+    keep_U1 = np.full(len(corpus.templates) + 1, 0.5)
     word_WK = np.full((len(corpus.words), K), 1.0 / K)
     evidence: list[float] = []
-    chain = _chain(corpus, log_emission_NK, keep_L1, word_WK)
+    chain = _chain(corpus, log_emission_NK, keep_U1, word_WK)
     for _ in range(iterations):
         found = infer(chain)
         evidence.append(float(found.log_evidence_M.sum() / N))
-        keep_L1 = gate(corpus, 1.0 - found.switch_N, weight_N, gate_prior)
+        keep_U1 = gate(corpus, 1.0 - found.switch_N, weight_N, gate_prior)
         word_WK = word_distributions(corpus, word_WK, chain.fresh_SK, found.fresh_MK)
-        chain = _chain(corpus, log_emission_NK, keep_L1, word_WK)
+        chain = _chain(corpus, log_emission_NK, keep_U1, word_WK)
     return FittedPrior(chain, word_WK, tuple(evidence))
 
 
-def _chain(corpus: LineCorpus, log_emission_NK: FloatArray, keep_L1: FloatArray, word_WK: FloatArray) -> LatentChain:
+def _chain(corpus: LineCorpus, log_emission_NK: FloatArray, keep_U1: FloatArray, word_WK: FloatArray) -> LatentChain:
     return LatentChain(
-        log_emission_RK=log_emission_NK,
+        log_emission_UK=log_emission_NK,
         row_N=np.arange(len(log_emission_NK)),
-        keep_N=keep_L1[corpus.previous_N],
+        keep_N=keep_U1[corpus.previous_N],
         fresh_SK=trace_priors(corpus, word_WK),
         fresh_row_M=np.arange(corpus.num_traces),
         offsets=corpus.offsets,

@@ -3,7 +3,7 @@
 The loss is a sum over decisions whose weights come from the whole batch's totals (`token_weights`), so that
 micro-batches and ranks simply add up: how a batch is cut changes nothing but rounding.
 
-Shape suffixes: N rows of this rank, T tokens, A rows of all ranks, B rows of a micro-batch.
+Shape suffixes: R rows of this rank, T tokens, A rows of all ranks, B rows of a micro-batch.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class _Fixed:
     """What stays the same over a batch's updates; tensors of this rank's rows, on the policy's device."""
 
     marks: Marks
-    advantage_NT: Tensor
-    sampled_logp_NT: Tensor
-    old_logp_NT: Tensor | None
+    advantage_RT: Tensor
+    sampled_logp_RT: Tensor
+    old_logp_RT: Tensor | None
     """`None` where one update follows each batch: its own log-probabilities are the old ones then."""
-    reference_logp_NT: Tensor | None
-    old_value_NT: Tensor | None
-    return_NT: Tensor | None
+    reference_logp_RT: Tensor | None
+    old_value_RT: Tensor | None
+    return_RT: Tensor | None
     decisions_A: Tensor
     """Decisions in each row of all ranks."""
 
@@ -114,32 +114,32 @@ class Learner:
         """Score what the updates need from before, and work the advantages out over the batches of all ranks."""
         algorithm, device = self._algorithm, self._accelerator.device
         marks = self._scope.mark(rollouts.completions)
-        sampled_logp_NT = rollouts.logp_NT[:, : marks.acts_NT.shape[1]]
+        sampled_logp_RT = rollouts.logp_RT[:, : marks.acts_RT.shape[1]]
         single = algorithm.updates_per_batch * algorithm.minibatches == 1
-        old_logp_NT = None if single else sampled_logp_NT
-        kl_NT, value_NT, reference_NT = None, None, None
+        old_logp_RT = None if single else sampled_logp_RT
+        kl_RT, value_RT, reference_RT = None, None, None
         if algorithm.needs_value or not (single or self._on_policy_logp):
             before = self._score(self._policy, rollouts)
-            value_NT = before.value_NT
+            value_RT = before.value_RT
             if not (single or self._on_policy_logp):
-                old_logp_NT = before.logp_NT
+                old_logp_RT = before.logp_RT
         if self._reference is not None:
-            reference_NT = self._score(self._reference, rollouts).logp_NT
+            reference_RT = self._score(self._reference, rollouts).logp_RT
             if algorithm.kl_place == "reward":
-                kl_NT = kl_estimate(sampled_logp_NT, reference_NT, algorithm.kl_estimator) * marks.acts_NT
+                kl_RT = kl_estimate(sampled_logp_RT, reference_RT, algorithm.kl_estimator) * marks.acts_RT
         local = RolloutBatch(
-            reward_N=rollouts.reward_N,
+            reward_R=rollouts.reward_R,
             group_size=rollouts.group_size,
-            acts_NT=marks.acts_NT,
-            duration_NT=marks.duration_NT,
-            kl_NT=kl_NT,
-            value_NT=None if value_NT is None else value_NT * marks.acts_NT,
+            acts_RT=marks.acts_RT,
+            duration_RT=marks.duration_RT,
+            kl_RT=kl_RT,
+            value_RT=None if value_RT is None else value_RT * marks.acts_RT,
         )
         whole = self._gathered(local)
         advantage_AT = algorithm.advantages(whole)
         return_AT = algorithm.returns(whole, advantage_AT) if algorithm.needs_value else None
-        mine = slice(self._accelerator.process_index * len(local.reward_N), None)
-        rows, T = len(local.reward_N), marks.acts_NT.shape[1]
+        mine = slice(self._accelerator.process_index * len(local.reward_R), None)
+        rows, T = len(local.reward_R), marks.acts_RT.shape[1]
 
         def here(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device)
@@ -147,17 +147,17 @@ class Learner:
         def of_this_rank(tensor_AT: Tensor | None) -> Tensor | None:
             return None if tensor_AT is None else tensor_AT[mine][:rows, :T].to(device)
 
-        advantage_NT = of_this_rank(advantage_AT)
-        assert advantage_NT is not None
+        advantage_RT = of_this_rank(advantage_AT)
+        assert advantage_RT is not None
         return _Fixed(
-            marks=Marks(marks.acts_NT.to(device), marks.weight_NT.to(device), marks.duration_NT.to(device)),
-            advantage_NT=advantage_NT,
-            sampled_logp_NT=sampled_logp_NT.to(device),
-            old_logp_NT=here(old_logp_NT),
-            reference_logp_NT=here(reference_NT),
-            old_value_NT=here(value_NT),
-            return_NT=of_this_rank(return_AT),
-            decisions_A=whole.acts_NT.sum(1),
+            marks=Marks(marks.acts_RT.to(device), marks.weight_RT.to(device), marks.duration_RT.to(device)),
+            advantage_RT=advantage_RT,
+            sampled_logp_RT=sampled_logp_RT.to(device),
+            old_logp_RT=here(old_logp_RT),
+            reference_logp_RT=here(reference_RT),
+            old_value_RT=here(value_RT),
+            return_RT=of_this_rank(return_AT),
+            decisions_A=whole.acts_RT.sum(1),
         )
 
     def _gathered(self, local: RolloutBatch) -> RolloutBatch:
@@ -173,12 +173,12 @@ class Learner:
             return gathered.cpu()
 
         return RolloutBatch(
-            reward_N=gather(local.reward_N),
+            reward_R=gather(local.reward_R),
             group_size=local.group_size,
-            acts_NT=gather(local.acts_NT.long()).bool(),
-            duration_NT=gather(local.duration_NT),
-            kl_NT=None if local.kl_NT is None else gather(local.kl_NT),
-            value_NT=None if local.value_NT is None else gather(local.value_NT),
+            acts_RT=gather(local.acts_RT.long()).bool(),
+            duration_RT=gather(local.duration_RT),
+            kl_RT=None if local.kl_RT is None else gather(local.kl_RT),
+            value_RT=None if local.value_RT is None else gather(local.value_RT),
         )
 
     @torch.no_grad()
@@ -198,12 +198,12 @@ class Learner:
         def stacked(tensors: Sequence[Tensor]) -> Tensor:
             return torch.cat([F.pad(one.cpu(), (0, length - one.shape[1])) for one in tensors])
 
-        values = [part.value_NT for part in parts if part.value_NT is not None]
+        values = [part.value_RT for part in parts if part.value_RT is not None]
         return PolicyScores(
-            stacked([part.logp_NT for part in parts]),
+            stacked([part.logp_RT for part in parts]),
             None,
             stacked(values) if values else None,
-            stacked([part.mask_NT for part in parts]),
+            stacked([part.mask_RT for part in parts]),
         )
 
     def _update(self, rollouts: Rollouts, fixed: _Fixed, rows: Sequence[int], group_size: int) -> tuple[Tensor, float]:
@@ -213,15 +213,15 @@ class Learner:
         # The same groups of every rank make up the minibatch.
         per_rank = len(fixed.decisions_A) // num_ranks
         decisions = int(sum(fixed.decisions_A[rank * per_rank + torch.tensor(rows)].sum() for rank in range(num_ranks)))
-        weight_NT = fixed.marks.weight_NT * token_weights(
-            fixed.marks.acts_NT,
+        weight_RT = fixed.marks.weight_RT * token_weights(
+            fixed.marks.acts_RT,
             algorithm.aggregation,
             num_decisions=decisions,
             num_rows=len(rows) * num_ranks,
             max_new_tokens=self._config.max_new_tokens,
         )
         if not self._every_row_counts():
-            rows = [row for row in rows if bool(fixed.advantage_NT[row].any())]
+            rows = [row for row in rows if bool(fixed.advantage_RT[row].any())]
         sums = torch.zeros(4, dtype=torch.float64)
         batches = self._as_many_on_every_rank(list(self._micro_batches(rollouts, rows)))
         if not batches:
@@ -230,7 +230,7 @@ class Learner:
         for index, chosen in enumerate(batches):
             last = index == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self._policy):
-                loss, parts = self._loss(rollouts, fixed, weight_NT, chosen)
+                loss, parts = self._loss(rollouts, fixed, weight_RT, chosen)
                 # Wrappers average gradients over ranks; the weights make them add up.
                 accelerator.backward(loss * num_ranks)
                 sums += parts
@@ -240,43 +240,43 @@ class Learner:
         self._optimizer.step()
         return sums, norm
 
-    def _loss(self, rollouts: Rollouts, fixed: _Fixed, weight_NT: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _loss(self, rollouts: Rollouts, fixed: _Fixed, weight_RT: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The loss of a micro-batch, and (loss, clipped decisions, KL, value loss) as sums. No rows: a loss of 0."""
         algorithm = self._algorithm
         scores: PolicyScores = self._policy(self._request(rollouts, rows or [0]))
         if not rows:  # this rank keeps the others company: wrappers communicate in every pass
-            zero = scores.logp_NT.sum() * 0.0
-            if scores.value_NT is not None:
-                zero = zero + scores.value_NT.sum() * 0.0
+            zero = scores.logp_RT.sum() * 0.0
+            if scores.value_RT is not None:
+                zero = zero + scores.value_RT.sum() * 0.0
             return zero, torch.zeros(4, dtype=torch.float64)
-        T = scores.logp_NT.shape[1]
-        at = torch.tensor(rows, device=weight_NT.device)
+        T = scores.logp_RT.shape[1]
+        at = torch.tensor(rows, device=weight_RT.device)
 
-        def cut(tensor_NT: Tensor) -> Tensor:
-            return tensor_NT[at, :T]
+        def cut(tensor_RT: Tensor) -> Tensor:
+            return tensor_RT[at, :T]
 
-        acts_BT, weight_BT = cut(fixed.marks.acts_NT), cut(weight_NT)
-        old_logp_BT = scores.logp_NT.detach() if fixed.old_logp_NT is None else cut(fixed.old_logp_NT)
-        loss_BT, clipped_BT = algorithm.token_losses(scores.logp_NT, old_logp_BT, cut(fixed.advantage_NT), acts_BT)
+        acts_BT, weight_BT = cut(fixed.marks.acts_RT), cut(weight_RT)
+        old_logp_BT = scores.logp_RT.detach() if fixed.old_logp_RT is None else cut(fixed.old_logp_RT)
+        loss_BT, clipped_BT = algorithm.token_losses(scores.logp_RT, old_logp_BT, cut(fixed.advantage_RT), acts_BT)
         if not self._on_policy_logp and algorithm.off_policy_cap is not None:
             loss_BT = loss_BT * truncated_importance_weights(
-                old_logp_BT, cut(fixed.sampled_logp_NT), algorithm.off_policy_cap
+                old_logp_BT, cut(fixed.sampled_logp_RT), algorithm.off_policy_cap
             )
         kl_sum, value_sum = 0.0, 0.0
-        if fixed.reference_logp_NT is not None:
-            reference_logp_BT = cut(fixed.reference_logp_NT)
-            kl_BT = kl_estimate(scores.logp_NT, reference_logp_BT, algorithm.kl_estimator) * acts_BT
+        if fixed.reference_logp_RT is not None:
+            reference_logp_BT = cut(fixed.reference_logp_RT)
+            kl_BT = kl_estimate(scores.logp_RT, reference_logp_BT, algorithm.kl_estimator) * acts_BT
             kl_sum = float(kl_BT.detach().sum())
             if algorithm.kl_place == "loss":
                 loss_BT = loss_BT + algorithm.kl_coefficient * kl_BT
-        if scores.entropy_NT is not None:
-            loss_BT = loss_BT - algorithm.entropy_coefficient * scores.entropy_NT
+        if scores.entropy_RT is not None:
+            loss_BT = loss_BT - algorithm.entropy_coefficient * scores.entropy_RT
         loss = (weight_BT * loss_BT).sum()
-        if scores.value_NT is not None:
-            assert fixed.old_value_NT is not None
-            assert fixed.return_NT is not None
-            old_value_BT, return_BT = cut(fixed.old_value_NT), cut(fixed.return_NT)
-            value_BT = value_loss(scores.value_NT, old_value_BT, return_BT, algorithm.value_clip) * acts_BT
+        if scores.value_RT is not None:
+            assert fixed.old_value_RT is not None
+            assert fixed.return_RT is not None
+            old_value_BT, return_BT = cut(fixed.old_value_RT), cut(fixed.return_RT)
+            value_BT = value_loss(scores.value_RT, old_value_BT, return_BT, algorithm.value_clip) * acts_BT
             value_sum = float(value_BT.detach().sum())
             loss = loss + algorithm.value_coefficient * (weight_BT * value_BT).sum()
         clipped = float((clipped_BT & acts_BT).sum())

@@ -30,13 +30,13 @@ class ScoreRequest:
 class PolicyScores:
     """Rows padded to the longest completion; 0 where the mask is false."""
 
-    logp_NT: Tensor
+    logp_RT: Tensor
     """float32, nats."""
-    entropy_NT: Tensor | None
+    entropy_RT: Tensor | None
     """float32, nats; of the distribution that each token was drawn from."""
-    value_NT: Tensor | None
+    value_RT: Tensor | None
     """float32; the value head's estimate ahead of each token."""
-    mask_NT: Tensor
+    mask_RT: Tensor
     """bool; true at the completion's tokens."""
 
 
@@ -73,11 +73,11 @@ class Policy(nn.Module):
                 entropy=request.entropy,
                 hidden=self.value_head is not None,
             )
-        value_NT = None
+        value_RT = None
         if self.value_head is not None:
-            assert scores.hidden_NTD is not None
-            value_NT = self.value_head(scores.hidden_NTD.float())[..., 0].masked_fill(~scores.mask_NT, 0.0)
-        return PolicyScores(scores.logp_NT, scores.entropy_NT, value_NT, scores.mask_NT)
+            assert scores.hidden_RTD is not None
+            value_RT = self.value_head(scores.hidden_RTD.float())[..., 0].masked_fill(~scores.mask_RT, 0.0)
+        return PolicyScores(scores.logp_RT, scores.entropy_RT, value_RT, scores.mask_RT)
 
 
 def freeze_decoder(model: Any, tokenizer: Any) -> Callable[[], None]:

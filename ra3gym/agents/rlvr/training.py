@@ -238,7 +238,7 @@ class _Run:
         started = time.perf_counter()
         collected = self.collector.collect(step)
         sampled = time.perf_counter()
-        if not bool(collected.rollouts.logp_NT.isfinite().all()):
+        if not bool(collected.rollouts.logp_RT.isfinite().all()):
             raise not_finite(step, "the log-probability of a sampled token", self._last)
         try:
             update = self.learner.step(collected.rollouts)
@@ -256,13 +256,13 @@ class _Run:
         sums = torch.tensor(
             [
                 len(first.completions),
-                float(first.reward_N.sum()),
-                float(first.passed_N.sum()),
+                float(first.reward_R.sum()),
+                float(first.passed_R.sum()),
                 len(first.informative),
                 first.num_tokens,
-                float(marks.acts_NT.sum()),
-                float((~first.finished_N).sum()),
-                -float(first.logp_NT.sum()),
+                float(marks.acts_RT.sum()),
+                float((~first.finished_R).sum()),
+                -float(first.logp_RT.sum()),
                 collected.tokens,
             ],
             device=self.accelerator.device,

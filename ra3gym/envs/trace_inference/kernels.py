@@ -35,7 +35,7 @@ class Tables(NamedTuple):
     row_N: IntArray
     keep_N: FloatArray
     fresh_row_N: IntArray
-    log_emission_RK: FloatArray
+    log_emission_UK: FloatArray
     fresh_SK: FloatArray
     offsets: IntArray
 
@@ -80,7 +80,7 @@ def make_tables(problem: InferenceProblem) -> Tables:
     """The tables of a problem, in types and layouts that one compiled version of the passes serves."""
     chain = problem.chain
     fresh_row_N = chain.fresh_row_M[problem.trace_N]
-    fresh_NK, possible_NK = chain.fresh_SK[fresh_row_N], chain.log_emission_RK[chain.row_N] > -np.inf
+    fresh_NK, possible_NK = chain.fresh_SK[fresh_row_N], chain.log_emission_UK[chain.row_N] > -np.inf
     legal_NK = ((1.0 - chain.keep_N)[:, None] * fresh_NK > 0.0) & possible_NK
     legal_fresh_NK = (fresh_NK > 0.0) & possible_NK
     legal_fresh_NK |= ~legal_fresh_NK.any(axis=1, keepdims=True)  # a dead end opens the mask
@@ -94,7 +94,7 @@ def make_tables(problem: InferenceProblem) -> Tables:
         row_N=_plain(chain.row_N, np.int64),
         keep_N=_plain(chain.keep_N, np.float64),
         fresh_row_N=_plain(fresh_row_N, np.int64),
-        log_emission_RK=_plain(chain.log_emission_RK, np.float64),
+        log_emission_UK=_plain(chain.log_emission_UK, np.float64),
         fresh_SK=_plain(chain.fresh_SK, np.float64),
         offsets=_plain(chain.offsets, np.int64),
     )
@@ -133,7 +133,7 @@ def look(tables: Tables, state: State, obs_EO: Float32Array, mask_EK: Int8Array)
     """Write observations and masks of all environments as they are."""
     known_NO, some_N = tables.known_NO, tables.some_N
     legal_NK, legal_fresh_NK = tables.legal_NK, tables.legal_fresh_NK
-    row_N, keep_N, log_emission_RK = tables.row_N, tables.keep_N, tables.log_emission_RK
+    row_N, keep_N, log_emission_UK = tables.row_N, tables.keep_N, tables.log_emission_UK
     line_E, previous_E = state.line_E, state.previous_E
     size, K = obs_EO.shape[1], mask_EK.shape[1]
     for e in range(len(line_E)):
@@ -148,7 +148,7 @@ def look(tables: Tables, state: State, obs_EO: Float32Array, mask_EK: Int8Array)
                 mask_EK[e, k] = legal_NK[line, k]
             obs_EO[e, size - 2 - K + previous] = 1.0
             if line < len(row_N):
-                if keep_N[line] > 0.0 and log_emission_RK[row_N[line], previous] > -np.inf:
+                if keep_N[line] > 0.0 and log_emission_UK[row_N[line], previous] > -np.inf:
                     mask_EK[e, previous] = 1
                 if not some_N[line] and mask_EK[e, previous] == 0:
                     for k in range(K):
@@ -173,7 +173,7 @@ def step_all(
     """
     K, E, end = mask_EK.shape[1], len(action_E), len(tables.row_N)
     row_N, keep_N, fresh_row_N, offsets = tables.row_N, tables.keep_N, tables.fresh_row_N, tables.offsets
-    log_emission_RK, fresh_SK = tables.log_emission_RK, tables.fresh_SK
+    log_emission_UK, fresh_SK = tables.log_emission_UK, tables.fresh_SK
     trace_E, line_E, previous_E = state.trace_E, state.line_E, state.previous_E
     log_joint_E, path_ET, ended_E = state.log_joint_E, state.path_ET, state.ended_E
     last_trace_E, last_latent_E = state.last_trace_E, state.last_latent_E
@@ -187,7 +187,7 @@ def step_all(
                 keep = keep_N[line] if previous >= 0 else 0.0
                 fresh = fresh_SK[fresh_row_N[line], latent]
                 log_prior = np.log((1.0 - keep) * fresh + (keep if latent == previous else 0.0))
-                gain = log_emission_RK[row_N[line], latent] + log_prior
+                gain = log_emission_UK[row_N[line], latent] + log_prior
             else:
                 latent, gain = -1, -np.inf  # NO_LATENT
             reward_E[e] = max(gain, floor)

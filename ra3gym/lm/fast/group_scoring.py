@@ -1,6 +1,6 @@
 """Scores of several completions per prompt, with gradient; what the completions share is computed once.
 
-Shape suffixes: P prompts, N rows, T tokens of the longest completion, C tokens of all completions, S prompt positions,
+Shape suffixes: P prompts, R rows, T tokens of the longest completion, C tokens of all completions, S prompt positions,
 D width, V vocabulary.
 """
 
@@ -29,14 +29,14 @@ _PASS_TOKENS = 128
 class CompletionScores:
     """Column t belongs to token t of a completion; everything is 0 where the mask is false."""
 
-    logp_NT: Tensor
+    logp_RT: Tensor
     """float32, nats."""
-    entropy_NT: Tensor | None
+    entropy_RT: Tensor | None
     """float32, nats; of the distribution that predicts the token. `None` unless asked for."""
-    hidden_NTD: Tensor | None
+    hidden_RTD: Tensor | None
     """The last hidden state ahead of the token, after the final norm: what the output layer reads. `None` unless asked
     for."""
-    mask_NT: Tensor
+    mask_RT: Tensor
     """bool; true at the tokens of the completion."""
 
 
@@ -64,7 +64,7 @@ def group_scores(
     Args:
         model: any causal language model of transformers.
         prompts: P prompts, at least one token each.
-        completions: N completions, possibly empty, end token included where it should count.
+        completions: R completions, possibly empty, end token included where it should count.
         prompt_of_row: for each completion the index of its prompt, in any order.
         temperature: divides the logits, as in `generate`.
         allowed_mask_V: bool, the tokens that could be sampled; probabilities are renormalised over them. A token
@@ -95,23 +95,23 @@ def group_scores(
     hidden_CD = torch.cat([part[3] for part in parts]) if hidden else None
 
     num_columns = max(map(len, completions), default=0)
-    ids_NT = torch.zeros(len(completions), num_columns, dtype=torch.int64)
+    ids_RT = torch.zeros(len(completions), num_columns, dtype=torch.int64)
     for row, completion in enumerate(completions):
-        ids_NT[row, : len(completion)] = torch.tensor([*completion], dtype=torch.int64)
-    length_N1 = torch.tensor([[len(completion)] for completion in completions], device=device).view(-1, 1)
-    mask_NT = torch.arange(num_columns, device=device) < length_N1
-    target_C = ids_NT.to(device)[row_C, column_C]
+        ids_RT[row, : len(completion)] = torch.tensor([*completion], dtype=torch.int64)
+    length_R1 = torch.tensor([[len(completion)] for completion in completions], device=device).view(-1, 1)
+    mask_RT = torch.arange(num_columns, device=device) < length_R1
+    target_C = ids_RT.to(device)[row_C, column_C]
     logp_C, entropy_C = states.scores(x_CX, target_C, temperature, allowed_mask_V, entropy)
 
     def as_rows(x: Tensor) -> Tensor:
-        empty = x.new_zeros((*mask_NT.shape, *x.shape[1:]))
+        empty = x.new_zeros((*mask_RT.shape, *x.shape[1:]))
         return empty.index_put((row_C, column_C), x)
 
     return CompletionScores(
         as_rows(logp_C),
         None if entropy_C is None else as_rows(entropy_C),
         None if hidden_CD is None else as_rows(hidden_CD),
-        mask_NT,
+        mask_RT,
     )
 
 
@@ -176,28 +176,28 @@ def _read_shared(
     ids_PS, mask_PS = _padded([prompts[p] for p in used], states.device, left=True)
     cache = DynamicCache(config=states.config)
     x_PSX, hidden_PSD = states.read(ids_PS, mask_PS, (mask_PS.cumsum(1) - 1).clamp_(min=0), cache)
-    prompt_N = torch.tensor([used.index(p) for p in prompt_of_row], dtype=torch.int64)
-    length_N = torch.tensor([len(completion) for completion in completions], dtype=torch.int64)
-    begun = (length_N > 0).nonzero()[:, 0]
-    first = prompt_N[begun].to(states.device)
+    prompt_R = torch.tensor([used.index(p) for p in prompt_of_row], dtype=torch.int64)
+    length_R = torch.tensor([len(completion) for completion in completions], dtype=torch.int64)
+    begun = (length_R > 0).nonzero()[:, 0]
+    first = prompt_R[begun].to(states.device)
     yield begun, torch.zeros_like(begun), x_PSX[:, -1].index_select(0, first), hidden_PSD[:, -1].index_select(0, first)
-    for rows in _passes(length_N, 1 if states.one_pass else _MAX_PASSES):
+    for rows in _passes(length_R, 1 if states.one_pass else _MAX_PASSES):
         # The last token predicts nothing. (Read in any case where there is only one: the passes of all ranks agree.)
-        ids_NT, mask_NT = _padded(
+        ids_RT, mask_RT = _padded(
             [completions[n][: max(1, len(completions[n]) - 1)] or [0] for n in rows], states.device
         )
-        prompt_M = prompt_N[rows].to(states.device)
+        prompt_M = prompt_R[rows].to(states.device)
         start_M1 = mask_PS.sum(1)[prompt_M][:, None]
-        x_NTX, hidden_NTD = states.read(
-            ids_NT,
-            torch.cat([mask_PS[prompt_M], mask_NT], dim=1),
-            start_M1 + torch.arange(ids_NT.shape[1], device=states.device),
+        x_RTX, hidden_RTD = states.read(
+            ids_RT,
+            torch.cat([mask_PS[prompt_M], mask_RT], dim=1),
+            start_M1 + torch.arange(ids_RT.shape[1], device=states.device),
             _repeated(cache, prompt_M),
         )
-        predicts = torch.arange(ids_NT.shape[1]) < length_N[rows][:, None] - 1
+        predicts = torch.arange(ids_RT.shape[1]) < length_R[rows][:, None] - 1
         m, column = predicts.nonzero(as_tuple=True)
-        at = (m * ids_NT.shape[1] + column).to(states.device)
-        yield rows[m], column + 1, x_NTX.flatten(0, 1)[at], hidden_NTD.flatten(0, 1)[at]
+        at = (m * ids_RT.shape[1] + column).to(states.device)
+        yield rows[m], column + 1, x_RTX.flatten(0, 1)[at], hidden_RTD.flatten(0, 1)[at]
 
 
 def _read_whole_rows(
@@ -208,21 +208,21 @@ def _read_whole_rows(
 ) -> Iterator[Part]:
     """Each completion behind its prompt, without a cache."""
     texts = [[*prompts[p], *completion] for p, completion in zip(prompt_of_row, completions, strict=True)]
-    length_N = torch.tensor(list(map(len, completions)), dtype=torch.int64)
-    start_N = torch.tensor([len(prompts[p]) for p in prompt_of_row], dtype=torch.int64)
-    for rows in _passes(length_N + start_N, 1 if states.one_pass else _MAX_PASSES):
-        ids_NT, mask_NT = _padded([texts[n] for n in rows], states.device)
-        x_NTX, hidden_NTD = states.read(ids_NT, mask_NT, (mask_NT.cumsum(1) - 1).clamp_(min=0), None)
-        m = torch.arange(len(rows)).repeat_interleave(length_N[rows])
-        column = torch.cat([torch.arange(length) for length in length_N[rows].tolist()])
-        at = (m * ids_NT.shape[1] + start_N[rows][m] - 1 + column).to(states.device)
-        yield rows[m], column, x_NTX.flatten(0, 1)[at], hidden_NTD.flatten(0, 1)[at]
+    length_R = torch.tensor(list(map(len, completions)), dtype=torch.int64)
+    start_R = torch.tensor([len(prompts[p]) for p in prompt_of_row], dtype=torch.int64)
+    for rows in _passes(length_R + start_R, 1 if states.one_pass else _MAX_PASSES):
+        ids_RT, mask_RT = _padded([texts[n] for n in rows], states.device)
+        x_RTX, hidden_RTD = states.read(ids_RT, mask_RT, (mask_RT.cumsum(1) - 1).clamp_(min=0), None)
+        m = torch.arange(len(rows)).repeat_interleave(length_R[rows])
+        column = torch.cat([torch.arange(length) for length in length_R[rows].tolist()])
+        at = (m * ids_RT.shape[1] + start_R[rows][m] - 1 + column).to(states.device)
+        yield rows[m], column, x_RTX.flatten(0, 1)[at], hidden_RTD.flatten(0, 1)[at]
 
 
-def _passes(length_N: Tensor, most: int) -> list[Tensor]:
+def _passes(length_R: Tensor, most: int) -> list[Tensor]:
     """Rows, cut by length into passes so that padding and the passes' own cost are least."""
-    order = length_N.argsort(stable=True)
-    length = length_N[order].tolist()
+    order = length_R.argsort(stable=True)
+    length = length_R[order].tolist()
     # cost[k][n]: of the n shortest rows in k passes; each pass is as wide as its longest row.
     cost = [[0.0] + [float("inf")] * len(length)]
     cut: list[list[int]] = []

@@ -37,12 +37,12 @@ def chains(draw: st.DrawFn, impossible: bool = True) -> LatentChain:
     K, R, S = draw(st.integers(2, 4)), draw(st.integers(1, 4)), draw(st.integers(1, 2))
     lengths = draw(st.lists(st.integers(1, 6 if K < 4 else 5), min_size=1, max_size=3))
     N, M = sum(lengths), len(lengths)
-    log_emission_RK = draw(arrays(np.float64, (R, K), elements=st.floats(-8.0, 0.0)))
+    log_emission_UK = draw(arrays(np.float64, (R, K), elements=st.floats(-8.0, 0.0)))
     if impossible and draw(st.booleans()):
-        log_emission_RK[draw(st.integers(0, R - 1)), draw(st.integers(0, K - 2))] = -np.inf
+        log_emission_UK[draw(st.integers(0, R - 1)), draw(st.integers(0, K - 2))] = -np.inf
     fresh_SK = draw(arrays(np.float64, (S, K), elements=st.floats(0.02, 1.0)))
     return LatentChain(
-        log_emission_RK=log_emission_RK,
+        log_emission_UK=log_emission_UK,
         row_N=draw(arrays(np.int64, N, elements=st.integers(0, R - 1))),
         keep_N=draw(arrays(np.float64, N, elements=st.floats(0.0, 0.99))),
         fresh_SK=fresh_SK / fresh_SK.sum(axis=1, keepdims=True),
@@ -81,7 +81,7 @@ def dense(chain: LatentChain) -> list[Dense]:
         keep_T[0] = 0.0
         fresh_K = chain.fresh_SK[chain.fresh_row_M[m]]
         prior_TKK = keep_T[:, None, None] * np.eye(chain.num_latents) + (1 - keep_T)[:, None, None] * fresh_K
-        traces.append(Dense(chain.log_emission_RK[chain.row_N[lines]], prior_TKK, lines))
+        traces.append(Dense(chain.log_emission_UK[chain.row_N[lines]], prior_TKK, lines))
     return traces
 
 
@@ -122,7 +122,7 @@ def test_viterbi_is_the_best_of_all_paths(chain: LatentChain) -> None:
             for t in range(1, len(latents)):
                 fresh = np.log(1 - keep_T[t]) + np.log(fresh_K[latents[t]])
                 total += fresh if switches[t] else np.log(keep_T[t])
-        return float(total + chain.log_emission_RK[chain.row_N[lines], latents].sum())
+        return float(total + chain.log_emission_UK[chain.row_N[lines], latents].sum())
 
     for m, trace in enumerate(dense(chain)):
         latents, switches = latent_N[trace.lines], switch_N[trace.lines]

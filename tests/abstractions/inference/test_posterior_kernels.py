@@ -31,10 +31,10 @@ def random_chain(seed: int, traces: int = 7, latents: int = 5, rows: int = 6) ->
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 12, traces)
     N = int(lengths.sum())
-    log_emission_RK = rng.normal(0.0, 20.0, (rows, latents))
-    log_emission_RK[0, 0] = -np.inf
+    log_emission_UK = rng.normal(0.0, 20.0, (rows, latents))
+    log_emission_UK[0, 0] = -np.inf
     return LatentChain(
-        log_emission_RK=log_emission_RK,
+        log_emission_UK=log_emission_UK,
         row_N=rng.integers(0, rows, N),
         keep_N=rng.random(N),
         fresh_SK=rng.dirichlet(np.ones(latents), 3),
@@ -66,8 +66,8 @@ def test_the_exponential_of_minus_infinity_and_below_the_normal_numbers_is_0() -
 def test_shared_rows_are_the_same_as_rows_of_their_own(seed: int) -> None:
     shared = random_chain(seed)
     N = len(shared.row_N)
-    own = replace(shared, log_emission_RK=shared.log_emission_RK[shared.row_N], row_N=np.arange(N))
-    assert len(shared.log_emission_RK) < N == len(own.log_emission_RK)
+    own = replace(shared, log_emission_UK=shared.log_emission_UK[shared.row_N], row_N=np.arange(N))
+    assert len(shared.log_emission_UK) < N == len(own.log_emission_UK)
     assert_same(posterior(own), posterior(shared))
     np.testing.assert_array_equal(log_evidence(own), log_evidence(shared))
     for paths_of_own, paths_of_shared in zip(
@@ -106,7 +106,7 @@ def test_threads_must_be_some() -> None:
 def test_a_posterior_survives_a_latent_that_all_but_vanished() -> None:
     """Line 1 speaks against latent 1 by 600 nats, line 2 for it by 1250; nothing is ever drawn afresh."""
     chain = LatentChain(
-        log_emission_RK=np.array([[0.0, -600.0], [-1300.0, -50.0], [-40.0, 0.0]]),
+        log_emission_UK=np.array([[0.0, -600.0], [-1300.0, -50.0], [-40.0, 0.0]]),
         row_N=np.arange(3),
         keep_N=np.ones(3),
         fresh_SK=np.full((1, 2), 0.5),
@@ -132,12 +132,12 @@ def test_fresh_latents_of_probability_0_never_come_up() -> None:
 
 def test_arrays_of_other_types_are_taken() -> None:
     chain = random_chain(5)
-    wide = np.repeat(chain.log_emission_RK, 2, axis=1)[:, ::2]  # not contiguous
+    wide = np.repeat(chain.log_emission_UK, 2, axis=1)[:, ::2]  # not contiguous
     other = LatentChain(
         wide, chain.row_N.astype(np.int32), chain.keep_N, chain.fresh_SK, chain.fresh_row_M.tolist(), chain.offsets
     )
     assert_same(posterior(other), posterior(chain))
-    single = replace(chain, log_emission_RK=chain.log_emission_RK.astype(np.float32))
+    single = replace(chain, log_emission_UK=chain.log_emission_UK.astype(np.float32))
     assert_same(posterior(single), posterior(chain), rtol=1e-3)
 
 
@@ -153,8 +153,8 @@ def test_an_impossible_trace_has_no_best_path_and_no_value() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"log_emission_RK": np.zeros((2, 1))}, "at least 2 latents"),
-        ({"log_emission_RK": np.array([[0.0, 0.0], [np.inf, 0.0]])}, "row 1 of the emissions holds NaN or \\+inf"),
+        ({"log_emission_UK": np.zeros((2, 1))}, "at least 2 latents"),
+        ({"log_emission_UK": np.array([[0.0, 0.0], [np.inf, 0.0]])}, "row 1 of the emissions holds NaN or \\+inf"),
         ({"row_N": np.array([0, 2])}, "row_N holds 2: there are rows 0 to 1"),
         ({"row_N": np.array([-1, 0])}, "row_N holds -1"),
         ({"row_N": np.array([0])}, "offsets run from 0 to 2: row_N has the lines 0 to 1"),

@@ -117,16 +117,16 @@ def test_tables_are_distributions(corpus: LineCorpus, codebook: Codebook) -> Non
     assert codebook.num_latents == 16
     np.testing.assert_allclose(codebook.word_WK.sum(axis=1), 1)
     assert codebook.word_WK.shape == (len(corpus.words), 16)
-    assert codebook.keep_L1.shape == (len(corpus.templates) + 1,)
-    assert ((codebook.keep_L1 > 0) & (codebook.keep_L1 < 1)).all()
-    assert (codebook.emission_PK > 0).all()
+    assert codebook.keep_U1.shape == (len(corpus.templates) + 1,)
+    assert ((codebook.keep_U1 > 0) & (codebook.keep_U1 < 1)).all()
+    assert (codebook.emission_YK > 0).all()
     total_LK = np.zeros((len(corpus.templates) + 1, 16))
-    np.add.at(total_LK, corpus.pair_previous_P, codebook.emission_PK)
+    np.add.at(total_LK, corpus.pair_previous_P, codebook.emission_YK)
     assert (total_LK <= 1 + 1e-9).all(), "what is missing to 1 is the back-off's share for pairs never seen"
 
 
 def same(one: Codebook, other: Codebook) -> bool:
-    tables = ("emission_PK", "keep_L1", "word_WK")
+    tables = ("emission_YK", "keep_U1", "word_WK")
     return one.evidence == other.evidence and all(
         np.array_equal(getattr(one, table), getattr(other, table)) for table in tables
     )
@@ -142,12 +142,12 @@ def test_undocumented_traces_of_weight_0_teach_nothing(traces: list[ExpertTrace]
     alone, both = encode_traces(documented), encode_traces([*documented, *rest])
     assert both.documented_M.sum() == 150
     without, beside = learn(alone), learn(both)
-    np.testing.assert_allclose(beside.emission_PK, without.emission_PK, rtol=1e-9)
-    np.testing.assert_allclose(beside.keep_L1, without.keep_L1, rtol=1e-9)
+    np.testing.assert_allclose(beside.emission_YK, without.emission_YK, rtol=1e-9)
+    np.testing.assert_allclose(beside.keep_U1, without.keep_U1, rtol=1e-9)
     np.testing.assert_allclose(beside.word_WK, without.word_WK, rtol=1e-9)
     np.testing.assert_allclose(beside.evidence, without.evidence, rtol=1e-9)
     weighed = learn(both, undocumented_weight=0.5)
-    assert np.abs(weighed.emission_PK - without.emission_PK).max() > 1e-3
+    assert np.abs(weighed.emission_YK - without.emission_YK).max() > 1e-3
 
 
 def test_intents_carry_over_to_undocumented_traces(traces: list[ExpertTrace]) -> None:
@@ -170,7 +170,7 @@ def test_no_documented_trace_at_all(traces: list[ExpertTrace]) -> None:
 def test_more_latents_than_lines(traces: list[ExpertTrace]) -> None:
     corpus = encode_traces(traces[:2])
     codebook = learn(corpus, num_latents=64)
-    assert np.isfinite(codebook.emission_PK).all()
+    assert np.isfinite(codebook.emission_YK).all()
     assert np.isfinite(codebook.evidence).all()
     assert len(viterbi(corpus, codebook)) == 2
 

@@ -201,7 +201,7 @@ def test_latents_that_repeat_the_line_before_are_ignored_too(learned: Learned) -
     """Emissions that do not look at the latent: no gain, however much the labels tell about the line types."""
     corpus, paths, chain, num_latents = learned
     blind = LatentChain(
-        np.repeat(chain.log_emission_RK.mean(axis=1, keepdims=True), num_latents, axis=1),
+        np.repeat(chain.log_emission_UK.mean(axis=1, keepdims=True), num_latents, axis=1),
         chain.row_N,
         chain.keep_N,
         chain.fresh_SK,

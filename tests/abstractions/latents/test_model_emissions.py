@@ -163,7 +163,7 @@ def test_problem_holds_emissions_prior_and_lines(loaded: lm.LoadedModel) -> None
     prior = StickyPrior(0.6, 4)
     problem = model_problem(loaded, TRACES, prior, context_lines=2)
     emissions = model_emissions(loaded.model, loaded.tokenizer, TRACES, context_lines=2)
-    np.testing.assert_array_equal(problem.chain.log_emission_RK, np.concatenate(emissions))
+    np.testing.assert_array_equal(problem.chain.log_emission_UK, np.concatenate(emissions))
     np.testing.assert_array_equal(problem.chain.keep_N, 0.6)
     assert problem.trace_ids == tuple(trace.task.task_id for trace in TRACES)
     assert problem.line_texts == tuple(line for trace in TRACES for line in trace.steps)

@@ -29,20 +29,20 @@ from ra3gym.agents.rlvr.algorithms.registry import Algorithm, algorithm, token_w
 trl = pytest.importorskip("trl", reason="trl, of the dev extra, is what the losses are compared with")
 
 MAX_NEW_TOKENS = 9
-N, T = 6, 7
+R, T = 6, 7
 
 
 @pytest.fixture(params=[0.0, 0.05, 0.7], ids=["on-policy", "near", "far"])
 def tensors(request: pytest.FixtureRequest) -> dict[str, Tensor]:
     """Six rows of 1 to 7 tokens, float64: log-probabilities now, before and of a reference, and an advantage each."""
     rng = np.random.default_rng(3)
-    logp = torch.from_numpy(-rng.exponential(size=(N, T)))
+    logp = torch.from_numpy(-rng.exponential(size=(R, T)))
     return {
         "logp": logp,
-        "old": logp + request.param * torch.from_numpy(rng.normal(size=(N, T))),
-        "reference": logp + 0.3 * torch.from_numpy(rng.normal(size=(N, T))),
-        "importance": torch.from_numpy(rng.uniform(0.5, 2, size=(N, T))),
-        "advantage": torch.from_numpy(rng.normal(size=N)),
+        "old": logp + request.param * torch.from_numpy(rng.normal(size=(R, T))),
+        "reference": logp + 0.3 * torch.from_numpy(rng.normal(size=(R, T))),
+        "importance": torch.from_numpy(rng.uniform(0.5, 2, size=(R, T))),
+        "advantage": torch.from_numpy(rng.normal(size=R)),
         "acts": torch.arange(T) < torch.tensor([7, 3, 1, 5, 7, 2])[:, None],
     }
 
@@ -50,7 +50,7 @@ def tensors(request: pytest.FixtureRequest) -> dict[str, Tensor]:
 def ours(chosen: Algorithm, tensors: dict[str, Tensor], *, importance: bool = False) -> tuple[Tensor, Tensor]:
     """The batch's loss and its gradient with respect to the log-probabilities."""
     logp, acts = tensors["logp"].clone().requires_grad_(), tensors["acts"]
-    loss, _ = chosen.token_losses(logp, tensors["old"], tensors["advantage"][:, None].expand(N, T), acts)
+    loss, _ = chosen.token_losses(logp, tensors["old"], tensors["advantage"][:, None].expand(R, T), acts)
     if importance:
         loss = loss * tensors["importance"]
     loss = loss + chosen.kl_coefficient * kl_estimate(logp, tensors["reference"], chosen.kl_estimator)
@@ -58,7 +58,7 @@ def ours(chosen: Algorithm, tensors: dict[str, Tensor], *, importance: bool = Fa
         acts,
         chosen.aggregation,
         num_decisions=int(acts.sum()),
-        num_rows=N,
+        num_rows=R,
         max_new_tokens=MAX_NEW_TOKENS,
     )
     total = (weights * loss).sum()
@@ -94,7 +94,7 @@ def theirs(trainer: type, tensors: dict[str, Tensor], **settings: Any) -> tuple[
     stand_in["args"] = SimpleNamespace(
         delta=stand_in.pop("delta", None), use_bias_correction_kl=False, steps_per_generation=1
     )
-    ids = torch.zeros(N, T, dtype=torch.long)
+    ids = torch.zeros(R, T, dtype=torch.long)
     inputs = {
         "prompt_ids": ids,
         "prompt_mask": ids,

@@ -61,11 +61,11 @@ def rollouts_of(prompts: list[list[int]], completions: list[list[int]], rewards:
         group_size=group_size,
         prompts=prompts,
         completions=completions,
-        logp_NT=torch.zeros(len(completions), longest),
+        logp_RT=torch.zeros(len(completions), longest),
         texts=[""] * len(completions),
-        reward_N=torch.tensor(rewards),
-        passed_N=torch.tensor(rewards) > 0,
-        finished_N=torch.ones(len(completions), dtype=torch.bool),
+        reward_R=torch.tensor(rewards),
+        passed_R=torch.tensor(rewards) > 0,
+        finished_R=torch.ones(len(completions), dtype=torch.bool),
     )
 
 
@@ -123,11 +123,11 @@ def judged(model: Any, tokenizer: Any, tasks: list[CodeTask], judge: Judge, rows
 
 def test_samples_are_judged_without_their_latents(undecided: Any, tokenizer: Any, judge: Judge) -> None:
     programs = judged(undecided, tokenizer, [SAME, HOPELESS, MINUS], judge)
-    passed = [group.float().mean().item() for group in programs.passed_N.view(3, 32)]
+    passed = [group.float().mean().item() for group in programs.passed_R.view(3, 32)]
     assert passed[1] == 0
     assert 0.2 < passed[0] < 0.8
     assert 0.2 < passed[2] < 0.8
-    rows = zip(programs.texts[:32], programs.completions, programs.passed_N.tolist(), strict=False)
+    rows = zip(programs.texts[:32], programs.completions, programs.passed_R.tolist(), strict=False)
     for text, ids, right in rows:
         assert right == (lm.strip_latents(text) == CHOICES[0])
         assert not right or (LATENT in text and ids[-1] == tokenizer.eos_token_id)
@@ -137,7 +137,7 @@ def test_rollouts_do_not_depend_on_how_many_are_sampled_at_once(undecided: Any, 
     tasks = [SAME, HOPELESS, MINUS]
     together, apart = (judged(undecided, tokenizer, tasks, judge, rows) for rows in (96, 32))
     assert together.completions == apart.completions
-    torch.testing.assert_close(together.logp_NT, apart.logp_NT, rtol=0, atol=1e-5)
+    torch.testing.assert_close(together.logp_RT, apart.logp_RT, rtol=0, atol=1e-5)
 
 
 def test_partial_credit(undecided: Any, tokenizer: Any, judge: Judge) -> None:
@@ -154,7 +154,7 @@ def test_rewards_rise(undecided: Any, tokenizer: Any, judge: Judge, task: CodeTa
     assert [step.step for step in history] == list(range(1, 51))
     assert history[0].pass_rate < 0.8
     assert sum(step.pass_rate for step in history[-10:]) / 10 > 0.9
-    assert judged(loaded.model, tokenizer, [task], judge).passed_N.float().mean() > 0.9
+    assert judged(loaded.model, tokenizer, [task], judge).passed_R.float().mean() > 0.9
 
 
 def test_nothing_to_learn_changes_nothing(undecided: Any, tokenizer: Any, judge: Judge) -> None:

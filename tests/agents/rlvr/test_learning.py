@@ -63,7 +63,7 @@ def pass_rates(loaded: LoadedModel, tasks: list[CodeTask], judge: Judge, samples
     sampler.update(loaded.model)
     seeds = [stream_seed(stream, index) for index in range(len(tasks))]
     programs = roll_out(sampler, loaded.tokenizer, loaded.model, tasks, seeds, JudgeReward(judge), settings)
-    rates: list[float] = programs.passed_N.view(len(tasks), samples).float().mean(1).tolist()
+    rates: list[float] = programs.passed_R.view(len(tasks), samples).float().mean(1).tolist()
     return rates
 
 

@@ -185,8 +185,8 @@ def test_a_frozen_decoder_writes_code_as_before() -> None:
 
 
 def test_gradients_that_are_not_finite_stop_the_run() -> None:
-    def explodes(logp_NT: Any, old_logp_NT: Any, advantage_NT: Any, acts_NT: Any, chosen: Any) -> Any:
-        return logp_NT * float("inf"), torch.zeros_like(acts_NT)
+    def explodes(logp_RT: Any, old_logp_RT: Any, advantage_RT: Any, acts_RT: Any, chosen: Any) -> Any:
+        return logp_RT * float("inf"), torch.zeros_like(acts_RT)
 
     register_objective("explodes", explodes)
     loaded = tiny()

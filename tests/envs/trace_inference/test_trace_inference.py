@@ -261,7 +261,7 @@ def test_reward_of_an_unlikely_line_is_raised_to_the_floor_but_its_joint_is_not(
 def test_hard_zeros_of_a_prior_are_illegal_and_a_dead_end_opens_the_mask() -> None:
     """Latent 2 is never drawn afresh; with keep = 1 a wrong first latent leaves nothing legal on the second line."""
     chain = LatentChain(
-        log_emission_RK=np.array([[-1.0, -1.0, -1.0], [-1.0, -np.inf, -1.0]]),
+        log_emission_UK=np.array([[-1.0, -1.0, -1.0], [-1.0, -np.inf, -1.0]]),
         row_N=np.array([0, 1]),
         keep_N=np.ones(2),
         fresh_SK=np.array([[0.5, 0.5, 0.0]]),

@@ -33,10 +33,10 @@ def make_problem(seed: int = 0, traces: int = 7, texts: bool = False) -> Inferen
     rng = np.random.default_rng(seed)
     offsets = np.cumsum([0, *rng.integers(1, 6, size=traces)])
     N = int(offsets[-1])
-    log_emission_RK = rng.normal(-3.0, 2.0, size=(6, K))
-    log_emission_RK[:, 1:][rng.random((6, K - 1)) < 0.2] = -np.inf
+    log_emission_UK = rng.normal(-3.0, 2.0, size=(6, K))
+    log_emission_UK[:, 1:][rng.random((6, K - 1)) < 0.2] = -np.inf
     chain = LatentChain(
-        log_emission_RK=log_emission_RK,
+        log_emission_UK=log_emission_UK,
         row_N=rng.integers(6, size=N),
         keep_N=rng.random(N),
         fresh_SK=rng.dirichlet(np.ones(K), size=2),
@@ -51,7 +51,7 @@ def make_problem(seed: int = 0, traces: int = 7, texts: bool = False) -> Inferen
 def hard_problem() -> InferenceProblem:
     """Priors with hard zeros and keep probabilities of 0 and 1: masks that depend on the latent behind, dead ends."""
     chain = LatentChain(
-        log_emission_RK=np.array([[-1.0, -1.0, -1.0], [-1.0, -np.inf, -1.0], [-1.0, -2.0, -np.inf]]),
+        log_emission_UK=np.array([[-1.0, -1.0, -1.0], [-1.0, -np.inf, -1.0], [-1.0, -2.0, -np.inf]]),
         row_N=np.array([0, 1, 2, 2, 1]),
         keep_N=np.array([1.0, 1.0, 0.0, 0.5, 1.0]),
         fresh_SK=np.array([[0.5, 0.5, 0.0], [0.2, 0.4, 0.4]]),

@@ -359,7 +359,7 @@ def test_tasks_that_the_processes_cannot_share(tiny_model_folder: Path) -> None:
         check_fit(algorithm("grpo"), replace(TRAINING, tasks_per_step=3), loaded, 2)
     with pytest.raises(ConfigError, match="tasks_per_step=4 gives a process 2"):
         check_fit(algorithm("grpo", minibatches=3), TRAINING, loaded, 2)
-    assert check_fit(algorithm("grpo", minibatches=2), TRAINING, loaded, 2).mark([[5]]).acts_NT.tolist() == [[True]]
+    assert check_fit(algorithm("grpo", minibatches=2), TRAINING, loaded, 2).mark([[5]]).acts_RT.tolist() == [[True]]
 
 
 def test_prompts_without_room_are_left_out(tiny_model_folder: Path, folder: Path) -> None:

@@ -55,8 +55,8 @@ def scored(model: Any, *, in_bfloat16: bool) -> tuple[Tensor, Tensor]:
     model.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=in_bfloat16):
         scores = lm.group_scores(model, PROMPTS, COMPLETIONS, PROMPT_OF_ROW)
-    scores.logp_NT.sum().backward()
-    return scores.logp_NT.detach(), torch.cat([weight.grad.flatten() for weight in model.parameters()])
+    scores.logp_RT.sum().backward()
+    return scores.logp_RT.detach(), torch.cat([weight.grad.flatten() for weight in model.parameters()])
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:

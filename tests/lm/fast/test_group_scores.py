@@ -73,22 +73,22 @@ def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
 def assert_scores_match(model: Any, *, temperature: float = 1.0, allowed: Tensor | None = None) -> None:
     """Values within 1e-5 and, for a loss of all three results with its own weight at each token, gradients in 1e-6."""
     size = (len(COMPLETIONS), max(map(len, COMPLETIONS)))
-    a_NT, b_NT, c_NT = torch.rand(3, *size, generator=torch.Generator().manual_seed(0)) / (size[0] * size[1])
+    a_RT, b_RT, c_RT = torch.rand(3, *size, generator=torch.Generator().manual_seed(0)) / (size[0] * size[1])
     options: dict[str, Any] = {"temperature": temperature, "allowed_mask_V": allowed, "entropy": True, "hidden": True}
     scores = lm.group_scores(model, PROMPTS, COMPLETIONS, PROMPT_OF_ROW, **options)
-    assert scores.entropy_NT is not None
-    assert scores.hidden_NTD is not None
+    assert scores.entropy_RT is not None
+    assert scores.hidden_RTD is not None
     logps, entropies, hiddens = reference(model, temperature, allowed)
-    for results, expected in ((scores.logp_NT, logps), (scores.entropy_NT, entropies), (scores.hidden_NTD, hiddens)):
+    for results, expected in ((scores.logp_RT, logps), (scores.entropy_RT, entropies), (scores.hidden_RTD, hiddens)):
         for row, completion in enumerate(COMPLETIONS):
             torch.testing.assert_close(results[row, : len(completion)], expected[row], rtol=0, atol=1e-5)
             assert not results[row, len(completion) :].any()
-    assert scores.mask_NT.sum(1).tolist() == list(map(len, COMPLETIONS))
+    assert scores.mask_RT.sum(1).tolist() == list(map(len, COMPLETIONS))
     ours = gradients(
-        model, (a_NT * scores.logp_NT + b_NT * scores.entropy_NT + c_NT * scores.hidden_NTD.mean(-1)).sum()
+        model, (a_RT * scores.logp_RT + b_RT * scores.entropy_RT + c_RT * scores.hidden_RTD.mean(-1)).sum()
     )
     terms = [
-        (a_NT[row, : len(logp)] * logp + b_NT[row, : len(logp)] * entropy + c_NT[row, : len(logp)] * states.mean(-1))
+        (a_RT[row, : len(logp)] * logp + b_RT[row, : len(logp)] * entropy + c_RT[row, : len(logp)] * states.mean(-1))
         for row, (logp, entropy, states) in enumerate(zip(*reference(model, temperature, allowed), strict=True))
     ]
     theirs = gradients(model, torch.cat(terms).sum())
@@ -106,8 +106,8 @@ class Scorer(nn.Module):
 
     def forward(self) -> Tensor:
         scores = lm.group_scores(self.model, PROMPTS, COMPLETIONS, PROMPT_OF_ROW, entropy=True)
-        assert scores.entropy_NT is not None
-        return scores.logp_NT.sum() + scores.entropy_NT.sum()
+        assert scores.entropy_RT is not None
+        return scores.logp_RT.sum() + scores.entropy_RT.sum()
 
 
 @pytest.fixture
@@ -163,16 +163,16 @@ def test_checkpointed_activations() -> None:
 @pytest.mark.parametrize("kind", ["llama", "llama_grouped"])
 def test_only_what_requires_a_gradient_gets_one(kind: str) -> None:
     model = make_model(kind)
-    everything = gradients(model, lm.group_scores(model, PROMPTS, COMPLETIONS, PROMPT_OF_ROW).logp_NT.sum())
+    everything = gradients(model, lm.group_scores(model, PROMPTS, COMPLETIONS, PROMPT_OF_ROW).logp_RT.sum())
     model.requires_grad_(False)
     model.lm_head.weight.requires_grad_(True)
-    logp_NT = lm.group_scores(model, PROMPTS, COMPLETIONS, PROMPT_OF_ROW).logp_NT
-    head = gradients(model, logp_NT.sum())
+    logp_RT = lm.group_scores(model, PROMPTS, COMPLETIONS, PROMPT_OF_ROW).logp_RT
+    head = gradients(model, logp_RT.sum())
     assert len(head) == 1
     if kind == "llama":  # untied: the head's own gradient is all there is
         torch.testing.assert_close(head["lm_head.weight"], everything["lm_head.weight"])
     with torch.no_grad():
-        assert not lm.group_scores(model, PROMPTS, COMPLETIONS, PROMPT_OF_ROW).logp_NT.requires_grad
+        assert not lm.group_scores(model, PROMPTS, COMPLETIONS, PROMPT_OF_ROW).logp_RT.requires_grad
 
 
 def test_log_probabilities_are_those_of_the_sampler(llama: Any) -> None:
@@ -182,8 +182,8 @@ def test_log_probabilities_are_those_of_the_sampler(llama: Any) -> None:
     of_row = [n // 4 for n in range(12)]
     with torch.no_grad():
         scores = lm.group_scores(llama, PROMPTS, samples.completions(), of_row, temperature=0.8, allowed_mask_V=ALLOWED)
-    torch.testing.assert_close(scores.logp_NT, samples.logp_NT, rtol=0, atol=1e-5)
-    assert torch.equal(scores.mask_NT, samples.mask_NT)
+    torch.testing.assert_close(scores.logp_RT, samples.logp_RT, rtol=0, atol=1e-5)
+    assert torch.equal(scores.mask_RT, samples.mask_RT)
 
 
 def test_bfloat16_autocast_is_close_and_its_gradients_are_float32() -> None:
@@ -191,9 +191,9 @@ def test_bfloat16_autocast_is_close_and_its_gradients_are_float32() -> None:
     exact = lm.group_scores(model, PROMPTS, COMPLETIONS, PROMPT_OF_ROW, entropy=True)
     with torch.autocast("cpu", torch.bfloat16):
         scores = lm.group_scores(model, PROMPTS, COMPLETIONS, PROMPT_OF_ROW, entropy=True)
-    assert scores.logp_NT.dtype == torch.float32
-    assert 0 < (scores.logp_NT - exact.logp_NT).abs().max() < 0.5
-    ours, theirs = gradients(model, scores.logp_NT.sum()), gradients(model, exact.logp_NT.sum())
+    assert scores.logp_RT.dtype == torch.float32
+    assert 0 < (scores.logp_RT - exact.logp_RT).abs().max() < 0.5
+    ours, theirs = gradients(model, scores.logp_RT.sum()), gradients(model, exact.logp_RT.sum())
     for name, gradient in theirs.items():
         assert ours[name].dtype == torch.float32
         assert torch.cosine_similarity(ours[name].flatten(), gradient.flatten(), dim=0) > 0.99
@@ -213,12 +213,12 @@ def brute_force_cost(lengths: list[int], most: int) -> float:
 def test_passes_cost_least(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_scoring, "_PASS_TOKENS", 10)
     for seed in range(20):
-        length_N = torch.randint(0, 40, (9,), generator=torch.Generator().manual_seed(seed))
-        passes = group_scoring._passes(length_N, most)
+        length_R = torch.randint(0, 40, (9,), generator=torch.Generator().manual_seed(seed))
+        passes = group_scoring._passes(length_R, most)
         assert sorted(torch.cat(passes).tolist()) == list(range(9))
         assert len(passes) <= most
-        cost = sum(len(rows) * int(length_N[rows].max()) + 10 for rows in passes)
-        assert cost == brute_force_cost(sorted(length_N.tolist()), most)
+        cost = sum(len(rows) * int(length_R[rows].max()) + 10 for rows in passes)
+        assert cost == brute_force_cost(sorted(length_R.tolist()), most)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +240,6 @@ def test_impossible_requests_are_refused(
 
 def test_completions_without_tokens(llama: Any) -> None:
     scores = lm.group_scores(llama, [[5], [6]], [[], []], [1, 0], entropy=True, hidden=True)
-    assert scores.logp_NT.shape == scores.mask_NT.shape == (2, 0)
-    assert scores.hidden_NTD is not None
-    assert scores.hidden_NTD.shape == (2, 0, 32)
+    assert scores.logp_RT.shape == scores.mask_RT.shape == (2, 0)
+    assert scores.hidden_RTD is not None
+    assert scores.hidden_RTD.shape == (2, 0, 32)

@@ -69,7 +69,7 @@ def sample(model: Any, **options: Any) -> lm.Samples:
 
 def assert_same(left: lm.Samples, right: lm.Samples) -> None:
     assert left.completions() == right.completions()
-    torch.testing.assert_close(left.logp_NT, right.logp_NT, rtol=0, atol=1e-5)
+    torch.testing.assert_close(left.logp_RT, right.logp_RT, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,7 +99,7 @@ def test_repeating_a_recorded_token_is_decoding(
         assert_same(sample(model, **options), expected)
     assert not WAITS & set().union(*(tape.names for tape in tapes))
     # The first token of each batch is read without a tape, the last of all is not read.
-    read = expected.tokens_NT.shape[1] - 1
+    read = expected.tokens_RT.shape[1] - 1
     assert 1 <= len(tapes) <= len(replays) <= read - len(tapes)
     if shrink_at < 0:
         assert (len(tapes), len(replays)) == (1, read - 1)

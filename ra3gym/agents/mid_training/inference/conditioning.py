@@ -26,14 +26,14 @@ def conditioned(problem: InferenceProblem, floor: float) -> InferenceProblem:
     nats, impossible latents excepted, so that first attempts cost little; no latent's odds against the line's mean rise
     above `e^floor` by it. Features are standardised over the lines.
     """
-    log_emission_RK = problem.chain.log_emission_RK
-    mean_R1 = logsumexp(log_emission_RK, axis=1, keepdims=True) - np.log(problem.num_latents)
-    centred_RK = log_emission_RK - np.where(np.isneginf(mean_R1), 0.0, mean_R1)
+    log_emission_UK = problem.chain.log_emission_UK
+    mean_R1 = logsumexp(log_emission_UK, axis=1, keepdims=True) - np.log(problem.num_latents)
+    centred_RK = log_emission_UK - np.where(np.isneginf(mean_R1), 0.0, mean_R1)
     raised_RK = np.where(np.isneginf(centred_RK), -np.inf, np.maximum(centred_RK, floor))
     spread_F = problem.feature_NF.std(axis=0)
     feature_NF = (problem.feature_NF - problem.feature_NF.mean(axis=0)) / np.where(spread_F > 1e-6, spread_F, 1.0)
     return replace(
-        problem, chain=replace(problem.chain, log_emission_RK=raised_RK), feature_NF=feature_NF.astype(np.float32)
+        problem, chain=replace(problem.chain, log_emission_UK=raised_RK), feature_NF=feature_NF.astype(np.float32)
     )
 
 

@@ -88,7 +88,7 @@ class PolicyGradientAgent:
             line_B = np.concatenate([np.arange(chain.offsets[m], chain.offsets[m + 1]) for m in trace_J])
             value_BK = network(feature_NF[line_B])
             gradient_BK = _policy_gradient(
-                chain.log_emission_RK,
+                chain.log_emission_UK,
                 chain.row_N,
                 chain.keep_N,
                 chain.fresh_SK,
@@ -142,7 +142,7 @@ def _network(features: int, latents: int, hidden: int, seed: int) -> torch.nn.Se
 
 @numba.njit(cache=True, error_model="numpy")
 def _policy_gradient(
-    log_emission_RK: FloatArray,
+    log_emission_UK: FloatArray,
     row_N: IntArray,
     keep_N: FloatArray,
     fresh_SK: FloatArray,
@@ -172,7 +172,7 @@ def _policy_gradient(
         for t in range(length):
             n = offsets[m] + t
             keep = keep_N[n] if t > 0 else 0.0
-            log_b_K = log_emission_RK[row_N[n]]
+            log_b_K = log_emission_UK[row_N[n]]
             for k in range(K):
                 fresh_gain_K[k] = np.log((1.0 - keep) * fresh_K[k])
             for g in range(G):

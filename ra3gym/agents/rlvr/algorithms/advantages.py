@@ -7,7 +7,7 @@ that a row is a semi-Markov decision process (Sutton, Precup & Singh 1999): what
 
 The judge's reward comes with a row's last token. A row cut off at the length limit ends there: nothing follows.
 
-Shape suffixes: P prompts, G samples of each, N = P * G rows (those of prompt i are i*G .. i*G + G - 1), T tokens.
+Shape suffixes: P prompts, G samples of each, R = P * G rows (those of prompt i are i*G .. i*G + G - 1), T tokens.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ EPSILON = 1e-4
 """Added to standard deviations before dividing, as in TRL: rewards that hardly differ do not make huge advantages."""
 
 
-def group_centred(reward_N: Tensor, group_size: int) -> Tensor:
-    """`A_i = r_i - mean(r)` over the group, shape (N,): Dr. GRPO (arXiv 2503.20783, section 3.2).
+def group_centred(reward_R: Tensor, group_size: int) -> Tensor:
+    """`A_i = r_i - mean(r)` over the group, shape (R,): Dr. GRPO (arXiv 2503.20783, section 3.2).
 
     Exactly 0 in a group whose rewards are all equal. Raises `DataError` where the rows are not whole groups.
     """
-    reward_PG = _groups(reward_N, group_size)
+    reward_PG = _groups(reward_R, group_size)
     # Relative to the group's first row, so that equal rewards give 0 whatever the rounding of their mean.
     reward_PG = reward_PG - reward_PG[:, :1]
     return (reward_PG - reward_PG.mean(1, keepdim=True)).flatten()
 
 
-def group_standardised(reward_N: Tensor, group_size: int, *, correction: int = 0, eps: float = EPSILON) -> Tensor:
-    """`A_i = (r_i - mean(r)) / (std(r) + eps)` over the group, shape (N,): GRPO (arXiv 2402.03300, section 4.1.2).
+def group_standardised(reward_R: Tensor, group_size: int, *, correction: int = 0, eps: float = EPSILON) -> Tensor:
+    """`A_i = (r_i - mean(r)) / (std(r) + eps)` over the group, shape (R,): GRPO (arXiv 2402.03300, section 4.1.2).
 
     Args:
-        reward_N: rewards of the rows.
+        reward_R: rewards of the rows.
         group_size: G, at least 2 with `correction=1`.
         correction: the paper does not say which standard deviation it takes. 0, that of the population, is what this
             toolkit's published runs took; 1, Bessel's, is what TRL and `torch.std` take. For G rewards they differ by
@@ -45,63 +45,63 @@ def group_standardised(reward_N: Tensor, group_size: int, *, correction: int = 0
 
     Exactly 0 in a group whose rewards are all equal. Raises `DataError` where the rows are not whole groups.
     """
-    centred_PG = group_centred(reward_N, group_size).view(-1, group_size)
+    centred_PG = group_centred(reward_R, group_size).view(-1, group_size)
     std_P1 = centred_PG.std(1, correction=correction, keepdim=True)
     return (centred_PG / (std_P1 + eps)).flatten()
 
 
-def leave_one_out(reward_N: Tensor, group_size: int) -> Tensor:
-    """`A_i = r_i - mean of the other G - 1 rewards`, shape (N,): RLOO (arXiv 2402.14740, section 2.3).
+def leave_one_out(reward_R: Tensor, group_size: int) -> Tensor:
+    """`A_i = r_i - mean of the other G - 1 rewards`, shape (R,): RLOO (arXiv 2402.14740, section 2.3).
 
     The baseline does not depend on row i, so the gradient is unbiased. It is G / (G - 1) times `group_centred`.
     Raises `DataError` for groups of one, or rows that are not whole groups.
     """
     if group_size < 2:
         raise DataError(f"group_size={group_size}: leaving one out needs at least 2 samples of a prompt")
-    return group_centred(reward_N, group_size) * (group_size / (group_size - 1))
+    return group_centred(reward_R, group_size) * (group_size / (group_size - 1))
 
 
-def tokens_to_end(duration_NT: Tensor, acts_NT: Tensor) -> Tensor:
-    """Tokens between a decision and the row's last token, shape (N, T); 0 at that token and outside `acts_NT`."""
-    ahead_NT = torch.where(acts_NT, duration_NT, 0.0).flip(1).cumsum(1).flip(1)
-    return torch.where(acts_NT, ahead_NT - 1.0, 0.0)
+def tokens_to_end(duration_RT: Tensor, acts_RT: Tensor) -> Tensor:
+    """Tokens between a decision and the row's last token, shape (R, T); 0 at that token and outside `acts_RT`."""
+    ahead_RT = torch.where(acts_RT, duration_RT, 0.0).flip(1).cumsum(1).flip(1)
+    return torch.where(acts_RT, ahead_RT - 1.0, 0.0)
 
 
-def discount_to_end(advantage_N: Tensor, duration_NT: Tensor, acts_NT: Tensor, gamma: float) -> Tensor:
-    """One advantage per row given to its decisions, `A_nt = gamma ** tokens_to_end_nt * A_n`, shape (N, T).
+def discount_to_end(advantage_R: Tensor, duration_RT: Tensor, acts_RT: Tensor, gamma: float) -> Tensor:
+    """One advantage per row given to its decisions, `A_rt = gamma ** tokens_to_end_rt * A_r`, shape (R, T).
 
-    At gamma = 1, every group method's choice, each decision has its row's advantage. 0 outside `acts_NT`.
+    At gamma = 1, every group method's choice, each decision has its row's advantage. 0 outside `acts_RT`.
     """
-    return torch.where(acts_NT, gamma ** tokens_to_end(duration_NT, acts_NT) * advantage_N[:, None], 0.0)
+    return torch.where(acts_RT, gamma ** tokens_to_end(duration_RT, acts_RT) * advantage_R[:, None], 0.0)
 
 
 def decision_rewards(
-    reward_N: Tensor, duration_NT: Tensor, acts_NT: Tensor, gamma: float, penalty_NT: Tensor | None = None
+    reward_R: Tensor, duration_RT: Tensor, acts_RT: Tensor, gamma: float, penalty_RT: Tensor | None = None
 ) -> Tensor:
-    """What each decision earns while it lasts, shape (N, T), 0 outside `acts_NT`.
+    """What each decision earns while it lasts, shape (R, T), 0 outside `acts_RT`.
 
     The row's reward comes with the last token that its last decision covers, discounted to the moment of that decision,
-    `gamma ** (duration - 1) * r_n`; `penalty_NT` (a KL times its coefficient) is taken off where the decision is made.
+    `gamma ** (duration - 1) * r_n`; `penalty_RT` (a KL times its coefficient) is taken off where the decision is made.
     A penalty on tokens that are no decisions is not read: nothing that RL acts on chose them.
     """
-    last_NT = acts_NT & (acts_NT.flip(1).cumsum(1).flip(1) == 1)
-    earned_NT = torch.where(last_NT, gamma ** (duration_NT - 1.0) * reward_N[:, None], 0.0)
-    return earned_NT if penalty_NT is None else earned_NT - torch.where(acts_NT, penalty_NT, 0.0)
+    last_RT = acts_RT & (acts_RT.flip(1).cumsum(1).flip(1) == 1)
+    earned_RT = torch.where(last_RT, gamma ** (duration_RT - 1.0) * reward_R[:, None], 0.0)
+    return earned_RT if penalty_RT is None else earned_RT - torch.where(acts_RT, penalty_RT, 0.0)
 
 
-def returns_to_go(reward_NT: Tensor, duration_NT: Tensor, acts_NT: Tensor, gamma: float) -> Tensor:
-    """Discounted sum of a decision's own and all later rewards, shape (N, T), 0 outside `acts_NT`.
+def returns_to_go(reward_RT: Tensor, duration_RT: Tensor, acts_RT: Tensor, gamma: float) -> Tensor:
+    """Discounted sum of a decision's own and all later rewards, shape (R, T), 0 outside `acts_RT`.
 
     Over a row's decisions i = 0, 1, ...: `R_i = r_i + gamma ** duration_i * R_{i+1}`, and 0 behind the last.
     """
-    factor_NT = torch.where(acts_NT, gamma**duration_NT, 1.0)
-    return torch.where(acts_NT, _backward(torch.where(acts_NT, reward_NT, 0.0), factor_NT), 0.0)
+    factor_RT = torch.where(acts_RT, gamma**duration_RT, 1.0)
+    return torch.where(acts_RT, _backward(torch.where(acts_RT, reward_RT, 0.0), factor_RT), 0.0)
 
 
 def gae(
-    reward_NT: Tensor, value_NT: Tensor, duration_NT: Tensor, acts_NT: Tensor, *, gamma: float, lam: float
+    reward_RT: Tensor, value_RT: Tensor, duration_RT: Tensor, acts_RT: Tensor, *, gamma: float, lam: float
 ) -> Tensor:
-    """Generalised advantage estimates over decisions, shape (N, T), 0 outside `acts_NT`.
+    """Generalised advantage estimates over decisions, shape (R, T), 0 outside `acts_RT`.
 
     Over a row's decisions i = 0, 1, ..., with V and A both 0 behind the last,
 
@@ -112,46 +112,46 @@ def gae(
     long latent shortens the horizon without weakening the trace of what it led to. `A + V` are the value's targets.
 
     Args:
-        reward_NT: what each decision earns, as from `decision_rewards`.
-        value_NT: estimates before each decision; not read elsewhere.
-        duration_NT: tokens that each decision covers.
-        acts_NT: bool, the decisions.
+        reward_RT: what each decision earns, as from `decision_rewards`.
+        value_RT: estimates before each decision; not read elsewhere.
+        duration_RT: tokens that each decision covers.
+        acts_RT: bool, the decisions.
         gamma: discount per token.
         lam: 0 trusts the value alone (one-step errors), 1 the sampled rewards alone (returns minus the value).
     """
-    value_NT = torch.where(acts_NT, value_NT, 0.0)
+    value_RT = torch.where(acts_RT, value_RT, 0.0)
     # The value of the first decision at or after t; shifted by one, that of the next decision.
-    ahead_NT = _backward(value_NT, (~acts_NT).to(value_NT.dtype))
-    next_NT = torch.nn.functional.pad(ahead_NT[:, 1:], (0, 1))
-    discount_NT = gamma**duration_NT
-    delta_NT = torch.where(acts_NT, reward_NT + discount_NT * next_NT - value_NT, 0.0)
-    return torch.where(acts_NT, _backward(delta_NT, torch.where(acts_NT, lam * discount_NT, 1.0)), 0.0)
+    ahead_RT = _backward(value_RT, (~acts_RT).to(value_RT.dtype))
+    next_RT = torch.nn.functional.pad(ahead_RT[:, 1:], (0, 1))
+    discount_RT = gamma**duration_RT
+    delta_RT = torch.where(acts_RT, reward_RT + discount_RT * next_RT - value_RT, 0.0)
+    return torch.where(acts_RT, _backward(delta_RT, torch.where(acts_RT, lam * discount_RT, 1.0)), 0.0)
 
 
-def batch_normalised(advantage_NT: Tensor, acts_NT: Tensor, *, eps: float = EPSILON) -> Tensor:
-    """`(A - mean) / (std + eps)` over all decisions of the batch, shape (N, T), 0 outside `acts_NT`.
+def batch_normalised(advantage_RT: Tensor, acts_RT: Tensor, *, eps: float = EPSILON) -> Tensor:
+    """`(A - mean) / (std + eps)` over all decisions of the batch, shape (R, T), 0 outside `acts_RT`.
 
     REINFORCE++ (arXiv 2501.03262, its global advantage normalisation). The mean counts every decision once, so a long
     row weighs more than a short one, and the standard deviation is the population's. Mean and standard deviation are
     of the rows given: with several ranks, call it on every rank with the rows of all of them, gathered.
     """
-    chosen = advantage_NT[acts_NT]
+    chosen = advantage_RT[acts_RT]
     if chosen.numel() == 0:
-        return torch.zeros_like(advantage_NT)
+        return torch.zeros_like(advantage_RT)
     # As in `group_centred`: what is equal throughout becomes exactly 0.
-    shifted_NT = advantage_NT - chosen[0]
+    shifted_RT = advantage_RT - chosen[0]
     mean, std = (chosen - chosen[0]).mean(), chosen.std(correction=0)
-    return torch.where(acts_NT, (shifted_NT - mean) / (std + eps), 0.0)
+    return torch.where(acts_RT, (shifted_RT - mean) / (std + eps), 0.0)
 
 
-def soft_overlong_punishment(length_N: Tensor, *, max_new_tokens: int, buffer: int | float) -> Tensor:
-    """What to add to the reward of a long completion, float32 in [-1, 0], shape (N,).
+def soft_overlong_punishment(length_R: Tensor, *, max_new_tokens: int, buffer: int | float) -> Tensor:
+    """What to add to the reward of a long completion, float32 in [-1, 0], shape (R,).
 
     DAPO (arXiv 2503.14476, equation 13): 0 up to `max_new_tokens - buffer` tokens, then linearly down to -1 at
     `max_new_tokens`. The length counts the end of text.
 
     Args:
-        length_N: tokens of each completion.
+        length_R: tokens of each completion.
         max_new_tokens: the limit at which a completion is cut off.
         buffer: tokens over which the reward falls (int), or a share of `max_new_tokens` below 1 (float); the paper has
             4096 of 20480, a share of 0.2. 0 punishes nothing.
@@ -166,31 +166,31 @@ def soft_overlong_punishment(length_N: Tensor, *, max_new_tokens: int, buffer: i
             "a share of them below 1 (0.2 in the DAPO paper)"
         )
     if tokens == 0:
-        return torch.zeros_like(length_N, dtype=torch.float32)
-    over_N = length_N.float() - (max_new_tokens - tokens)
-    return -(over_N / tokens).clamp(0.0, 1.0)
+        return torch.zeros_like(length_R, dtype=torch.float32)
+    over_R = length_R.float() - (max_new_tokens - tokens)
+    return -(over_R / tokens).clamp(0.0, 1.0)
 
 
-def _groups(reward_N: Tensor, group_size: int) -> Tensor:
+def _groups(reward_R: Tensor, group_size: int) -> Tensor:
     """The rewards as (P, G)."""
-    if reward_N.ndim != 1 or group_size < 1 or len(reward_N) % group_size:
+    if reward_R.ndim != 1 or group_size < 1 or len(reward_R) % group_size:
         raise DataError(
-            f"rewards of shape {tuple(reward_N.shape)} are not whole groups of {group_size}: give (P * G,) rewards, "
+            f"rewards of shape {tuple(reward_R.shape)} are not whole groups of {group_size}: give (P * G,) rewards, "
             "the G samples of a prompt one after the other"
         )
-    return reward_N.view(-1, group_size)
+    return reward_R.view(-1, group_size)
 
 
-def _backward(term_NT: Tensor, factor_NT: Tensor) -> Tensor:
-    """`x_t = term_t + factor_t * x_{t+1}` from the right, 0 behind the last column, shape (N, T).
+def _backward(term_RT: Tensor, factor_RT: Tensor) -> Tensor:
+    """`x_t = term_t + factor_t * x_{t+1}` from the right, 0 behind the last column, shape (R, T).
 
     By doubling: after k rounds x_t holds the terms of 2^k columns, so that T columns take log2(T) tensor operations
     instead of T (ten launches on a GPU for 1024 tokens). Factors in [0, 1] keep it stable.
     """
-    reach, T = 1, term_NT.shape[1]
+    reach, T = 1, term_RT.shape[1]
     while reach < T:
         pad = (0, reach)
-        term_NT = term_NT + factor_NT * torch.nn.functional.pad(term_NT[:, reach:], pad)
-        factor_NT = factor_NT * torch.nn.functional.pad(factor_NT[:, reach:], pad)
+        term_RT = term_RT + factor_RT * torch.nn.functional.pad(term_RT[:, reach:], pad)
+        factor_RT = factor_RT * torch.nn.functional.pad(factor_RT[:, reach:], pad)
         reach *= 2
-    return term_NT
+    return term_RT

@@ -4,7 +4,7 @@ An `Algorithm` holds names and numbers only, so that `dataclasses.asdict` of it 
 `Algorithm(**that)` comes back. The modules `advantages`, `objectives` and `kl` have the arithmetic, `registry` the
 algorithms themselves and what is registered here.
 
-Shape suffixes: P prompts, G samples of each, N = P * G rows (those of prompt i are i*G .. i*G + G - 1), T tokens.
+Shape suffixes: P prompts, G samples of each, R = P * G rows (those of prompt i are i*G .. i*G + G - 1), T tokens.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ KLPlace = Literal["loss", "reward"]
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """Everything that an advantage may look at: the N rows of a *whole* batch, all ranks' rows together.
+    """Everything that an advantage may look at: the R rows of a *whole* batch, all ranks' rows together.
 
     Raises `DataError` for shapes that do not fit.
     """
 
-    reward_N: Tensor
+    reward_R: Tensor
     """float32, the judge's reward after shaping."""
     group_size: int
     """G; the rows of a group are contiguous."""
-    acts_NT: Tensor
+    acts_RT: Tensor
     """bool: the decisions, a subset of the completion's tokens; False in the padding."""
-    duration_NT: Tensor
+    duration_RT: Tensor
     """float32: tokens that the decision at t covers, itself and those up to the next decision; 0 elsewhere."""
-    kl_NT: Tensor | None = None
+    kl_RT: Tensor | None = None
     """Per-token KL estimate to the reference in nats, where the KL goes into the reward; read at decisions only."""
-    value_NT: Tensor | None = None
+    value_RT: Tensor | None = None
     """The value head's estimate before each token, for algorithms with `needs_value`; read at decisions only."""
 
     def __post_init__(self) -> None:
-        shape = self.acts_NT.shape
-        if self.acts_NT.dtype != torch.bool or len(shape) != 2:
-            raise DataError(f"acts of shape {tuple(shape)} and {self.acts_NT.dtype}: give a bool mask, (rows, tokens)")
-        if self.reward_N.shape != shape[:1] or self.group_size < 1 or len(self.reward_N) % self.group_size:
+        shape = self.acts_RT.shape
+        if self.acts_RT.dtype != torch.bool or len(shape) != 2:
+            raise DataError(f"acts of shape {tuple(shape)} and {self.acts_RT.dtype}: give a bool mask, (rows, tokens)")
+        if self.reward_R.shape != shape[:1] or self.group_size < 1 or len(self.reward_R) % self.group_size:
             raise DataError(
-                f"rewards of shape {tuple(self.reward_N.shape)} for {shape[0]} rows in groups of {self.group_size}: "
+                f"rewards of shape {tuple(self.reward_R.shape)} for {shape[0]} rows in groups of {self.group_size}: "
                 "give one reward per row and whole groups"
             )
-        for name, tensor in [("durations", self.duration_NT), ("KL", self.kl_NT), ("values", self.value_NT)]:
+        for name, tensor in [("durations", self.duration_RT), ("KL", self.kl_RT), ("values", self.value_RT)]:
             if tensor is not None and tensor.shape != shape:
                 raise DataError(f"{name} of shape {tuple(tensor.shape)} beside acts of shape {tuple(shape)}")
-        if bool(((self.duration_NT < 1) == self.acts_NT).any()) or bool(self.duration_NT[~self.acts_NT].any()):
+        if bool(((self.duration_RT < 1) == self.acts_RT).any()) or bool(self.duration_RT[~self.acts_RT].any()):
             raise DataError("durations do not fit the acts: give at least 1 at every decision and 0 elsewhere")
 
 
@@ -175,52 +175,52 @@ class Algorithm:
         return self.kl_coefficient > 0
 
     def advantages(self, batch: RolloutBatch) -> Tensor:
-        """Advantages of the decisions, float32, shape (N, T), 0 outside `batch.acts_NT`.
+        """Advantages of the decisions, float32, shape (R, T), 0 outside `batch.acts_RT`.
 
         Groups, and the whole batch where an advantage is normalised over it, have to be complete: with several ranks,
         gather the rewards (and values, KL) and call it on every rank with all rows.
 
         Raises `DataError` where the batch lacks the values or the KL that the algorithm needs.
         """
-        if self.needs_value and batch.value_NT is None:
+        if self.needs_value and batch.value_RT is None:
             raise DataError(f"algorithm {self.name!r} needs a value head: the batch has no values")
-        advantage_NT = _ADVANTAGES[self.advantage].function(batch, self)
-        if advantage_NT.shape != batch.acts_NT.shape:
+        advantage_RT = _ADVANTAGES[self.advantage].function(batch, self)
+        if advantage_RT.shape != batch.acts_RT.shape:
             raise DataError(
-                f"advantage {self.advantage!r} returned shape {tuple(advantage_NT.shape)}: return one number per "
-                f"token, {tuple(batch.acts_NT.shape)}"
+                f"advantage {self.advantage!r} returned shape {tuple(advantage_RT.shape)}: return one number per "
+                f"token, {tuple(batch.acts_RT.shape)}"
             )
-        return torch.where(batch.acts_NT, advantage_NT, 0.0)
+        return torch.where(batch.acts_RT, advantage_RT, 0.0)
 
-    def returns(self, batch: RolloutBatch, advantage_NT: Tensor) -> Tensor:
-        """Targets of the value head: GAE's lambda-returns, float32, shape (N, T), 0 outside `batch.acts_NT`.
+    def returns(self, batch: RolloutBatch, advantage_RT: Tensor) -> Tensor:
+        """Targets of the value head: GAE's lambda-returns, float32, shape (R, T), 0 outside `batch.acts_RT`.
 
-        Where the advantage is plain "gae", they are `advantage_NT + value_NT`. Other advantages, normalised ones or
+        Where the advantage is plain "gae", they are `advantage_RT + value_RT`. Other advantages, normalised ones or
         your own, do not add up to returns, and GAE is computed for the purpose.
         """
-        if batch.value_NT is None:
+        if batch.value_RT is None:
             raise DataError(
                 f"algorithm {self.name!r}: returns are targets of a value head, and the batch has no values"
             )
         if self.advantage != "gae":
-            advantage_NT = gae_of(batch, self)
-        return torch.where(batch.acts_NT, advantage_NT + batch.value_NT, 0.0)
+            advantage_RT = gae_of(batch, self)
+        return torch.where(batch.acts_RT, advantage_RT + batch.value_RT, 0.0)
 
     def token_losses(
-        self, logp_NT: Tensor, old_logp_NT: Tensor, advantage_NT: Tensor, acts_NT: Tensor
+        self, logp_RT: Tensor, old_logp_RT: Tensor, advantage_RT: Tensor, acts_RT: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The policy loss of each decision, not yet reduced, and whether a bound took hold there; both (N, T).
+        """The policy loss of each decision, not yet reduced, and whether a bound took hold there; both (R, T).
 
-        The loss is 0 and the flag False outside `acts_NT`. Multiply by `token_weights` and sum.
+        The loss is 0 and the flag False outside `acts_RT`. Multiply by `token_weights` and sum.
         """
-        loss_NT, clipped_NT = _OBJECTIVES[self.objective](logp_NT, old_logp_NT, advantage_NT, acts_NT, self)
-        return torch.where(acts_NT, loss_NT, 0.0), clipped_NT & acts_NT
+        loss_RT, clipped_RT = _OBJECTIVES[self.objective](logp_RT, old_logp_RT, advantage_RT, acts_RT, self)
+        return torch.where(acts_RT, loss_RT, 0.0), clipped_RT & acts_RT
 
 
 AdvantageFunction = Callable[[RolloutBatch, Algorithm], Tensor]
-"""From a batch to (N, T) advantages; what stands outside the decisions is not read."""
+"""From a batch to (R, T) advantages; what stands outside the decisions is not read."""
 ObjectiveFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Algorithm], tuple[Tensor, Tensor]]
-"""From `(logp_NT, old_logp_NT, advantage_NT, acts_NT, algorithm)` to `(loss_NT, clipped_NT)`."""
+"""From `(logp_RT, old_logp_RT, advantage_RT, acts_RT, algorithm)` to `(loss_RT, clipped_RT)`."""
 
 
 @dataclass(frozen=True)
@@ -248,16 +248,16 @@ _MAY_BE_NONE = ("dual_clip", "off_policy_cap", "value_clip")
 
 
 def token_weights(
-    acts_NT: Tensor, aggregation: Aggregation, *, num_decisions: int, num_rows: int, max_new_tokens: int
+    acts_RT: Tensor, aggregation: Aggregation, *, num_decisions: int, num_rows: int, max_new_tokens: int
 ) -> Tensor:
-    """Weights with which `(weights * loss_NT).sum()` is the batch's loss; float32, (N, T), 0 outside `acts_NT`.
+    """Weights with which `(weights * loss_RT).sum()` is the batch's loss; float32, (R, T), 0 outside `acts_RT`.
 
         "token"      1 / num_decisions                     mean over decisions: DAPO (arXiv 2503.14476, equation 8)
         "sequence"   1 / (num_rows * the row's decisions)  mean of the rows' means: GRPO (arXiv 2402.03300, equation 3)
         "length"     1 / (num_rows * max_new_tokens)       sum over a constant: Dr. GRPO (arXiv 2503.20783)
 
     Args:
-        acts_NT: bool, the decisions of the rows at hand, which may be a part of the batch.
+        acts_RT: bool, the decisions of the rows at hand, which may be a part of the batch.
         aggregation: one of the three.
         num_decisions: of the *whole* batch, over all micro-batches and ranks, so that their losses simply add up.
         num_rows: likewise. A row without any decision counts here and adds nothing.
@@ -266,34 +266,34 @@ def token_weights(
     Ranks whose gradients are averaged (DDP does) multiply their loss by the number of ranks.
     """
     check_known("aggregation", aggregation, get_args(Aggregation))
-    weights_NT = acts_NT.float()
+    weights_RT = acts_RT.float()
     if aggregation == "token":
-        return weights_NT / max(1, num_decisions)
+        return weights_RT / max(1, num_decisions)
     if aggregation == "length":
-        return weights_NT / (num_rows * max_new_tokens)
-    return weights_NT / (weights_NT.sum(1, keepdim=True).clamp(min=1.0) * num_rows)
+        return weights_RT / (num_rows * max_new_tokens)
+    return weights_RT / (weights_RT.sum(1, keepdim=True).clamp(min=1.0) * num_rows)
 
 
 def row_rewards(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    """One reward per row, shape (N,): the judge's, less the KL summed over the decisions where it has that place."""
-    penalty_NT = _kl_penalty(batch, algorithm)
-    return batch.reward_N if penalty_NT is None else batch.reward_N - penalty_NT.sum(1)
+    """One reward per row, shape (R,): the judge's, less the KL summed over the decisions where it has that place."""
+    penalty_RT = _kl_penalty(batch, algorithm)
+    return batch.reward_R if penalty_RT is None else batch.reward_R - penalty_RT.sum(1)
 
 
 def decision_rewards(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    """What each decision earns, shape (N, T); see `ra3gym.agents.rlvr.algorithms.advantages.decision_rewards`."""
+    """What each decision earns, shape (R, T); see `ra3gym.agents.rlvr.algorithms.advantages.decision_rewards`."""
     return advantages.decision_rewards(
-        batch.reward_N, batch.duration_NT, batch.acts_NT, algorithm.gamma, _kl_penalty(batch, algorithm)
+        batch.reward_R, batch.duration_RT, batch.acts_RT, algorithm.gamma, _kl_penalty(batch, algorithm)
     )
 
 
 def gae_of(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    """GAE of a batch with values, shape (N, T)."""
-    if batch.value_NT is None:
+    """GAE of a batch with values, shape (R, T)."""
+    if batch.value_RT is None:
         raise DataError(f"algorithm {algorithm.name!r}: GAE needs the values of a value head, and the batch has none")
-    reward_NT = decision_rewards(batch, algorithm)
+    reward_RT = decision_rewards(batch, algorithm)
     return advantages.gae(
-        reward_NT, batch.value_NT, batch.duration_NT, batch.acts_NT, gamma=algorithm.gamma, lam=algorithm.lam
+        reward_RT, batch.value_RT, batch.duration_RT, batch.acts_RT, gamma=algorithm.gamma, lam=algorithm.lam
     )
 
 
@@ -301,9 +301,9 @@ def _kl_penalty(batch: RolloutBatch, algorithm: Algorithm) -> Tensor | None:
     """The coefficient times the KL at decisions, where the KL goes into the reward."""
     if algorithm.kl_coefficient == 0 or algorithm.kl_place != "reward":
         return None
-    if batch.kl_NT is None:
+    if batch.kl_RT is None:
         raise DataError(f"algorithm {algorithm.name!r} takes the KL off the reward: the batch has no KL")
-    return algorithm.kl_coefficient * torch.where(batch.acts_NT, batch.kl_NT, 0.0)
+    return algorithm.kl_coefficient * torch.where(batch.acts_RT, batch.kl_RT, 0.0)
 
 
 _ADVANTAGES: dict[str, _Advantage] = {}
@@ -311,17 +311,17 @@ _OBJECTIVES: dict[str, ObjectiveFunction] = {}
 
 
 def register_advantage(name: str, function: AdvantageFunction, *, needs_value: bool = False) -> None:
-    """Make `function(batch, algorithm) -> (N, T)` available as an algorithm's `advantage`; replaces one of that name.
+    """Make `function(batch, algorithm) -> (R, T)` available as an algorithm's `advantage`; replaces one of that name.
 
-    With `needs_value` a value head is trained, and `batch.value_NT` is there.
+    With `needs_value` a value head is trained, and `batch.value_RT` is there.
     """
     _ADVANTAGES[name] = _Advantage(function, needs_value)
 
 
 def register_objective(name: str, function: ObjectiveFunction) -> None:
-    """Make `function(logp_NT, old_logp_NT, advantage_NT, acts_NT, algorithm)` available as an algorithm's `objective`.
+    """Make `function(logp_RT, old_logp_RT, advantage_RT, acts_RT, algorithm)` available as an algorithm's `objective`.
 
-    It returns `(loss_NT, clipped_NT)`: the loss per token, not reduced, and a bool mask for the statistics. One of that
+    It returns `(loss_RT, clipped_RT)`: the loss per token, not reduced, and a bool mask for the statistics. One of that
     name is replaced.
     """
     _OBJECTIVES[name] = function

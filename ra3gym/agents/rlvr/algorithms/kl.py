@@ -42,32 +42,32 @@ KLEstimator = Literal["k1", "k2", "k3"]
 """Names of the estimators; see the module's page for what they estimate and for their gradients."""
 
 
-def kl_k1(logp_NT: Tensor, ref_logp_NT: Tensor) -> Tensor:
+def kl_k1(logp_RT: Tensor, ref_logp_RT: Tensor) -> Tensor:
     """`log pi - log ref` in nats: the estimate for the reward. As a loss its expected gradient is 0."""
-    return logp_NT - ref_logp_NT
+    return logp_RT - ref_logp_RT
 
 
-def kl_k2(logp_NT: Tensor, ref_logp_NT: Tensor) -> Tensor:
+def kl_k2(logp_RT: Tensor, ref_logp_RT: Tensor) -> Tensor:
     """`(log pi - log ref)^2 / 2` in nats: as a loss it has the gradient of KL(pi || ref), on-policy."""
-    return 0.5 * (logp_NT - ref_logp_NT).square()
+    return 0.5 * (logp_RT - ref_logp_RT).square()
 
 
-def kl_k3(logp_NT: Tensor, ref_logp_NT: Tensor) -> Tensor:
+def kl_k3(logp_RT: Tensor, ref_logp_RT: Tensor) -> Tensor:
     """`ref/pi - 1 - log(ref/pi)` in nats, GRPO's (arXiv 2402.03300, equation 4)."""
-    log_ratio_NT = ref_logp_NT - logp_NT
+    log_ratio_RT = ref_logp_RT - logp_RT
     # expm1 keeps the digits that exp(x) - 1 loses where policy and reference are close.
-    return torch.expm1(log_ratio_NT) - log_ratio_NT
+    return torch.expm1(log_ratio_RT) - log_ratio_RT
 
 
 _ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
-def kl_estimate(logp_NT: Tensor, ref_logp_NT: Tensor, estimator: KLEstimator) -> Tensor:
-    """Elementwise KL estimate from policy to reference, in nats; differentiable in `logp_NT`.
+def kl_estimate(logp_RT: Tensor, ref_logp_RT: Tensor, estimator: KLEstimator) -> Tensor:
+    """Elementwise KL estimate from policy to reference, in nats; differentiable in `logp_RT`.
 
     Args:
-        logp_NT: log-probabilities of the sampled tokens under the policy; finite, the padding included.
-        ref_logp_NT: the same under the reference, at the same temperature.
+        logp_RT: log-probabilities of the sampled tokens under the policy; finite, the padding included.
+        ref_logp_RT: the same under the reference, at the same temperature.
         estimator: "k1", "k2" or "k3".
 
     Raises:
@@ -76,9 +76,9 @@ def kl_estimate(logp_NT: Tensor, ref_logp_NT: Tensor, estimator: KLEstimator) ->
     """
     if estimator not in _ESTIMATORS:
         raise UnknownNameError("KL estimator", estimator, _ESTIMATORS)
-    if logp_NT.shape != ref_logp_NT.shape:
+    if logp_RT.shape != ref_logp_RT.shape:
         raise DataError(
-            f"log-probabilities of shape {tuple(logp_NT.shape)} and the reference's {tuple(ref_logp_NT.shape)}: give "
+            f"log-probabilities of shape {tuple(logp_RT.shape)} and the reference's {tuple(ref_logp_RT.shape)}: give "
             "one of each per token"
         )
-    return _ESTIMATORS[estimator](logp_NT, ref_logp_NT)
+    return _ESTIMATORS[estimator](logp_RT, ref_logp_RT)

@@ -91,42 +91,42 @@ def algorithm(name_or_algorithm: str | Algorithm, **changes: Any) -> Algorithm:
     return replace(found, **changes)
 
 
-def _over_the_row(advantage_N: Tensor, batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    return advantages.discount_to_end(advantage_N, batch.duration_NT, batch.acts_NT, algorithm.gamma)
+def _over_the_row(advantage_R: Tensor, batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
+    return advantages.discount_to_end(advantage_R, batch.duration_RT, batch.acts_RT, algorithm.gamma)
 
 
 def _group_standardised(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    advantage_N = advantages.group_standardised(row_rewards(batch, algorithm), batch.group_size)
-    return _over_the_row(advantage_N, batch, algorithm)
+    advantage_R = advantages.group_standardised(row_rewards(batch, algorithm), batch.group_size)
+    return _over_the_row(advantage_R, batch, algorithm)
 
 
 def _group_centred(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    advantage_N = advantages.group_centred(row_rewards(batch, algorithm), batch.group_size)
-    return _over_the_row(advantage_N, batch, algorithm)
+    advantage_R = advantages.group_centred(row_rewards(batch, algorithm), batch.group_size)
+    return _over_the_row(advantage_R, batch, algorithm)
 
 
 def _leave_one_out(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    advantage_N = advantages.leave_one_out(row_rewards(batch, algorithm), batch.group_size)
-    return _over_the_row(advantage_N, batch, algorithm)
+    advantage_R = advantages.leave_one_out(row_rewards(batch, algorithm), batch.group_size)
+    return _over_the_row(advantage_R, batch, algorithm)
 
 
 def _return(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    reward_NT = decision_rewards(batch, algorithm)
-    return advantages.returns_to_go(reward_NT, batch.duration_NT, batch.acts_NT, algorithm.gamma)
+    reward_RT = decision_rewards(batch, algorithm)
+    return advantages.returns_to_go(reward_RT, batch.duration_RT, batch.acts_RT, algorithm.gamma)
 
 
 def _batch_normalised(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    return advantages.batch_normalised(_return(batch, algorithm), batch.acts_NT)
+    return advantages.batch_normalised(_return(batch, algorithm), batch.acts_RT)
 
 
 def _group_batch_normalised(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
     # The baseline is of the judge's reward; a KL in the reward stays with the decisions.
-    centred_N = advantages.group_centred(batch.reward_N, batch.group_size)
-    return _batch_normalised(replace(batch, reward_N=centred_N), algorithm)
+    centred_R = advantages.group_centred(batch.reward_R, batch.group_size)
+    return _batch_normalised(replace(batch, reward_R=centred_R), algorithm)
 
 
 def _gae_normalised(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    return advantages.batch_normalised(gae_of(batch, algorithm), batch.acts_NT)
+    return advantages.batch_normalised(gae_of(batch, algorithm), batch.acts_RT)
 
 
 register_advantage("group_standardised", _group_standardised)
@@ -140,19 +140,19 @@ register_advantage("gae_normalised", _gae_normalised, needs_value=True)
 
 
 def _policy_gradient(
-    logp_NT: Tensor, old_logp_NT: Tensor, advantage_NT: Tensor, acts_NT: Tensor, algorithm: Algorithm
+    logp_RT: Tensor, old_logp_RT: Tensor, advantage_RT: Tensor, acts_RT: Tensor, algorithm: Algorithm
 ) -> tuple[Tensor, Tensor]:
-    return objectives.policy_gradient(logp_NT, advantage_NT, acts_NT)
+    return objectives.policy_gradient(logp_RT, advantage_RT, acts_RT)
 
 
 def _ppo_clip(
-    logp_NT: Tensor, old_logp_NT: Tensor, advantage_NT: Tensor, acts_NT: Tensor, algorithm: Algorithm
+    logp_RT: Tensor, old_logp_RT: Tensor, advantage_RT: Tensor, acts_RT: Tensor, algorithm: Algorithm
 ) -> tuple[Tensor, Tensor]:
     return objectives.ppo_clip(
-        logp_NT,
-        old_logp_NT,
-        advantage_NT,
-        acts_NT,
+        logp_RT,
+        old_logp_RT,
+        advantage_RT,
+        acts_RT,
         clip_low=algorithm.clip_low,
         clip_high=algorithm.clip_high,
         dual_clip=algorithm.dual_clip,
@@ -160,17 +160,17 @@ def _ppo_clip(
 
 
 def _gspo(
-    logp_NT: Tensor, old_logp_NT: Tensor, advantage_NT: Tensor, acts_NT: Tensor, algorithm: Algorithm
+    logp_RT: Tensor, old_logp_RT: Tensor, advantage_RT: Tensor, acts_RT: Tensor, algorithm: Algorithm
 ) -> tuple[Tensor, Tensor]:
     low, high = algorithm.clip_low, algorithm.clip_high
-    return objectives.gspo(logp_NT, old_logp_NT, advantage_NT, acts_NT, clip_low=low, clip_high=high)
+    return objectives.gspo(logp_RT, old_logp_RT, advantage_RT, acts_RT, clip_low=low, clip_high=high)
 
 
 def _cispo(
-    logp_NT: Tensor, old_logp_NT: Tensor, advantage_NT: Tensor, acts_NT: Tensor, algorithm: Algorithm
+    logp_RT: Tensor, old_logp_RT: Tensor, advantage_RT: Tensor, acts_RT: Tensor, algorithm: Algorithm
 ) -> tuple[Tensor, Tensor]:
     low, high = algorithm.clip_low, algorithm.clip_high
-    return objectives.cispo(logp_NT, old_logp_NT, advantage_NT, acts_NT, clip_low=low, clip_high=high)
+    return objectives.cispo(logp_RT, old_logp_RT, advantage_RT, acts_RT, clip_low=low, clip_high=high)
 
 
 register_objective("policy_gradient", _policy_gradient)

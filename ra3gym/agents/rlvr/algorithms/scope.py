@@ -13,7 +13,7 @@ context to it. A decision lasts until the next one: its duration, in tokens, is 
 Lines are told apart by their text: a line whose first visible character is `#` is a comment, inside a string of several
 lines too.
 
-Shape suffixes: N rows, T tokens.
+Shape suffixes: R rows, T tokens.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def scope_names() -> tuple[str, ...]:
 class Marks:
     """A batch's decisions, rows padded with zeros."""
 
-    acts_NT: Tensor
+    acts_RT: Tensor
     """bool; true at decisions."""
-    weight_NT: Tensor
+    weight_RT: Tensor
     """float32; what a decision's loss is multiplied by, 0 elsewhere."""
-    duration_NT: Tensor
+    duration_RT: Tensor
     """float32; tokens from a decision to the next one, or to the end; 0 elsewhere. What a row has ahead of its first
     decision counts to none."""
 
@@ -116,21 +116,21 @@ class Scope:
     def mark(self, completions: Sequence[Sequence[int]]) -> Marks:
         """The decisions among these completions' tokens; T is the longest length."""
         shape = len(completions), max(map(len, completions), default=0)
-        acts_NT, weight_NT, duration_NT = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape), torch.zeros(shape)
+        acts_RT, weight_RT, duration_RT = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape), torch.zeros(shape)
         for row, ids in enumerate(completions):
             if self._plain:
-                acts_NT[row, : len(ids)] = True
-                weight_NT[row, : len(ids)] = duration_NT[row, : len(ids)] = 1.0
+                acts_RT[row, : len(ids)] = True
+                weight_RT[row, : len(ids)] = duration_RT[row, : len(ids)] = 1.0
                 continue
             kinds = self.kinds(ids)
             acts = self._rule(kinds)
             weights = [self._weight(kinds, t) for t in range(len(ids))]
             at = [t for t, decides in enumerate(acts) if decides and weights[t] > 0]
-            acts_NT[row, at] = True
-            weight_NT[row, at] = torch.tensor([weights[t] for t in at])
+            acts_RT[row, at] = True
+            weight_RT[row, at] = torch.tensor([weights[t] for t in at])
             lasts = np.diff([*at, len(ids)])[: len(at)]
-            duration_NT[row, at] = torch.from_numpy(lasts).float()
-        return Marks(acts_NT, weight_NT, duration_NT)
+            duration_RT[row, at] = torch.from_numpy(lasts).float()
+        return Marks(acts_RT, weight_RT, duration_RT)
 
     def kinds(self, ids: Sequence[int]) -> TokenKinds:
         """What each token of a completion is. The completion is taken to begin on a line of its own."""

@@ -91,9 +91,9 @@ class Collector:
         tasks = [self._tasks[index] for index in chosen]
         model, tokenizer = self._loaded.model, self._loaded.tokenizer
         rollouts = roll_out(self._sampler, tokenizer, model, tasks, seeds, self._reward, self._settings)
-        punishment_N = soft_overlong_punishment(
+        punishment_R = soft_overlong_punishment(
             torch.tensor([len(ids) for ids in rollouts.completions]),
             max_new_tokens=self._config.max_new_tokens,
             buffer=self._algorithm.overlong_buffer,
         )
-        return replace(rollouts, reward_N=rollouts.reward_N + punishment_N)
+        return replace(rollouts, reward_R=rollouts.reward_R + punishment_R)

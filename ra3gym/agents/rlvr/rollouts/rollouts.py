@@ -38,15 +38,15 @@ class Rollouts:
     """P token id lists."""
     completions: list[list[int]]
     """N token id lists, the token that ended them included."""
-    logp_NT: Tensor
+    logp_RT: Tensor
     """float32, nats, on the CPU: what the sampler gave each token; 0 behind the end."""
     texts: list[str]
     """Latents included, the end of text removed."""
-    reward_N: Tensor
+    reward_R: Tensor
     """float32."""
-    passed_N: Tensor
+    passed_R: Tensor
     """bool."""
-    finished_N: Tensor
+    finished_R: Tensor
     """bool; false where `max_new_tokens` cut the completion off."""
 
     @property
@@ -57,7 +57,7 @@ class Rollouts:
     @property
     def informative(self) -> list[int]:
         """The tasks whose programs were not all rewarded alike."""
-        reward_PG = self.reward_N.view(-1, self.group_size)
+        reward_PG = self.reward_R.view(-1, self.group_size)
         return [int(index) for index in (reward_PG != reward_PG[:, :1]).any(1).nonzero()[:, 0]]
 
     def group(self, index: int) -> slice:
@@ -72,11 +72,11 @@ class Rollouts:
             self.group_size,
             [self.prompts[index] for index in groups],
             [self.completions[row] for row in rows],
-            self.logp_NT[rows],
+            self.logp_RT[rows],
             [self.texts[row] for row in rows],
-            self.reward_N[rows],
-            self.passed_N[rows],
-            self.finished_N[rows],
+            self.reward_R[rows],
+            self.passed_R[rows],
+            self.finished_R[rows],
         )
 
     @classmethod
@@ -85,7 +85,7 @@ class Rollouts:
         first, parts = parts[0], [part for part in parts if part.tasks]
         if not parts:
             return first
-        logp_rows = [row_T for part in parts for row_T in part.logp_NT]
+        logp_rows = [row_T for part in parts for row_T in part.logp_RT]
         return cls(
             tuple(task for part in parts for task in part.tasks),
             parts[0].group_size,
@@ -93,9 +93,9 @@ class Rollouts:
             [ids for part in parts for ids in part.completions],
             pad_sequence(logp_rows, batch_first=True),
             [text for part in parts for text in part.texts],
-            torch.cat([part.reward_N for part in parts]),
-            torch.cat([part.passed_N for part in parts]),
-            torch.cat([part.finished_N for part in parts]),
+            torch.cat([part.reward_R for part in parts]),
+            torch.cat([part.passed_R for part in parts]),
+            torch.cat([part.finished_R for part in parts]),
         )
 
 
@@ -156,11 +156,11 @@ def roll_out(
             group_size=group_size,
             prompts=samples.prompt_ids,
             completions=samples.completions(),
-            logp_NT=samples.logp_NT.float().cpu(),
+            logp_RT=samples.logp_RT.float().cpu(),
             texts=texts,
-            reward_N=torch.tensor([one.reward for one in found]),
-            passed_N=torch.tensor([one.passed for one in found]),
-            finished_N=samples.finished_N.cpu(),
+            reward_R=torch.tensor([one.reward for one in found]),
+            passed_R=torch.tensor([one.passed for one in found]),
+            finished_R=samples.finished_R.cpu(),
         )
         parts.append(part)
     return Rollouts.joined(parts)

@@ -19,7 +19,7 @@ class Sampler(Protocol):
     """Samples completions from the policy's current weights."""
 
     on_policy_logp: bool
-    """Whether `Samples.logp_NT` is what the trainer would compute; else it computes its own and weighs the two."""
+    """Whether `Samples.logp_RT` is what the trainer would compute; else it computes its own and weighs the two."""
 
     def update(self, model: Any) -> None:
         """Sample from these weights from now on; called ahead of the first sample and after each optimiser step."""

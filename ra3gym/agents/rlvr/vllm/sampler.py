@@ -6,7 +6,7 @@ tokens that it samples must be the policy's own.
 The server samples by other kernels, mostly in bfloat16, so its log-probabilities are near the trainer's and not equal
 to them: `on_policy_logp` is false, and the trainer weighs the difference (truncated importance sampling).
 
-Shape suffixes: P prompts, G samples of each (`group_size`), N = P * G rows, T new tokens, V vocabulary.
+Shape suffixes: P prompts, G samples of each (`group_size`), R = P * G rows, T new tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -264,11 +264,11 @@ def _logp_gap(model: Any, probes: Sequence[CompletionRequest], rows: Sequence[Ro
     model.eval()
     try:
         with torch.no_grad():
-            ours_N1, _ = completion_logprobs(model, prompts, [row.tokens for row in rows])
+            ours_R1, _ = completion_logprobs(model, prompts, [row.tokens for row in rows])
     finally:
         model.train(was_training)
-    theirs_N1 = torch.tensor([row.logp for row in rows], device=ours_N1.device)
-    return float((ours_N1 - theirs_N1).abs().mean())
+    theirs_R1 = torch.tensor([row.logp for row in rows], device=ours_R1.device)
+    return float((ours_R1 - theirs_R1).abs().mean())
 
 
 def _seeds(generator: torch.Generator | Sequence[torch.Generator], count: int) -> list[int]:
@@ -294,10 +294,10 @@ def _allowed_ids(allowed_mask_V: Tensor, vocab_size: int) -> list[int] | None:
 
 
 def _samples(prompts: list[list[int]], rows: Sequence[Row], pad_id: int, device: torch.device) -> Samples:
-    lengths_N1 = torch.tensor([[len(row.tokens)] for row in rows])
-    longest = int(lengths_N1.max())
-    tokens_NT = torch.tensor([row.tokens + [pad_id] * (longest - len(row.tokens)) for row in rows])
-    logp_NT = torch.tensor([row.logp + [0.0] * (longest - len(row.logp)) for row in rows])
-    mask_NT = torch.arange(longest) < lengths_N1
-    finished_N = torch.tensor([row.finished for row in rows])
-    return Samples(prompts, tokens_NT.to(device), logp_NT.to(device), mask_NT.to(device), finished_N.to(device))
+    lengths_R1 = torch.tensor([[len(row.tokens)] for row in rows])
+    longest = int(lengths_R1.max())
+    tokens_RT = torch.tensor([row.tokens + [pad_id] * (longest - len(row.tokens)) for row in rows])
+    logp_RT = torch.tensor([row.logp + [0.0] * (longest - len(row.logp)) for row in rows])
+    mask_RT = torch.arange(longest) < lengths_R1
+    finished_R = torch.tensor([row.finished for row in rows])
+    return Samples(prompts, tokens_RT.to(device), logp_RT.to(device), mask_RT.to(device), finished_R.to(device))

@@ -138,7 +138,7 @@ def test_impossible_latents_get_nothing(name: str) -> None:
     lines = np.arange(len(problem.chain.row_N))
     log_q_BK = posterior.log_probs(lines, np.where(np.isin(lines, problem.chain.offsets), NO_LATENT, 0))
     np.testing.assert_allclose(np.exp(log_q_BK).sum(axis=1), 1.0)
-    assert np.isneginf(log_q_BK[np.isneginf(problem.chain.log_emission_RK)]).all()
+    assert np.isneginf(log_q_BK[np.isneginf(problem.chain.log_emission_UK)]).all()
     assert np.isfinite(elbo_gap(problem, posterior, rng))
 
 
@@ -154,7 +154,7 @@ def test_conditioning_keeps_the_posterior(seed: int, offset: float, impossible: 
     lines, previous = np.arange(6), np.array([NO_LATENT, 1, NO_LATENT, 0, 2, 1])
     exact = ExactAgent().fit(problem, rng).log_probs(lines, previous)
     np.testing.assert_allclose(ExactAgent().fit(easier, rng).log_probs(lines, previous), exact, atol=1e-9)
-    centred = np.exp(easier.chain.log_emission_RK).mean(axis=1)
+    centred = np.exp(easier.chain.log_emission_UK).mean(axis=1)
     np.testing.assert_allclose(centred, 1.0)
     np.testing.assert_allclose(easier.feature_NF.mean(axis=0), 0.0, atol=1e-5)
 
@@ -162,7 +162,7 @@ def test_conditioning_keeps_the_posterior(seed: int, offset: float, impossible: 
 def test_the_floor_raises_what_is_unlikely_and_leaves_the_impossible() -> None:
     rows = np.log(np.array([[1.0, 1e-30, 0.0, 1.0]]), where=[[True, True, False, True]], out=np.full((1, 4), -np.inf))
     problem = problem_from_chain(LatentChain.under(StickyPrior(0.6, 4), [rows]))
-    found = conditioned(problem, floor=-20.0).chain.log_emission_RK
+    found = conditioned(problem, floor=-20.0).chain.log_emission_UK
     np.testing.assert_allclose(found, [[np.log(2.0), -20.0, -np.inf, np.log(2.0)]])
 
 

@@ -58,7 +58,7 @@ def test_gap_of_uniform_is_what_the_temporal_elbo_says(problem: InferenceProblem
             [problem.log_priors(lines, np.where(np.arange(length) == 0, NO_LATENT, previous)) for previous in range(K)],
             axis=1,
         )
-        bound = temporal_elbo(problem.chain.log_emission_RK[lines], prior_TKK, np.full((length, K, K), 1.0 / K))
+        bound = temporal_elbo(problem.chain.log_emission_UK[lines], prior_TKK, np.full((length, K, K), 1.0 / K))
         expected += problem.log_evidence_M[m] - bound.total
     assert elbo_gap(problem, uniform, rng, samples=4000) == pytest.approx(expected / sum(LENGTHS), rel=0.02)
 
@@ -74,7 +74,7 @@ def test_viterbi_path_is_sampled_with_certainty_and_scored(problem: InferencePro
     prior_TKK = np.stack(
         [problem.log_priors(lines, np.where(lines == 0, NO_LATENT, previous)) for previous in range(K)], axis=1
     )
-    joint = path_log_joint(problem.chain.log_emission_RK[first], prior_TKK, latent_N[first])
+    joint = path_log_joint(problem.chain.log_emission_UK[first], prior_TKK, latent_N[first])
     assert found.log_joint_M[0] == pytest.approx(joint.total)
 
 

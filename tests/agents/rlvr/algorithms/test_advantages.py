@@ -50,7 +50,7 @@ def rewards_of_groups() -> st.SearchStrategy[tuple[Tensor, int]]:
 
 @st.composite
 def rows_of_decisions(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """(acts_NT, duration_NT) of rows of different lengths, padded; a row may have no decisions at all."""
+    """(acts_RT, duration_RT) of rows of different lengths, padded; a row may have no decisions at all."""
     lengths = draw(st.lists(st.integers(0, 9), min_size=1, max_size=4))
     T = max(*lengths, 1) + draw(st.integers(0, 3))
     acts, durations = torch.zeros(len(lengths), T, dtype=torch.bool), torch.zeros(len(lengths), T)
@@ -238,7 +238,7 @@ def test_pad_columns_change_nothing(drawn, columns, gamma) -> None:
     def every(acts: Tensor, duration: Tensor, reward: Tensor, value: Tensor) -> list[Tensor]:
         return [
             discount_to_end(row_reward, duration, acts, gamma),
-            decision_rewards(row_reward, duration, acts, gamma, penalty_NT=reward),
+            decision_rewards(row_reward, duration, acts, gamma, penalty_RT=reward),
             returns_to_go(reward, duration, acts, gamma),
             gae(reward, value, duration, acts, gamma=gamma, lam=0.9),
             batch_normalised(value, acts),

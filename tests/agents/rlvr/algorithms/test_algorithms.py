@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from ra3gym.agents.rlvr import algorithms as family
 from ra3gym.agents.rlvr.algorithms import advantages, composition
+from ra3gym.agents.rlvr.algorithms import registry as family
 from ra3gym.agents.rlvr.algorithms.registry import (
     Algorithm,
     RolloutBatch,
@@ -50,7 +50,7 @@ REWARD = torch.tensor([1.0, 0.0, 1.0, 0.5])
 
 
 def batch_of(reward: Tensor = REWARD, acts: Tensor = ACTS, **changes: Tensor) -> RolloutBatch:
-    return RolloutBatch(reward_N=reward, group_size=2, acts_NT=acts, duration_NT=acts.float(), **changes)
+    return RolloutBatch(reward_R=reward, group_size=2, acts_RT=acts, duration_RT=acts.float(), **changes)
 
 
 def rows(*numbers: float) -> Tensor:
@@ -103,20 +103,20 @@ def test_reinforce_plus_plus_by_hand() -> None:
     values = returns[ACTS]
     expected = torch.where(ACTS, (returns - values.mean()) / (values.std(correction=0) + 1e-4), 0.0)
     chosen = algorithm("reinforce++", kl_coefficient=0.1)
-    assert_close(chosen.advantages(batch_of(kl_NT=kl)), expected)
+    assert_close(chosen.advantages(batch_of(kl_RT=kl)), expected)
     # The variant with a baseline subtracts the group's mean reward first.
     centred = returns - rows(0.5, 0.5, 0.75, 0.75)
     values = centred[ACTS]
     expected = torch.where(ACTS, (centred - values.mean()) / (values.std(correction=0) + 1e-4), 0.0)
     chosen = algorithm("reinforce++_baseline", kl_coefficient=0.1, kl_place="reward", kl_estimator="k1")
-    assert_close(chosen.advantages(batch_of(kl_NT=kl)), expected)
+    assert_close(chosen.advantages(batch_of(kl_RT=kl)), expected)
 
 
 def test_kl_in_the_reward_of_whole_rows() -> None:
     """A row's decisions together pay for the row's KL."""
     kl = torch.tensor([[1.0, 2, 3], [4, 5, math.nan], [6, math.nan, math.nan], [0, 1, 0]])
     chosen = algorithm("rloo", kl_coefficient=0.1)
-    assert_close(chosen.advantages(batch_of(kl_NT=kl)), rows(1.3, -1.3, 0.0, 0.0), atol=1e-6, rtol=0)
+    assert_close(chosen.advantages(batch_of(kl_RT=kl)), rows(1.3, -1.3, 0.0, 0.0), atol=1e-6, rtol=0)
     with pytest.raises(DataError, match="the batch has no KL"):
         chosen.advantages(batch_of())
 
@@ -126,7 +126,7 @@ def test_ppo_by_hand() -> None:
     value = torch.tensor([[0.5, 0.25, 0.75], [0, 1, 9], [0.5, 9, 9], [0, 0, 0.5]])
     raw = torch.where(ACTS, REWARD[:, None] - value, 0.0)
     plain = algorithm("ppo", advantage="gae")
-    batch = batch_of(value_NT=value)
+    batch = batch_of(value_RT=value)
     assert_close(plain.advantages(batch), raw)
     found = algorithm("ppo").advantages(batch)
     assert_close(found, advantages.batch_normalised(raw, ACTS))
@@ -143,7 +143,7 @@ def test_returns_with_lambda() -> None:
     acts = torch.ones(2, 2, dtype=torch.bool)
     value = torch.tensor([[3.0, 0.5], [0.0, 0.0]])
     chosen = algorithm("ppo", gamma=0.5, lam=0.25)
-    batch = batch_of(torch.tensor([1.0, 0.0]), acts, value_NT=value)
+    batch = batch_of(torch.tensor([1.0, 0.0]), acts, value_RT=value)
     assert_close(
         chosen.returns(batch, chosen.advantages(batch)), torch.tensor([[0.5 * (0.75 * 0.5 + 0.25 * 1.0), 1.0], [0, 0]])
     )
@@ -153,14 +153,14 @@ def test_returns_with_lambda() -> None:
 def test_advantages_are_zero_outside_the_decisions_and_ignore_padding(name) -> None:
     chosen = algorithm(name, gamma=0.9)
     value = torch.linspace(0, 1, 12).view(4, 3)
-    found = chosen.advantages(batch_of(value_NT=value))
+    found = chosen.advantages(batch_of(value_RT=value))
     assert torch.equal(found[~ACTS], torch.zeros(3))
     assert found.dtype == torch.float32
 
     def wider(tensor: Tensor) -> Tensor:
         return torch.nn.functional.pad(tensor, (0, 4), value=False if tensor.dtype == torch.bool else math.nan)
 
-    padded = chosen.advantages(batch_of(acts=wider(ACTS), value_NT=wider(value)))
+    padded = chosen.advantages(batch_of(acts=wider(ACTS), value_RT=wider(value)))
     assert_close(padded[:, :3], found)
     assert torch.equal(padded[:, 3:], torch.zeros(4, 4))
 
@@ -176,8 +176,8 @@ def test_a_shift_of_all_rewards_changes_no_advantage_with_a_baseline(name, shift
 def test_order_of_groups_and_of_their_rows_goes_through(name) -> None:
     chosen, value = algorithm(name), torch.linspace(0, 1, 12).view(4, 3)
     order = torch.tensor([3, 2, 0, 1])  # the second group first, its rows swapped
-    found = chosen.advantages(batch_of(value_NT=value))
-    moved = chosen.advantages(batch_of(REWARD[order], ACTS[order], value_NT=value[order]))
+    found = chosen.advantages(batch_of(value_RT=value))
+    moved = chosen.advantages(batch_of(REWARD[order], ACTS[order], value_RT=value[order]))
     assert_close(moved, found[order])
 
 
@@ -254,8 +254,8 @@ def test_means_of_a_constant_loss(aggregation, seed) -> None:
 @pytest.mark.usefixtures("registries")
 def test_parts_and_algorithms_of_ones_own() -> None:
     def best_of_group(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-        best = batch.reward_N.view(-1, batch.group_size).amax(1, keepdim=True).expand(-1, batch.group_size).flatten()
-        return (batch.reward_N == best).float()[:, None].expand(batch.acts_NT.shape)
+        best = batch.reward_R.view(-1, batch.group_size).amax(1, keepdim=True).expand(-1, batch.group_size).flatten()
+        return (batch.reward_R == best).float()[:, None].expand(batch.acts_RT.shape)
 
     def squared(
         logp: Tensor, old: Tensor, advantage: Tensor, acts: Tensor, algorithm: Algorithm
@@ -268,7 +268,7 @@ def test_parts_and_algorithms_of_ones_own() -> None:
     assert algorithm_names()[-1] == "mine"
     mine = algorithm("mine")
     assert mine.needs_value
-    assert_close(mine.advantages(batch_of(value_NT=ACTS.float())), rows(1.0, 0.0, 1.0, 0.0))
+    assert_close(mine.advantages(batch_of(value_RT=ACTS.float())), rows(1.0, 0.0, 1.0, 0.0))
     loss, clipped = mine.token_losses(torch.full((4, 3), 2.0), torch.zeros(4, 3), rows(1, 1, 1, 1), ACTS)
     assert_close(loss, rows(2.0, 2.0, 2.0, 2.0))
     assert torch.equal(clipped, ACTS)
@@ -279,7 +279,7 @@ def test_parts_and_algorithms_of_ones_own() -> None:
 
 @pytest.mark.usefixtures("registries")
 def test_an_advantage_of_the_wrong_shape_is_named() -> None:
-    register_advantage("flat", lambda batch, algorithm: batch.reward_N)
+    register_advantage("flat", lambda batch, algorithm: batch.reward_R)
     with pytest.raises(DataError, match=r"advantage 'flat' returned shape \(4,\)"):
         algorithm("grpo", advantage="flat").advantages(batch_of())
 
@@ -345,14 +345,14 @@ def test_numbers_out_of_range(changes, message) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"acts_NT": ACTS.float()}, "give a bool mask"),
-        ({"reward_N": torch.zeros(3)}, r"rewards of shape \(3,\) for 4 rows"),
+        ({"acts_RT": ACTS.float()}, "give a bool mask"),
+        ({"reward_R": torch.zeros(3)}, r"rewards of shape \(3,\) for 4 rows"),
         ({"group_size": 3}, "in groups of 3"),
-        ({"duration_NT": torch.zeros(4, 2)}, r"durations of shape \(4, 2\)"),
-        ({"duration_NT": torch.ones(4, 3)}, "durations do not fit the acts"),
-        ({"duration_NT": torch.zeros(4, 3)}, "durations do not fit the acts"),
-        ({"kl_NT": torch.zeros(4, 2)}, r"KL of shape \(4, 2\)"),
-        ({"value_NT": torch.zeros(4)}, r"values of shape \(4,\)"),
+        ({"duration_RT": torch.zeros(4, 2)}, r"durations of shape \(4, 2\)"),
+        ({"duration_RT": torch.ones(4, 3)}, "durations do not fit the acts"),
+        ({"duration_RT": torch.zeros(4, 3)}, "durations do not fit the acts"),
+        ({"kl_RT": torch.zeros(4, 2)}, r"KL of shape \(4, 2\)"),
+        ({"value_RT": torch.zeros(4)}, r"values of shape \(4,\)"),
     ],
 )
 def test_batches_that_do_not_fit(changes, message) -> None:

@@ -127,10 +127,10 @@ def test_sampled_programs_end_there_and_are_graded_alike(loaded: lm.LoadedModel)
         lm.generate(loaded.model, prompts, generator=torch.Generator().manual_seed(0), stop=stop, **options)
         for stop in (None, FunctionEnd(tokenizer, tasks, 8))
     )
-    assert ended.finished_N.sum() > 4
+    assert ended.finished_R.sum() > 4
     for row, (long, short) in enumerate(zip(whole.completions(), ended.completions(), strict=True)):
         task = tasks[row // 8]
         texts = [lm.strip_latents(tokenizer.decode(ids)) for ids in (long, short)]
         assert long[: len(short)] == short
-        assert bool(ended.finished_N[row]) == (len(short) < len(long) or function_ended(task, texts[1]))
+        assert bool(ended.finished_R[row]) == (len(short) < len(long) or function_ended(task, texts[1]))
         assert cut_completion(task, texts[0]) == cut_completion(task, texts[1])

@@ -112,17 +112,17 @@ def test_tokens_and_logprobs_arrive_as_they_were_sampled(
     assert samples.prompt_ids == prompts
     assert samples.group_size == 4
     assert samples.completions() == [row.completions()[0] for row in rows]
-    assert samples.finished_N.tolist() == [bool(row.finished_N[0]) for row in rows]
+    assert samples.finished_R.tolist() == [bool(row.finished_R[0]) for row in rows]
     for row, alone in enumerate(rows):
-        length = alone.tokens_NT.shape[1]
-        assert torch.equal(samples.logp_NT[row, :length], alone.logp_NT[0])
-        assert not samples.logp_NT[row, length:].any()
-        assert set(samples.tokens_NT[row, length:].tolist()) <= {1}
-    logp_NT, mask_NT = lm.completion_logprobs(
+        length = alone.tokens_RT.shape[1]
+        assert torch.equal(samples.logp_RT[row, :length], alone.logp_RT[0])
+        assert not samples.logp_RT[row, length:].any()
+        assert set(samples.tokens_RT[row, length:].tolist()) <= {1}
+    logp_RT, mask_RT = lm.completion_logprobs(
         policy, [prompt for prompt in prompts for _ in range(4)], samples.completions(), temperature
     )
-    assert torch.equal(mask_NT, samples.mask_NT)
-    torch.testing.assert_close(logp_NT.detach(), samples.logp_NT, rtol=0, atol=1e-5)
+    assert torch.equal(mask_RT, samples.mask_RT)
+    torch.testing.assert_close(logp_RT.detach(), samples.logp_RT, rtol=0, atol=1e-5)
 
 
 def test_rows_end_where_the_built_in_sampler_ends_them(sampler: VLLMSampler) -> None:
@@ -131,9 +131,9 @@ def test_rows_end_where_the_built_in_sampler_ends_them(sampler: VLLMSampler) -> 
     assert any(9 in completion[:-1] for completion in completions), (
         "what ends the checkpoint's own texts ends none here"
     )
-    assert samples.tokens_NT.shape == (16, max(map(len, completions)))
-    assert 0 < int(samples.finished_N.sum()) < 16
-    for completion, finished in zip(completions, samples.finished_N.tolist(), strict=True):
+    assert samples.tokens_RT.shape == (16, max(map(len, completions)))
+    assert 0 < int(samples.finished_R.sum()) < 16
+    for completion, finished in zip(completions, samples.finished_R.tolist(), strict=True):
         assert (completion[-1] in END) == finished
         assert finished or len(completion) == 24
         assert not set(completion[:-1]) & set(END)
@@ -141,8 +141,8 @@ def test_rows_end_where_the_built_in_sampler_ends_them(sampler: VLLMSampler) -> 
 
 def test_the_generators_decide(sampler: VLLMSampler) -> None:
     first, again, other = sample(sampler), sample(sampler), sample(sampler, seed=4)
-    assert torch.equal(first.tokens_NT, again.tokens_NT)
-    assert torch.equal(first.logp_NT, again.logp_NT)
+    assert torch.equal(first.tokens_RT, again.tokens_RT)
+    assert torch.equal(first.logp_RT, again.logp_RT)
     assert first.completions() != other.completions()
     assert first.completions()[4:8] != first.completions()[12:], "equal prompts share a seed"
 
@@ -179,13 +179,13 @@ def test_a_stop_rule_ends_rows_where_generate_ends_them(sampler: VLLMSampler, se
         options: dict[str, Any] = {"generator": generator, "stop": Moved(theirs, row)}
         alone.append(lm.generate(policy, [prompt], max_new_tokens=24, eos_id=END, pad_id=1, **options))
     assert samples.completions() == [one.completions()[0] for one in alone]
-    assert samples.finished_N.tolist() == [bool(one.finished_N[0]) for one in alone]
+    assert samples.finished_R.tolist() == [bool(one.finished_R[0]) for one in alone]
     for row, one in enumerate(alone):
-        assert torch.equal(samples.logp_NT[row, : one.logp_NT.shape[1]], one.logp_NT[0])
+        assert torch.equal(samples.logp_RT[row, : one.logp_RT.shape[1]], one.logp_RT[0])
     assert ours.asked == theirs.asked
     stopped = [ids[-1] in ours.watched_ids and ids[-1] not in END for ids in samples.completions()]
     assert any(stopped)
-    assert all(finished for finished, by_rule in zip(samples.finished_N.tolist(), stopped, strict=True) if by_rule)
+    assert all(finished for finished, by_rule in zip(samples.finished_R.tolist(), stopped, strict=True) if by_rule)
 
 
 class Moved:
@@ -203,11 +203,11 @@ def test_only_allowed_tokens_and_their_own_distribution(sampler: VLLMSampler, po
     mask_V = torch.zeros(VOCAB, dtype=torch.bool)
     mask_V[allowed] = True
     samples = sample(sampler, [PROMPTS[0]], allowed_mask_V=mask_V, max_new_tokens=6)
-    assert set(samples.tokens_NT[samples.mask_NT].tolist()) <= set(allowed.tolist())
+    assert set(samples.tokens_RT[samples.mask_RT].tolist()) <= set(allowed.tolist())
     with torch.no_grad():
         logits_V = policy(torch.tensor([PROMPTS[0]])).logits[0, -1]
-    expected_N = logits_V[samples.tokens_NT[:, 0]] - logits_V[allowed].logsumexp(0)
-    torch.testing.assert_close(samples.logp_NT[:, 0], expected_N, rtol=0, atol=1e-5)
+    expected_R = logits_V[samples.tokens_RT[:, 0]] - logits_V[allowed].logsumexp(0)
+    torch.testing.assert_close(samples.logp_RT[:, 0], expected_R, rtol=0, atol=1e-5)
 
 
 def test_a_mask_that_allows_all_is_not_sent(sampler: VLLMSampler, server: VLLMServer) -> None:
@@ -234,7 +234,7 @@ def test_each_update_is_what_the_server_samples_from(
     (run,) = (tmp_path / "weights").iterdir()
     assert [push.name for push in run.iterdir()] == ["000002"]
     sampler.update(policy)
-    assert torch.equal(sample(sampler).tokens_NT, before.tokens_NT)
+    assert torch.equal(sample(sampler).tokens_RT, before.tokens_RT)
     sampler.close()
     sampler.close()
     assert not run.exists()
@@ -289,7 +289,7 @@ def test_what_passes_is_tried_again_with_the_same_seed(sampler: VLLMSampler, ser
     whole = sample(sampler)
     server.bodies.clear()
     server.fail(COMPLETIONS, fault, fault)
-    assert torch.equal(sample(sampler).tokens_NT, whole.tokens_NT)
+    assert torch.equal(sample(sampler).tokens_RT, whole.tokens_RT)
     bodies = [json.dumps(body) for body in server.bodies[COMPLETIONS]]
     assert (len(bodies), len(set(bodies))) == (6, 4)
 
@@ -402,8 +402,8 @@ def test_tokens_behind_the_end_are_dropped(sampler: VLLMSampler, server: VLLMSer
     server.fail(COMPLETIONS, choice(token_ids=[7, 13, 8], finish_reason="length", logprobs=scored))
     samples = sample(sampler, [[5]])
     assert samples.completions()[1] == [7, 13]
-    assert samples.logp_NT[1, :2].tolist() == [-1.0, -2.0]
-    assert bool(samples.finished_N[1])
+    assert samples.logp_RT[1, :2].tolist() == [-1.0, -2.0]
+    assert bool(samples.finished_R[1])
 
 
 def no_server(answer: Any) -> Callable[[VLLMServer], None]:

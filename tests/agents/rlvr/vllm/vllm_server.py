@@ -201,7 +201,7 @@ class VLLMServer:
         choices = []
         for index in range(body["n"]):
             samples = self._sample(model, body, index)
-            (tokens,), logp = samples.completions(), samples.logp_NT[0].tolist()
+            (tokens,), logp = samples.completions(), samples.logp_RT[0].tolist()
             if self.logprobs_mode == "raw_logprobs":
                 logp = lm.completion_logprobs(model, [prompt], [tokens])[0][0].tolist()
             names = [f"token_id:{token}" for token in tokens]
@@ -211,8 +211,8 @@ class VLLMServer:
                     "text": "",
                     "prompt_token_ids": prompt,
                     "token_ids": tokens,
-                    "finish_reason": "stop" if bool(samples.finished_N[0]) else "length",
-                    "stop_reason": tokens[-1] if bool(samples.finished_N[0]) else None,
+                    "finish_reason": "stop" if bool(samples.finished_R[0]) else "length",
+                    "stop_reason": tokens[-1] if bool(samples.finished_R[0]) else None,
                     "logprobs": {"tokens": names, "token_logprobs": logp, "text_offset": [0] * len(tokens)},
                 }
             )
