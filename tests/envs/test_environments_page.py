@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from ra3gym import testing as conformance
 from ra3gym.cli import main
-from ra3gym.envs import conformance
 from ra3gym.experiments.commands.envs import environment_ids, find_environment, keywords_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "environments.md"

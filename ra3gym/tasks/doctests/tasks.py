@@ -22,7 +22,7 @@ from ra3gym.tasks.doctests.check import SECONDS
 from ra3gym.tasks.doctests.package_source import Module, NotSelfContained, Package
 from ra3gym.tasks.task import AssertTests, CodeTask
 
-_CHECK = Path(__file__).with_name("doctest_check.py")
+_CHECK = Path(__file__).with_name("check.py")
 _MAX_PROMPT_CHARS = 12_000  # about 3,000 tokens; what is longer is mostly other functions
 
 Case = tuple[str, str, tuple[str, ...]]
