@@ -13,11 +13,10 @@ from ra3gym.lm.tokenizer import (
     add_latents,
     encode_prompt,
     latent_ids,
-    latent_token,
     pause_id,
-    strip_latents,
     train_tokenizer,
 )
+from ra3gym.tasks.answers import latent_token, split_latents, strip_latents
 
 __all__ = [
     "CompletionScores",
@@ -41,6 +40,7 @@ __all__ = [
     "pause_id",
     "quiet_libraries",
     "save",
+    "split_latents",
     "strip_latents",
     "tiny_llama",
     "token_logprobs",

@@ -9,7 +9,8 @@ import torch
 
 from ra3gym.errors import ConfigError, ModelError
 from ra3gym.lm.model import LoadedModel
-from ra3gym.lm.tokenizer import PAUSE_TOKEN, decode_completion, latent_ids
+from ra3gym.lm.tokenizer import decode_completion, latent_ids
+from ra3gym.tasks.answers import PAUSE_TOKEN
 
 
 class TokenStream:

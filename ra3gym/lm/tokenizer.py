@@ -6,11 +6,11 @@ lines can be encoded one by one: `encode(a) + encode(b) == encode(a + b)` whenev
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ra3gym.errors import ConfigError, ModelError
+from ra3gym.tasks.answers import PAUSE_TOKEN, latent_token
 
 if TYPE_CHECKING:
     import torch
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 END_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|pad|>"
-PAUSE_TOKEN = "<|pause|>"
-
-_LATENT = re.compile(r"<\|(?:z\d+|pause)\|>")
 
 # What one token may span, in order of preference: a line break; the indent of a line; a word, a digit or a run of
 # punctuation, each with the space ahead of it; any other white space.
@@ -99,11 +96,6 @@ def decode_completion(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[i
     return decode([*prompt_ids, *ids]).removeprefix(decode(prompt_ids))
 
 
-def latent_token(k: int) -> str:
-    """The special token of latent `k`."""
-    return f"<|z{k}|>"
-
-
 def latent_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of the latents 0, 1, ... that `tokenizer` knows; empty when it knows none."""
     added = tokenizer.get_added_vocab()
@@ -119,18 +111,6 @@ def pause_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if PAUSE_TOKEN not in added:
         raise ModelError(f"the tokenizer has no {PAUSE_TOKEN}; add it with add_latents(..., pause=True)")
     return int(added[PAUSE_TOKEN])
-
-
-def strip_latents(text: str) -> str:
-    """`text` without latent and pause tokens: the program that is run."""
-    return _LATENT.sub("", text)
-
-
-def split_latents(text: str) -> list[tuple[str | None, str]]:
-    """`text` cut at its latents: `(name of the latent, text up to the next one)`; `None` ahead of the first."""
-    parts = re.split(r"<\|(z\d+|pause)\|>", text)
-    segments: list[tuple[str | None, str]] = [(None, parts[0])] if parts[0] else []
-    return segments + list(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def add_latents(

@@ -1,11 +1,19 @@
-"""Where the answer ends in what a base language model writes: such a model goes on after the function asked for."""
+"""Find the program in a sampled text: without latents, and without what a base model writes after its function."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from ra3gym.tasks.task import CodeTask, StdioTests
+
+AnswerReader = Callable[[CodeTask, str], str]
+"""From a task and a sampled text, latents included, to the completion that is graded after the task's prompt."""
+
+PAUSE_TOKEN = "<|pause|>"
+
+_LATENT = re.compile(r"<\|(z\d+|pause)\|>")
 
 _TOKEN = re.compile(
     r"""
@@ -26,14 +34,55 @@ _COMMENT = re.compile(r"#[^\n]*")
 _DEFINITION = re.compile(r"(?:async\s+def|def|class)\s+(\w+)")
 
 
-def cut_completion(task: CodeTask, completion: str) -> str:
-    """`completion` up to where the task's entry function ends; all of it for a program that reads stdin.
+def latent_token(k: int) -> str:
+    """Return the special token of latent `k`."""
+    return f"<|z{k}|>"
 
-    The function ends at the first new top-level statement: a line at column 0 that is neither blank, nor a comment,
-    nor goes on with an open bracket, a string or a backslash. What stands ahead of the function (imports, helpers,
-    decorators) is kept, and so are definitions right behind it that it uses. A completion that restates the prompt's
-    function, rather than going on inside it, counts from its own definition. Without a definition of the entry point
-    anywhere, nothing is cut.
+
+def strip_latents(text: str) -> str:
+    """Remove latent and pause tokens from `text`; what remains is the program."""
+    return _LATENT.sub("", text)
+
+
+def split_latents(text: str) -> list[tuple[str | None, str]]:
+    """Cut `text` at its latents into `(name of the latent, text up to the next latent)`.
+
+    The name is `None` for text before the first latent, if there is any.
+    """
+    before, *rest = _LATENT.split(text)
+    first: list[tuple[str | None, str]] = [(None, before)] if before else []
+    return first + list(zip(rest[::2], rest[1::2], strict=True))
+
+
+def without_latents(task: CodeTask, text: str) -> str:
+    """Read the whole text but its latents as the completion: for models that end a program themselves."""
+    return strip_latents(text)
+
+
+def answer_reader(tokenizer: Any) -> AnswerReader:
+    """Return a reader for base models, which continue after the program, and for tokenizers with their own markers.
+
+    It removes latents. It ends the text at the first other special token (a chat marker, say) and where the entry
+    function ends (`cut_completion`).
+    """
+    special = {str(added) for added in tokenizer.added_tokens_decoder.values() if added.special}
+    ends = [re.escape(token) for token in special | set(tokenizer.all_special_tokens) if strip_latents(token)]
+    first_end = re.compile("|".join(ends) or r"\Z")
+
+    def completion_of(task: CodeTask, text: str) -> str:
+        return cut_completion(task, strip_latents(first_end.split(text, maxsplit=1)[0]))
+
+    return completion_of
+
+
+def cut_completion(task: CodeTask, completion: str) -> str:
+    """Cut `completion` where the task's entry function ends; a program that reads stdin stays whole.
+
+    The function ends at the next top-level statement: a line at column 0 that is neither blank nor a comment nor part
+    of an open bracket, a string or a line continued with a backslash. Code before the function (imports, helpers,
+    decorators) is kept. So are definitions directly after it that it uses. A completion may define the prompt's
+    function again instead of continuing inside it. That definition then counts. A completion is returned whole if
+    neither it nor the prompt defines the entry point.
     """
     if isinstance(task.tests, StdioTests) or not task.entry_point:
         return completion

@@ -5,13 +5,22 @@ from __future__ import annotations
 import ast
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ra3gym.tasks import AssertTests, CodeTask, StdioTests, load_tasks
-from ra3gym.tasks.answers import cut_completion, top_level_statements
+from ra3gym.tasks.answers import (
+    answer_reader,
+    cut_completion,
+    latent_token,
+    split_latents,
+    strip_latents,
+    top_level_statements,
+    without_latents,
+)
 from ra3gym.verify import Judge, Limits
 
 BESIDE = Path(__file__).parents[2].parent / "shared" / "data"
@@ -61,6 +70,35 @@ gaps = st.lists(st.sampled_from(["\n", "# Example:\n", "   \n"])).map("".join)
 
 def task(prompt: str = PROMPT, entry_point: str = "f") -> CodeTask:
     return CodeTask("t/0", prompt, entry_point, AssertTests(("assert f(1) == 2",)))
+
+
+names = st.integers(0, 40).map(lambda k: (f"z{k}", latent_token(k))) | st.just(("pause", "<|pause|>"))
+
+
+@given(st.text("ab|<>\n"), st.lists(st.tuples(names, st.text("ab|\n"))))
+def test_latents_split_a_text_and_leave_the_program(before: str, segments: list[tuple[tuple[str, str], str]]) -> None:
+    text = before + "".join(token + code for (_, token), code in segments)
+    expected = [(name, code) for (name, _), code in segments]
+    assert split_latents(text) == ([(None, before)] if before else []) + expected
+    assert strip_latents(text) == before + "".join(code for _, code in segments) == without_latents(task(), text)
+
+
+class _Token(str):
+    special = True
+
+
+class _Tokenizer:
+    """The two properties that `answer_reader` reads of a tokenizer."""
+
+    added_tokens_decoder: ClassVar = {0: _Token("<|im_end|>"), 1: _Token("<|z0|>")}
+    all_special_tokens = ("<|endoftext|>",)
+
+
+def test_an_answer_ends_with_its_function_or_at_a_special_token() -> None:
+    read = answer_reader(_Tokenizer())
+    assert read(task(), "<|z0|>    return x\n\nprint(f(1))\n") == "    return x\n"
+    assert read(task(), "    return x\n<|im_end|>    y = 1\n") == "    return x\n"
+    assert read(task(), "    return x\n<|endoftext|>    y = 1\n") == "    return x\n"
 
 
 @given(bodies)

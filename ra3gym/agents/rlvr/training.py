@@ -28,7 +28,6 @@ from ra3gym.agents.rlvr.config import RLVRConfig
 from ra3gym.agents.rlvr.health import Health, StopRequest, not_finite
 from ra3gym.agents.rlvr.learner import Learner, NonFiniteError, UpdateMetrics
 from ra3gym.agents.rlvr.policy import Policy, freeze_decoder
-from ra3gym.agents.rlvr.rollouts.answers import answer_reader, without_latents
 from ra3gym.agents.rlvr.rollouts.collecting import Collected, Collector
 from ra3gym.agents.rlvr.rollouts.function_end import FunctionEnd
 from ra3gym.agents.rlvr.rollouts.rewards import FunctionReward, JudgeReward, Reward
@@ -38,6 +37,7 @@ from ra3gym.agents.rlvr.steps import RLVRStep
 from ra3gym.errors import ConfigError, DataError
 from ra3gym.lm import LoadedModel, load
 from ra3gym.tasks import CodeTask
+from ra3gym.tasks.answers import answer_reader, without_latents
 from ra3gym.verify import Judge
 
 

@@ -22,7 +22,8 @@ from ra3gym.envs.coloured_text import Run, ansi_text
 from ra3gym.envs.options import check_choice
 from ra3gym.errors import ConfigError, ModelError
 from ra3gym.lm.fast.batch_stream import BatchStream, draw
-from ra3gym.lm.tokenizer import decode_completion, latent_ids, split_latents
+from ra3gym.lm.tokenizer import decode_completion, latent_ids
+from ra3gym.tasks.answers import split_latents
 from ra3gym.verify import Verdict
 
 DecoderKind = Literal["sample", "greedy"]

@@ -18,7 +18,8 @@ from ra3gym.abstractions.latents.comments import comment_problem
 from ra3gym.errors import ModelError
 from ra3gym.lm import LoadedModel
 from ra3gym.lm.stream import end_ids, writable_mask
-from ra3gym.lm.tokenizer import decode_completion, strip_latents
+from ra3gym.lm.tokenizer import decode_completion
+from ra3gym.tasks.answers import strip_latents
 
 _BLANK = " \t\f\r\n"
 _JOINED = re.compile(r"(.*?\n[ \t\f]*)#", re.DOTALL)

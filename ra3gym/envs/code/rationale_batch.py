@@ -19,7 +19,8 @@ from ra3gym.envs.code.problem import CodeProblem
 from ra3gym.errors import ConfigError
 from ra3gym.lm.fast.batch_stream import draw
 from ra3gym.lm.sampling import read_prompts
-from ra3gym.lm.tokenizer import decode_completion, strip_latents
+from ra3gym.lm.tokenizer import decode_completion
+from ra3gym.tasks.answers import strip_latents
 
 NO_COMMENT = 0
 """The choice to write no comment; choice i is proposal i - 1."""

@@ -12,8 +12,9 @@ from ra3gym.abstractions.pruning.rules import Evidence, PrunedActions, assess, b
 from ra3gym.errors import ConfigError, DataError
 from ra3gym.lm import LoadedModel, encode_prompt
 from ra3gym.lm.stream import end_ids
-from ra3gym.lm.tokenizer import PAUSE_TOKEN, latent_ids
+from ra3gym.lm.tokenizer import latent_ids
 from ra3gym.tasks import CodeTask
+from ra3gym.tasks.answers import PAUSE_TOKEN
 
 _HELD_OUT = 5
 """The programs of one task in so many choose nothing: they tell what was lost."""

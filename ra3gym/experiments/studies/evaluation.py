@@ -14,8 +14,8 @@ from ra3gym.agents.rlvr import without_latents
 from ra3gym.errors import ConfigError, DataError
 from ra3gym.experiments.report.results import ProgramSample
 from ra3gym.lm import Completions, complete, latent_ids
-from ra3gym.lm.tokenizer import split_latents
 from ra3gym.tasks import CodeTask
+from ra3gym.tasks.answers import split_latents
 from ra3gym.verify import Judge, Verdict
 from ra3gym.verify.passk import pass_at_k
 

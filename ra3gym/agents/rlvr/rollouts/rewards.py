@@ -7,8 +7,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from ra3gym.agents.rlvr.rollouts.answers import AnswerReader, without_latents
 from ra3gym.tasks import CodeTask
+from ra3gym.tasks.answers import AnswerReader, without_latents
 from ra3gym.verify import Judge, Verdict
 
 
