@@ -93,7 +93,7 @@ def as_chain(log_emission_BTK: FloatArray) -> LatentChain:
         log_emission_UK=log_emission_BTK.reshape(-1, K),
         row_N=np.arange(B * T),
         keep_N=np.full(B * T, ALPHA),
-        fresh_SK=np.full((1, K), 1.0 / K),
+        fresh_PK=np.full((1, K), 1.0 / K),
         fresh_row_M=np.zeros(B, dtype=np.int64),
         offsets=np.arange(0, B * T + 1, T),
     )

@@ -27,9 +27,9 @@ def check_codebook(codebook: Codebook, traces: Sequence[ExpertTrace]) -> None:
     probability than the evidence.
     """
     corpus = encode_traces(traces)
-    P, L, W = len(corpus.pair_line_P), len(corpus.templates), len(corpus.words)
+    Y, U, W = len(corpus.pair_line_Y), len(corpus.templates), len(corpus.words)
     K = codebook.num_latents
-    shapes = {"emission_YK": (P, K), "keep_U1": (L + 1,), "word_WK": (W, K)}
+    shapes = {"emission_YK": (Y, K), "keep_U1": (U + 1,), "word_WK": (W, K)}
     for name, shape in shapes.items():
         table = np.asarray(getattr(codebook, name))
         assert table.shape == shape, f"{name} has shape {table.shape}; these traces make it {shape}"
@@ -41,12 +41,12 @@ def check_codebook(codebook: Codebook, traces: Sequence[ExpertTrace]) -> None:
     assert not wrong_W.any(), (
         f"p(latent | word) of word {corpus.words[int(wrong_W.argmax())]!r} sums to {total_W[wrong_W][0]:.6f}, not to 1"
     )
-    total_LK = np.zeros((L + 1, K))
-    np.add.at(total_LK, corpus.pair_previous_P, codebook.emission_YK)
-    wrong_LK = total_LK > 1 + TIGHT
-    assert not wrong_LK.any(), (
-        f"p(line | previous line, latent) sums to {total_LK.max():.6f}, above 1, over the lines seen behind line type "
-        f"{_first(wrong_LK)[0]}"
+    total_UK = np.zeros((U + 1, K))
+    np.add.at(total_UK, corpus.pair_previous_Y, codebook.emission_YK)
+    wrong_UK = total_UK > 1 + TIGHT
+    assert not wrong_UK.any(), (
+        f"p(line | previous line, latent) sums to {total_UK.max():.6f}, above 1, over the lines seen behind line type "
+        f"{_first(wrong_UK)[0]}"
     )
     recorded = len(codebook.evidence) > 0 and bool(np.isfinite(codebook.evidence).all())
     assert recorded, f"evidence is {codebook.evidence!r}: give one finite number for each iteration, in nats per line"
@@ -87,7 +87,7 @@ def _check_inference(codebook: Codebook, traces: Sequence[ExpertTrace]) -> None:
 def _path_gains(chain: Any, latent_N: Any, switch_N: Any) -> Any:
     """`log p(line, latent, switch | behind)` of each line along the paths, in nats."""
     trace_N = np.repeat(np.arange(chain.num_traces), np.diff(chain.offsets))
-    fresh_N = chain.fresh_SK[chain.fresh_row_M[trace_N], latent_N]
+    fresh_N = chain.fresh_PK[chain.fresh_row_M[trace_N], latent_N]
     first_N = np.isin(np.arange(len(latent_N)), chain.offsets[:-1])
     kept_N = np.where(first_N, 0.0, chain.keep_N)
     with np.errstate(divide="ignore"):

@@ -19,7 +19,8 @@ Seen as control, choosing latents with reward `log p(line_t | z_t) + log p(z_t |
 maximum-entropy RL: the soft-optimal value is the log evidence of the lines to come (`soft_values`), and the
 soft-optimal policy is the posterior (`soft_policy`).
 
-Shapes: N lines in all, M traces, R rows of emissions, K latents. The lines of trace m are `offsets[m]:offsets[m + 1]`.
+Shape letters: see CONTRIBUTING.md (U rows of emissions, P distributions of fresh latents). The lines of trace m are
+`offsets[m]:offsets[m + 1]`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _TYPES = {
     "log_emission_UK": np.float64,
     "row_N": np.int64,
     "keep_N": np.float64,
-    "fresh_SK": np.float64,
+    "fresh_PK": np.float64,
     "fresh_row_M": np.int64,
     "offsets": np.int64,
 }
@@ -68,11 +69,11 @@ class LatentChain:
 
     log_emission_UK: rows of `log p(line | latent)`, in nats; `-inf` is allowed, NaN is not. row_N: the row of each
     line, so that equal lines share one. keep_N: the probability that a line keeps its latent without a fresh draw
-    (unread for first lines). fresh_SK: distributions of fresh latents; fresh_row_M: each trace's. offsets: M + 1 ints.
+    (unread for first lines). fresh_PK: distributions of fresh latents; fresh_row_M: each trace's. offsets: M + 1 ints.
     Arrays of other types than float64 and int64 are copied into these.
 
     Inference is exact to rounding wherever each latent may be drawn afresh. Where that is ruled out (a `keep_N` of 1,
-    or 0 in `fresh_SK`), a latent more than some 660 nats behind the others counts as impossible from there on.
+    or 0 in `fresh_PK`), a latent more than some 660 nats behind the others counts as impossible from there on.
 
     Raises:
         DataError: shapes that do not fit, indices out of range, NaN, no traces or an empty one, or values that are no
@@ -82,7 +83,7 @@ class LatentChain:
     log_emission_UK: FloatArray
     row_N: IntArray
     keep_N: FloatArray
-    fresh_SK: FloatArray
+    fresh_PK: FloatArray
     fresh_row_M: IntArray
     offsets: IntArray
 
@@ -102,19 +103,19 @@ class LatentChain:
             raise DataError(f"row {row} of the emissions holds NaN or +inf: they must be log-probabilities")
         if not ((self.keep_N >= 0.0) & (self.keep_N <= 1.0)).all():
             raise DataError("keep_N holds values that are no probabilities")
-        if not ((self.fresh_SK >= 0.0).all() and np.allclose(self.fresh_SK.sum(axis=1), 1.0, rtol=0.0, atol=1e-6)):
-            raise DataError("each row of fresh_SK must be a distribution over latents")
+        if not ((self.fresh_PK >= 0.0).all() and np.allclose(self.fresh_PK.sum(axis=1), 1.0, rtol=0.0, atol=1e-6)):
+            raise DataError("each row of fresh_PK must be a distribution over latents")
 
     def _check_shapes(self) -> None:
-        N, M, (R, K) = len(self.row_N), self.num_traces, self.log_emission_UK.shape
+        N, M, (U, K) = len(self.row_N), self.num_traces, self.log_emission_UK.shape
         if self.offsets[0] != 0 or self.offsets[-1] != N:
             raise DataError(f"offsets run from {self.offsets[0]} to {self.offsets[-1]}: row_N has the lines 0 to {N}")
         for name, shape in {"row_N": (N,), "keep_N": (N,), "fresh_row_M": (M,)}.items():
             if getattr(self, name).shape != shape:
                 raise DataError(f"{name} has shape {getattr(self, name).shape}: the chain needs {shape}")
-        if self.fresh_SK.ndim != 2 or self.fresh_SK.shape[1] != K:
-            raise DataError(f"fresh_SK has shape {self.fresh_SK.shape}: the chain needs (distributions, {K})")
-        for name, count in {"row_N": R, "fresh_row_M": len(self.fresh_SK)}.items():
+        if self.fresh_PK.ndim != 2 or self.fresh_PK.shape[1] != K:
+            raise DataError(f"fresh_PK has shape {self.fresh_PK.shape}: the chain needs (distributions, {K})")
+        for name, count in {"row_N": U, "fresh_row_M": len(self.fresh_PK)}.items():
             lowest, highest = getattr(self, name).min(), getattr(self, name).max()
             if lowest < 0 or highest >= count:
                 raise DataError(f"{name} holds {lowest if lowest < 0 else highest}: there are rows 0 to {count - 1}")
@@ -139,7 +140,7 @@ class LatentChain:
             log_emission_UK=np.concatenate(arrays) if arrays else np.zeros((0, K)),
             row_N=np.arange(num_lines),
             keep_N=np.full(num_lines, prior.alpha),
-            fresh_SK=np.full((1, K), 1.0 / K),
+            fresh_PK=np.full((1, K), 1.0 / K),
             fresh_row_M=np.zeros(len(arrays), dtype=np.int64),
             offsets=np.cumsum([0, *map(len, arrays)]),
         )
@@ -153,16 +154,17 @@ class LatentChain:
         return int(self.log_emission_UK.shape[1])
 
     @property
-    def _arrays(self) -> tuple[FloatArray, IntArray, FloatArray, FloatArray, IntArray, IntArray]:
-        return self.log_emission_UK, self.row_N, self.keep_N, self.fresh_SK, self.fresh_row_M, self.offsets
+    def arrays(self) -> tuple[FloatArray, IntArray, FloatArray, FloatArray, IntArray, IntArray]:
+        """The six arrays, in the order of the fields."""
+        return self.log_emission_UK, self.row_N, self.keep_N, self.fresh_PK, self.fresh_row_M, self.offsets
 
     @property
     def _kernel_arrays(self) -> ChainArrays:
         """Rows that several lines share are exponentiated here, once; else each line's where it is read."""
         if len(self.log_emission_UK) < len(self.row_N):
-            table_RK, highest_R = kernels.exponentiate(self.log_emission_UK)
-            return ChainArrays(table_RK, highest_R, True, *self._arrays[1:])
-        return ChainArrays(self.log_emission_UK, np.empty(0), False, *self._arrays[1:])
+            table_UK, highest_U = kernels.exponentiate(self.log_emission_UK)
+            return ChainArrays(table_UK, highest_U, True, *self.arrays[1:])
+        return ChainArrays(self.log_emission_UK, np.empty(0), False, *self.arrays[1:])
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ def viterbi_paths(chain: LatentChain) -> tuple[IntArray, BoolArray]:
     Keeping a latent and drawing the same one afresh are different events: a path says which it was. `DataError` when a
     trace is impossible under every path.
     """
-    log_joint_M, latent_N, switch_N = kernels.viterbi(*chain._arrays)
+    log_joint_M, latent_N, switch_N = kernels.viterbi(*chain.arrays)
     _refuse_impossible(log_joint_M)
     return latent_N, switch_N
 
@@ -238,7 +240,7 @@ def soft_values(chain: LatentChain) -> FloatArray:
     With lines as steps and `log p(line | z) + log p(z | previous)` as reward, this is the soft-optimal value ahead of
     the choice of z_t; at a first line it is the trace's log evidence.
     """
-    return kernels.soft_values(*chain._arrays)
+    return kernels.soft_values(*chain.arrays)
 
 
 def soft_policy(chain: LatentChain, values_NK: FloatArray) -> FloatArray:
@@ -253,7 +255,7 @@ def soft_policy(chain: LatentChain, values_NK: FloatArray) -> FloatArray:
     first_N[chain.offsets[:-1]] = True
     ahead_NK = np.where(last_N[:, None], 0.0, np.roll(values_NK, -1, axis=0))
     trace_N = np.repeat(np.arange(chain.num_traces), np.diff(chain.offsets))
-    fresh_NK = chain.fresh_SK[chain.fresh_row_M[trace_N]]
+    fresh_NK = chain.fresh_PK[chain.fresh_row_M[trace_N]]
     keep_N = np.where(first_N, 0.0, chain.keep_N)
     prior_NKK = keep_N[:, None, None] * np.eye(K) + (1 - keep_N)[:, None, None] * fresh_NK[:, None, :]
     gain_NK = chain.log_emission_UK[chain.row_N] + ahead_NK

@@ -14,7 +14,7 @@ with b_t the emission and c_t the normaliser, so nothing is divided. d_t is the 
 Sums may be reassociated (`fastmath` of `_SUMS`), but nothing assumes that values are finite: `-inf` emissions count.
 They all live in one file because numba's cache looks for changes in a function's own file only.
 
-Shapes: N lines in all, M traces, R rows of emissions, K latents; T is a trace's lines, in scratch the longest's.
+Shape letters: see CONTRIBUTING.md (U rows of emissions, P distributions of fresh latents, T lines of a trace).
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ _SUMS = {"reassoc", "contract", "nsz"}
 class ChainArrays(NamedTuple):
     """What the kernels read: the arrays of a `LatentChain`, the emissions as they are or exponentiated.
 
-    emission_RK: `log p(line | latent)`, or, if `exponentiated`, `p(line | latent)` over its row's highest, whose
-    logarithm is then `highest_R` (else empty).
+    emission_UK: `log p(line | latent)`, or, if `exponentiated`, `p(line | latent)` over its row's highest, whose
+    logarithm is then `highest_U` (else empty).
     """
 
-    emission_RK: FloatArray
-    highest_R: FloatArray
+    emission_UK: FloatArray
+    highest_U: FloatArray
     exponentiated: bool
     row_N: IntArray
     keep_N: FloatArray
-    fresh_SK: FloatArray
+    fresh_PK: FloatArray
     fresh_row_M: IntArray
     offsets: IntArray
 
@@ -124,14 +124,14 @@ def _relative(log_K: FloatArray, out_K: FloatArray) -> float:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def exponentiate(log_RK: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """`(exp(log_RK - highest), highest_R)` for `ChainArrays`: worth it when several lines share a row."""
-    table_RK = np.empty_like(log_RK)
-    highest_R = np.empty(len(log_RK))
-    for r in range(len(log_RK)):
-        highest_R[r] = _relative(log_RK[r], table_RK[r])
-        exp_in_place(table_RK[r])
-    return table_RK, highest_R
+def exponentiate(log_UK: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """`(exp(log_UK - highest), highest_U)` for `ChainArrays`: worth it when several lines share a row."""
+    table_UK = np.empty_like(log_UK)
+    highest_U = np.empty(len(log_UK))
+    for r in range(len(log_UK)):
+        highest_U[r] = _relative(log_UK[r], table_UK[r])
+        exp_in_place(table_UK[r])
+    return table_UK, highest_U
 
 
 # --- forward ----------------------------------------------------------------------------------------------------------
@@ -140,16 +140,16 @@ def exponentiate(log_RK: FloatArray) -> tuple[FloatArray, FloatArray]:
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _load_emissions(chain: ChainArrays, m: int, emission_TK: FloatArray) -> float:
     """Fill a trace's emissions, each line's over its highest; return the highest's log, summed (-inf: impossible)."""
-    emission_RK, highest_R, exponentiated, row_N = chain[:4]  # names are quicker than fields within loops
+    emission_UK, highest_U, exponentiated, row_N = chain[:4]  # names are quicker than fields within loops
     start, stop = chain.offsets[m], chain.offsets[m + 1]
     total = 0.0
     for n in range(start, stop):
         row = row_N[n]
         if exponentiated:
-            highest = highest_R[row]
-            emission_TK[n - start] = emission_RK[row]
+            highest = highest_U[row]
+            emission_TK[n - start] = emission_UK[row]
         else:
-            highest = _relative(emission_RK[row], emission_TK[n - start])
+            highest = _relative(emission_UK[row], emission_TK[n - start])
         if highest == -np.inf:
             return -np.inf
         total += highest
@@ -181,7 +181,7 @@ def _filter_trace(
     Fills `emission_TK` too. Nothing of the three is to be read where the evidence is `-inf`.
     """
     start, keep_N = chain.offsets[m], chain.keep_N
-    fresh_K = chain.fresh_SK[chain.fresh_row_M[m]]
+    fresh_K = chain.fresh_PK[chain.fresh_row_M[m]]
     evidence: float = _load_emissions(chain, m, emission_TK)
     if evidence == -np.inf:
         return evidence
@@ -213,7 +213,7 @@ def _longest(offsets: IntArray, first: int, last: int) -> int:
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def forward(chain: ChainArrays, first: int, last: int, log_evidence_M: FloatArray) -> None:
     """Fill the log evidence of the traces `first` to `last - 1`; the other kernels take ranges likewise."""
-    T, K = _longest(chain.offsets, first, last), chain.emission_RK.shape[1]
+    T, K = _longest(chain.offsets, first, last), chain.emission_UK.shape[1]
     emission_TK, joint_TK, scale_T = np.empty((T, K)), np.empty((T, K)), np.empty(T)
     for m in range(first, last):
         log_evidence_M[m] = _filter_trace(chain, m, emission_TK, joint_TK, scale_T)
@@ -260,7 +260,7 @@ def forward_backward(
     fresh_MK: FloatArray,
 ) -> None:
     """Fill what `Posterior` holds; of impossible traces, the evidence alone."""
-    T, K = _longest(chain.offsets, first, last), chain.emission_RK.shape[1]
+    T, K = _longest(chain.offsets, first, last), chain.emission_UK.shape[1]
     emission_TK, scale_T = np.empty((T, K)), np.empty(T)
     ratio_K, drawn_K = np.empty(K), np.empty(K)
     keep_N = chain.keep_N
@@ -270,7 +270,7 @@ def forward_backward(
         log_evidence_M[m] = _filter_trace(chain, m, emission_TK, marginal_TK, scale_T)
         if log_evidence_M[m] == -np.inf:
             continue
-        fresh_K = chain.fresh_SK[chain.fresh_row_M[m]]
+        fresh_K = chain.fresh_PK[chain.fresh_row_M[m]]
         ratio_K[:] = 0.0
         drawn_K[:] = 0.0
         keep, drawn = 1.0, 1.0  # behind the last line nothing is known: beta = 1
@@ -292,7 +292,7 @@ def sample(
     chain: ChainArrays, uniform_N2: FloatArray, log_evidence_M: FloatArray, latent_N: IntArray, switch_N: BoolArray
 ) -> None:
     """Backward sampling: the last latent from its filtered distribution, each earlier one given the next."""
-    M, K = len(chain.offsets) - 1, chain.emission_RK.shape[1]
+    M, K = len(chain.offsets) - 1, chain.emission_UK.shape[1]
     T = _longest(chain.offsets, 0, M)
     emission_TK, joint_TK, scale_T = np.empty((T, K)), np.empty((T, K)), np.empty(T)
     for m in range(M):
@@ -300,7 +300,7 @@ def sample(
         if log_evidence_M[m] == -np.inf:
             continue
         start = chain.offsets[m]
-        fresh_K = chain.fresh_SK[chain.fresh_row_M[m]]
+        fresh_K = chain.fresh_PK[chain.fresh_row_M[m]]
         switch_N[start] = True
         draw = True
         for n in range(chain.offsets[m + 1] - 1, start - 1, -1):
@@ -329,7 +329,7 @@ def viterbi(
     log_emission_UK: FloatArray,
     row_N: IntArray,
     keep_N: FloatArray,
-    fresh_SK: FloatArray,
+    fresh_PK: FloatArray,
     fresh_row_M: IntArray,
     offsets: IntArray,
 ) -> tuple[FloatArray, IntArray, BoolArray]:
@@ -344,7 +344,7 @@ def viterbi(
     score_K = np.empty(K)
     for m in range(len(offsets) - 1):
         start, stop = offsets[m], offsets[m + 1]
-        log_fresh_K = np.log(fresh_SK[fresh_row_M[m]])
+        log_fresh_K = np.log(fresh_PK[fresh_row_M[m]])
         for k in range(K):
             score_K[k] = log_fresh_K[k] + log_emission_UK[row_N[start], k]
             switched_NK[start, k] = True
@@ -372,7 +372,7 @@ def soft_values(
     log_emission_UK: FloatArray,
     row_N: IntArray,
     keep_N: FloatArray,
-    fresh_SK: FloatArray,
+    fresh_PK: FloatArray,
     fresh_row_M: IntArray,
     offsets: IntArray,
 ) -> FloatArray:
@@ -381,7 +381,7 @@ def soft_values(
     value_NK = np.empty((offsets[-1], K))
     gain_K = np.empty(K)
     for m in range(len(offsets) - 1):
-        fresh_K = fresh_SK[fresh_row_M[m]]
+        fresh_K = fresh_PK[fresh_row_M[m]]
         for n in range(offsets[m + 1] - 1, offsets[m] - 1, -1):
             keep = keep_N[n] if n > offsets[m] else 0.0
             for k in range(K):

@@ -8,7 +8,7 @@ so that the rewards of a path sum to its log joint probability with the trace, a
 when its entropy is added at temperature 1. `TraceInference-v0` steps through this problem; the agents of
 `ra3gym.agents.mid_training.inference.posteriors` solve it.
 
-Shape suffixes: N lines in all, B of them asked about, K latents, F features, O = F + K + 2 observed numbers.
+Shape letters: see CONTRIBUTING.md (B lines asked about, D = F + K + 2 numbers of an observation).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class InferenceProblem:
         return log_evidence(self.chain)
 
     @cached_property
-    def known_NO(self) -> Float32Array:
+    def known_ND(self) -> Float32Array:
         """Observations without the latent behind: features, K zeros, how far the line is into its trace (0 to 1), and
         `1 / lines left`, the line itself counted."""
         lengths_M = np.diff(self.chain.offsets)
@@ -96,25 +96,25 @@ class InferenceProblem:
         return np.concatenate([self.feature_NF, blank_NK, position_N2], axis=1, dtype=np.float32)
 
     def observations(self, line_B: IntArray, previous_B: IntArray) -> Float32Array:
-        """What a policy sees, float32 (B, O): features, the latent behind (one-hot, or zeros), position."""
-        observed_BO = self.known_NO[line_B]
+        """What a policy sees, float32 (B, D): features, the latent behind (one-hot, or zeros), position."""
+        observed_BD = self.known_ND[line_B]
         (rows,) = np.nonzero(previous_B >= 0)
-        observed_BO[rows, self.feature_NF.shape[1] + previous_B[rows]] = 1.0
-        return observed_BO
+        observed_BD[rows, self.feature_NF.shape[1] + previous_B[rows]] = 1.0
+        return observed_BD
 
     def end_observations(self, previous_B: IntArray) -> Float32Array:
-        """What is seen behind a trace's last line, float32 (B, O): no features, the last latent (one-hot, or zeros),
+        """What is seen behind a trace's last line, float32 (B, D): no features, the last latent (one-hot, or zeros),
         position (1, 0)."""
-        observed_BO = np.zeros((len(previous_B), self.observation_size), dtype=np.float32)
+        observed_BD = np.zeros((len(previous_B), self.observation_size), dtype=np.float32)
         (rows,) = np.nonzero(previous_B >= 0)
-        observed_BO[rows, self.feature_NF.shape[1] + previous_B[rows]] = 1.0
-        observed_BO[:, -2] = 1.0
-        return observed_BO
+        observed_BD[rows, self.feature_NF.shape[1] + previous_B[rows]] = 1.0
+        observed_BD[:, -2] = 1.0
+        return observed_BD
 
     def log_priors(self, line_B: IntArray, previous_B: IntArray) -> FloatArray:
         """`log p(z_t | z_{t-1})` in nats for every z_t, shape (B, K)."""
         chain = self.chain
-        return _log_priors(chain.keep_N, chain.fresh_SK, chain.fresh_row_M[self.trace_N[line_B]], line_B, previous_B)
+        return _log_priors(chain.keep_N, chain.fresh_PK, chain.fresh_row_M[self.trace_N[line_B]], line_B, previous_B)
 
     def rewards(self, line_B: IntArray, previous_B: IntArray) -> FloatArray:
         """`log p(line_t | z_t) + log p(z_t | z_{t-1})` in nats for every z_t, shape (B, K)."""
@@ -123,7 +123,7 @@ class InferenceProblem:
     def rewards_of(self, line_B: IntArray, previous_B: IntArray, latent_B: IntArray) -> FloatArray:
         """The reward of one choice in each line, in nats, shape (B,)."""
         chain = self.chain
-        return _rewards_of(*chain._arrays[:4], chain.fresh_row_M[self.trace_N[line_B]], line_B, previous_B, latent_B)
+        return _rewards_of(*chain.arrays[:4], chain.fresh_row_M[self.trace_N[line_B]], line_B, previous_B, latent_B)
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -131,7 +131,7 @@ def _rewards_of(
     log_emission_UK: FloatArray,
     row_N: IntArray,
     keep_N: FloatArray,
-    fresh_SK: FloatArray,
+    fresh_PK: FloatArray,
     fresh_row_B: IntArray,
     line_B: IntArray,
     previous_B: IntArray,
@@ -141,22 +141,22 @@ def _rewards_of(
     for b in range(len(line_B)):
         line, latent = line_B[b], latent_B[b]
         keep = keep_N[line] if previous_B[b] >= 0 else 0.0
-        prior = (1.0 - keep) * fresh_SK[fresh_row_B[b], latent] + (keep if latent == previous_B[b] else 0.0)
+        prior = (1.0 - keep) * fresh_PK[fresh_row_B[b], latent] + (keep if latent == previous_B[b] else 0.0)
         reward_B[b] = np.log(prior) + log_emission_UK[row_N[line], latent]
     return reward_B
 
 
 @numba.njit(cache=True, error_model="numpy")
 def _log_priors(
-    keep_N: FloatArray, fresh_SK: FloatArray, fresh_row_B: IntArray, line_B: IntArray, previous_B: IntArray
+    keep_N: FloatArray, fresh_PK: FloatArray, fresh_row_B: IntArray, line_B: IntArray, previous_B: IntArray
 ) -> FloatArray:
-    K = fresh_SK.shape[1]
+    K = fresh_PK.shape[1]
     log_prior_BK = np.empty((len(line_B), K))
     for b in range(len(line_B)):
         previous = previous_B[b]
         keep = keep_N[line_B[b]] if previous >= 0 else 0.0
         for k in range(K):
-            log_prior_BK[b, k] = np.log((1.0 - keep) * fresh_SK[fresh_row_B[b], k] + (keep if k == previous else 0.0))
+            log_prior_BK[b, k] = np.log((1.0 - keep) * fresh_PK[fresh_row_B[b], k] + (keep if k == previous else 0.0))
     return log_prior_BK
 
 
@@ -168,18 +168,18 @@ def lookahead_features(chain: LatentChain, ahead: int = 2) -> Float32Array:
     (N, (K + 1) (ahead + 1) + K).
     """
     trace_N = np.repeat(np.arange(chain.num_traces), np.diff(chain.offsets))
-    log_posterior_RK = log_softmax(np.maximum(chain.log_emission_UK, -1e30), axis=1)
+    log_posterior_UK = log_softmax(np.maximum(chain.log_emission_UK, -1e30), axis=1)
     with np.errstate(divide="ignore"):
-        log_fresh_SK = np.log(chain.fresh_SK)
-    line_NJ = np.concatenate(
-        [np.maximum(log_posterior_RK, -20.0)[chain.row_N], chain.keep_N[:, None]], axis=1, dtype=np.float32
+        log_fresh_PK = np.log(chain.fresh_PK)
+    line_NF = np.concatenate(
+        [np.maximum(log_posterior_UK, -20.0)[chain.row_N], chain.keep_N[:, None]], axis=1, dtype=np.float32
     )
-    blocks = [line_NJ]
+    blocks = [line_NF]
     for distance in range(1, ahead + 1):
-        following_NJ = np.zeros_like(line_NJ)
-        following_NJ[:-distance] = line_NJ[distance:] * (trace_N[distance:] == trace_N[:-distance])[:, None]
-        blocks.append(following_NJ)
-    blocks.append(np.maximum(log_fresh_SK, -20.0)[chain.fresh_row_M[trace_N]])
+        following_NF = np.zeros_like(line_NF)
+        following_NF[:-distance] = line_NF[distance:] * (trace_N[distance:] == trace_N[:-distance])[:, None]
+        blocks.append(following_NF)
+    blocks.append(np.maximum(log_fresh_PK, -20.0)[chain.fresh_row_M[trace_N]])
     return np.concatenate(blocks, axis=1, dtype=np.float32)
 
 

@@ -75,7 +75,7 @@ def _on_cpu(log_emission_BTK: Tensor, length_B: Tensor, alpha: float) -> tuple[T
         log_emission_UK=emission_BTK.reshape(-1, K) if full else emission_BTK[inside_BT],
         row_N=np.arange(int(lengths.sum())),
         keep_N=np.full(int(lengths.sum()), alpha),
-        fresh_SK=np.full((1, K), 1.0 / K),
+        fresh_PK=np.full((1, K), 1.0 / K),
         fresh_row_M=np.zeros(B, dtype=np.int64),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
     )

@@ -152,7 +152,7 @@ def latent_chain(corpus: LineCorpus, codebook: Codebook) -> LatentChain:
         log_emission_UK=np.log(codebook.emission_YK),
         row_N=corpus.pair_N,
         keep_N=codebook.keep_U1[corpus.previous_N],
-        fresh_SK=trace_priors(corpus, codebook.word_WK),
+        fresh_PK=trace_priors(corpus, codebook.word_WK),
         fresh_row_M=np.arange(corpus.num_traces),
         offsets=corpus.offsets,
     )
@@ -179,7 +179,7 @@ def _fit(corpus: LineCorpus, config: CodebookConfig, rng: np.random.Generator, i
     corpus, weight_M = corpus.traces(weight_M > 0), weight_M[weight_M > 0]
     weight_N = np.repeat(weight_M, np.diff(corpus.offsets))
     lines_by_pair = csr_array(
-        (weight_N, (corpus.pair_N, np.arange(len(weight_N)))), (len(corpus.pair_line_P), len(weight_N))
+        (weight_N, (corpus.pair_N, np.arange(len(weight_N)))), (len(corpus.pair_line_Y), len(weight_N))
     )
     emission_YK = _emissions(corpus, _initial_counts(corpus, config, weight_N, rng), config.backoff)
     keep_U1 = np.full(len(corpus.templates) + 1, 0.5)
@@ -191,40 +191,40 @@ def _fit(corpus: LineCorpus, config: CodebookConfig, rng: np.random.Generator, i
         exponent = config.anneal + (1.0 - config.anneal) * rise
         found = infer(replace(chain, log_emission_UK=exponent * chain.log_emission_UK) if exponent < 1.0 else chain)
         evidence.append(float(weight_M @ found.log_evidence_M / weight_N.sum()))
-        counts_PK = lines_by_pair @ found.marginal_NK
-        word_WK = word_distributions(corpus, word_WK, chain.fresh_SK, weight_M[:, None] * found.fresh_MK)
+        counts_YK = lines_by_pair @ found.marginal_NK
+        word_WK = word_distributions(corpus, word_WK, chain.fresh_PK, weight_M[:, None] * found.fresh_MK)
         if iteration < config.iterations - 3:
-            _revive(counts_PK, word_WK, config.revive_below, rng)
-        emission_YK = _emissions(corpus, 1e-9 + counts_PK, config.backoff)
+            _revive(counts_YK, word_WK, config.revive_below, rng)
+        emission_YK = _emissions(corpus, 1e-9 + counts_YK, config.backoff)
         keep_U1 = gate(corpus, weight_N * (1.0 - found.switch_N), weight_N, config.gate_prior)
     return Codebook(emission_YK, keep_U1, word_WK, tuple(evidence))
 
 
-def _revive(counts_PK: FloatArray, word_WK: FloatArray, below: float, rng: np.random.Generator) -> None:
+def _revive(counts_YK: FloatArray, word_WK: FloatArray, below: float, rng: np.random.Generator) -> None:
     """Split the most used latent, in place, for each one used less than `below` of its fair part of the lines."""
-    usage_K = counts_PK.sum(axis=0)
+    usage_K = counts_YK.sum(axis=0)
     for dead in np.flatnonzero(usage_K < below * usage_K.mean()):
         crowded = int(usage_K.argmax())
-        moved_P = counts_PK[:, crowded] * rng.random(len(counts_PK))
-        counts_PK[:, dead] += moved_P
-        counts_PK[:, crowded] -= moved_P
+        moved_Y = counts_YK[:, crowded] * rng.random(len(counts_YK))
+        counts_YK[:, dead] += moved_Y
+        counts_YK[:, crowded] -= moved_Y
         half_W = 0.5 * word_WK[:, crowded]
         word_WK[:, dead] += half_W
         word_WK[:, crowded] -= half_W
-        usage_K = counts_PK.sum(axis=0)
+        usage_K = counts_YK.sum(axis=0)
 
 
-def _emissions(corpus: LineCorpus, counts_PK: FloatArray, backoff: float) -> FloatArray:
+def _emissions(corpus: LineCorpus, counts_YK: FloatArray, backoff: float) -> FloatArray:
     """p(line | previous, latent) by pair, backed off to p(line | latent), then to p(line)."""
-    L, K = len(corpus.templates), counts_PK.shape[1]
-    line_LK, context_LK = np.zeros((L, K)), np.zeros((L + 1, K))
-    np.add.at(line_LK, corpus.pair_line_P, counts_PK)
-    np.add.at(context_LK, corpus.pair_previous_P, counts_PK)
-    line_L = line_LK.sum(axis=1)
-    line_given_latent_LK = (line_LK + backoff * (line_L / line_L.sum())[:, None]) / (line_LK.sum(axis=0) + backoff)
+    U, K = len(corpus.templates), counts_YK.shape[1]
+    line_UK, context_UK = np.zeros((U, K)), np.zeros((U + 1, K))
+    np.add.at(line_UK, corpus.pair_line_Y, counts_YK)
+    np.add.at(context_UK, corpus.pair_previous_Y, counts_YK)
+    line_U = line_UK.sum(axis=1)
+    line_given_latent_UK = (line_UK + backoff * (line_U / line_U.sum())[:, None]) / (line_UK.sum(axis=0) + backoff)
     return np.asarray(
-        (counts_PK + backoff * line_given_latent_LK[corpus.pair_line_P])
-        / (context_LK[corpus.pair_previous_P] + backoff)
+        (counts_YK + backoff * line_given_latent_UK[corpus.pair_line_Y])
+        / (context_UK[corpus.pair_previous_Y] + backoff)
     )
 
 
@@ -262,14 +262,14 @@ def _initial_counts(
     Without any documented trace there is nothing to associate with, and lines are assigned at random.
     """
     K = config.num_latents
-    counts_PK = np.full((len(corpus.pair_line_P), K), 1e-2)
+    counts_YK = np.full((len(corpus.pair_line_Y), K), 1e-2)
     if corpus.documented_M.any():
-        features_LW = _positive_pmi(corpus)
+        features_UW = _positive_pmi(corpus)
         trace_N = np.repeat(np.arange(corpus.num_traces), np.diff(corpus.offsets))
-        features_NW = features_LW[corpus.line_N]
+        features_NW = features_UW[corpus.line_N]
         for ahead in range(1, config.window + 1):
             same = trace_N[ahead:] == trace_N[:-ahead]
-            features_NW[:-ahead][same] += config.decay**ahead * features_LW[corpus.line_N[ahead:][same]]
+            features_NW[:-ahead][same] += config.decay**ahead * features_UW[corpus.line_N[ahead:][same]]
         features_NW /= np.linalg.norm(features_NW, axis=1, keepdims=True) + 1e-9
         with warnings.catch_warnings(), np.errstate(invalid="ignore"):
             # A small corpus has fewer kinds of lines than there are latents: the latents left over start empty.
@@ -278,8 +278,8 @@ def _initial_counts(
         latent_N, _ = vq(features_NW, centres_KW)
     else:
         latent_N = rng.integers(K, size=len(corpus.templates))[corpus.line_N]
-    np.add.at(counts_PK, (corpus.pair_N, latent_N), weight_N)
-    return counts_PK
+    np.add.at(counts_YK, (corpus.pair_N, latent_N), weight_N)
+    return counts_YK
 
 
 def _balanced(
@@ -295,13 +295,13 @@ def _balanced(
 
 
 def _positive_pmi(corpus: LineCorpus) -> FloatArray:
-    """max(0, log p(line, word) / (p(line) p(word))) over documented traces, shape (L, W)."""
-    joint_LW = np.zeros((len(corpus.templates), len(corpus.words)))
+    """max(0, log p(line, word) / (p(line) p(word))) over documented traces, shape (U, W)."""
+    joint_UW = np.zeros((len(corpus.templates), len(corpus.words)))
     for m in np.flatnonzero(corpus.documented_M):
         lines = corpus.line_N[corpus.offsets[m] : corpus.offsets[m + 1]]
         words = corpus.word_ids[corpus.word_offsets[m] : corpus.word_offsets[m + 1]]
-        np.add.at(joint_LW, (lines[:, None], words[words != BACKGROUND_WORD][None, :]), 1.0)
-    expected_LW = joint_LW.sum(axis=1, keepdims=True) * joint_LW.sum(axis=0, keepdims=True) / joint_LW.sum()
+        np.add.at(joint_UW, (lines[:, None], words[words != BACKGROUND_WORD][None, :]), 1.0)
+    expected_UW = joint_UW.sum(axis=1, keepdims=True) * joint_UW.sum(axis=0, keepdims=True) / joint_UW.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
-        pmi_LW = np.log(joint_LW / expected_LW)
-    return np.asarray(np.nan_to_num(np.maximum(pmi_LW, 0.0), nan=0.0, posinf=0.0))
+        pmi_UW = np.log(joint_UW / expected_UW)
+    return np.asarray(np.nan_to_num(np.maximum(pmi_UW, 0.0), nan=0.0, posinf=0.0))

@@ -1,6 +1,6 @@
 """Expert traces as arrays: what the codebook's inference reads.
 
-Shapes: N lines in all, M traces, L line types, P types of (previous line, line) pairs, W words, K latents.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class LineCorpus:
     """Traces, encoded. The lines of trace m are `offsets[m]:offsets[m + 1]`; so are its words in `word_offsets`.
 
     line_N: type of each line. pair_N: type of its (previous line, line) pair. previous_N: type of the line before
-    (`L`, the number of line types, ahead of a first line). pair_line_P, pair_previous_P: the two halves of a pair.
+    (`U`, the number of distinct lines, ahead of a first line). pair_line_Y, pair_previous_Y: the two halves of a pair.
     word_ids: words of each trace's prompt, `BACKGROUND_WORD` first, or `NO_PROMPT_WORD` alone.
     """
 
@@ -78,8 +78,8 @@ class LineCorpus:
     line_N: IntArray
     previous_N: IntArray
     pair_N: IntArray
-    pair_line_P: IntArray
-    pair_previous_P: IntArray
+    pair_line_Y: IntArray
+    pair_previous_Y: IntArray
     offsets: IntArray
     word_ids: IntArray
     word_offsets: IntArray
@@ -135,8 +135,8 @@ def encode_traces(traces: Sequence[ExpertTrace]) -> LineCorpus:
         line_N=line_N,
         previous_N=previous_N,
         pair_N=pair_N.reshape(-1).astype(np.int64),
-        pair_line_P=np.ascontiguousarray(pairs[:, 1]),
-        pair_previous_P=np.ascontiguousarray(pairs[:, 0]),
+        pair_line_Y=np.ascontiguousarray(pairs[:, 1]),
+        pair_previous_Y=np.ascontiguousarray(pairs[:, 0]),
         offsets=np.array(offsets),
         word_ids=np.array(word_ids),
         word_offsets=np.array(word_offsets),

@@ -110,13 +110,13 @@ def line_gains(chain: LatentChain, paths: Sequence[LatentPath]) -> tuple[tuple[f
     latent_N, _ = _joined(paths, chain.offsets)
     log_emission_UK = _emissions(chain, latent_N)
     with np.errstate(divide="ignore"):
-        log_fresh_SK = np.log(chain.fresh_SK)
+        log_fresh_PK = np.log(chain.fresh_PK)
     fresh_row_N = np.repeat(chain.fresh_row_M, np.diff(chain.offsets))
     gain_N = np.empty(len(latent_N))
     for start in range(0, len(latent_N), _LINES_AT_ONCE):
         block = slice(start, start + _LINES_AT_ONCE)
         log_line_BK = log_emission_UK[chain.row_N[block]]
-        marginal_B = logsumexp(log_line_BK + log_fresh_SK[fresh_row_N[block]], axis=1)
+        marginal_B = logsumexp(log_line_BK + log_fresh_PK[fresh_row_N[block]], axis=1)
         gain_N[block] = log_line_BK[np.arange(len(log_line_BK)), latent_N[block]] - marginal_B
     return tuple(
         tuple(gain_N[start:stop].tolist()) for start, stop in zip(chain.offsets[:-1], chain.offsets[1:], strict=True)

@@ -3,7 +3,7 @@
 The gate `p(keep | previous line)` and the fresh latents `p(z | prompt)` of `codebook` are fitted by EM to a table of
 emissions that stays as it is: the evidence rises in every iteration.
 
-Shapes: N lines in all, K latents, L line types, W words.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def fit_prior(
         found = infer(chain)
         evidence.append(float(found.log_evidence_M.sum() / N))
         keep_U1 = gate(corpus, 1.0 - found.switch_N, weight_N, gate_prior)
-        word_WK = word_distributions(corpus, word_WK, chain.fresh_SK, found.fresh_MK)
+        word_WK = word_distributions(corpus, word_WK, chain.fresh_PK, found.fresh_MK)
         chain = _chain(corpus, log_emission_NK, keep_U1, word_WK)
     return FittedPrior(chain, word_WK, tuple(evidence))
 
@@ -70,7 +70,7 @@ def _chain(corpus: LineCorpus, log_emission_NK: FloatArray, keep_U1: FloatArray,
         log_emission_UK=log_emission_NK,
         row_N=np.arange(len(log_emission_NK)),
         keep_N=keep_U1[corpus.previous_N],
-        fresh_SK=trace_priors(corpus, word_WK),
+        fresh_PK=trace_priors(corpus, word_WK),
         fresh_row_M=np.arange(corpus.num_traces),
         offsets=corpus.offsets,
     )

@@ -177,9 +177,9 @@ def _scores(model: BaseAlgorithm) -> Callable[[Float32Array], FloatArray]:
     policy.set_training_mode(False)
     K = int(cast(gym.spaces.Discrete, model.action_space).n)
 
-    def scores(observation_BO: Float32Array) -> FloatArray:
+    def scores(observation_BD: Float32Array) -> FloatArray:
         with torch.no_grad():
-            observed = torch.as_tensor(observation_BO, device=model.device)
+            observed = torch.as_tensor(observation_BD, device=model.device)
             if isinstance(model, OnPolicyAlgorithm):
                 score_BK = cast(Any, policy).get_distribution(observed).distribution.logits
             elif isinstance(model, sb3_contrib.QRDQN):
@@ -187,7 +187,7 @@ def _scores(model: BaseAlgorithm) -> Callable[[Float32Array], FloatArray]:
             elif isinstance(model, stable_baselines3.DQN):
                 score_BK = model.q_net(observed)
             else:
-                chosen_B, _ = model.predict(observation_BO, deterministic=True)
+                chosen_B, _ = model.predict(observation_BD, deterministic=True)
                 return np.asarray(np.eye(K)[chosen_B])
         return np.asarray(score_BK.double().cpu().numpy())
 

@@ -211,9 +211,9 @@ def _scores(network: torch.nn.Module, of: Callable[[torch.Tensor], torch.Tensor]
     """Observations (B, O) to scores (B, K), read from a network that answers as tianshou's do."""
     network.eval()
 
-    def scores(observation_BO: Float32Array) -> FloatArray:
+    def scores(observation_BD: Float32Array) -> FloatArray:
         with torch.no_grad():
-            output_BK, _ = network(observation_BO)
+            output_BK, _ = network(observation_BD)
         return np.asarray(of(output_BK.double()).cpu().numpy())
 
     return scores

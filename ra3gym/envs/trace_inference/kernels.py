@@ -1,7 +1,7 @@
 """The compiled part of `TraceInferenceVectorEnv`: what a problem says as tables, where each environment is, and the
 passes over all of them.
 
-Shape suffixes: E environments, N lines in all, K latents, O observed numbers, T lines of the longest trace, B
+Shape suffixes: E environments, N lines in all, K latents, D observed numbers, T lines of the longest trace, B
 pre-drawn traces. Row N of a table stands for what is behind a last line.
 """
 
@@ -25,7 +25,7 @@ BLOCK = 256
 class Tables(NamedTuple):
     """What the problem says of each line; never written to."""
 
-    known_NO: Float32Array
+    known_ND: Float32Array
     legal_NK: Int8Array
     """Legal whatever the latent behind, where there is one; a sticky prior can only add that one."""
     legal_fresh_NK: Int8Array
@@ -36,7 +36,7 @@ class Tables(NamedTuple):
     keep_N: FloatArray
     fresh_row_N: IntArray
     log_emission_UK: FloatArray
-    fresh_SK: FloatArray
+    fresh_PK: FloatArray
     offsets: IntArray
 
 
@@ -80,14 +80,14 @@ def make_tables(problem: InferenceProblem) -> Tables:
     """The tables of a problem, in types and layouts that one compiled version of the passes serves."""
     chain = problem.chain
     fresh_row_N = chain.fresh_row_M[problem.trace_N]
-    fresh_NK, possible_NK = chain.fresh_SK[fresh_row_N], chain.log_emission_UK[chain.row_N] > -np.inf
+    fresh_NK, possible_NK = chain.fresh_PK[fresh_row_N], chain.log_emission_UK[chain.row_N] > -np.inf
     legal_NK = ((1.0 - chain.keep_N)[:, None] * fresh_NK > 0.0) & possible_NK
     legal_fresh_NK = (fresh_NK > 0.0) & possible_NK
     legal_fresh_NK |= ~legal_fresh_NK.any(axis=1, keepdims=True)  # a dead end opens the mask
-    end_1O = problem.end_observations(np.full(1, NO_LATENT))  # the latent behind is filled in at each step
+    end_1D = problem.end_observations(np.full(1, NO_LATENT))  # the latent behind is filled in at each step
     end_1K = np.ones((1, problem.num_latents), dtype=np.bool_)
     return Tables(
-        known_NO=np.ascontiguousarray(np.concatenate([problem.known_NO, end_1O])),
+        known_ND=np.ascontiguousarray(np.concatenate([problem.known_ND, end_1D])),
         legal_NK=np.concatenate([legal_NK, end_1K]).astype(np.int8),
         legal_fresh_NK=np.concatenate([legal_fresh_NK, end_1K]).astype(np.int8),
         some_N=np.append(legal_NK.any(axis=1), True),
@@ -95,7 +95,7 @@ def make_tables(problem: InferenceProblem) -> Tables:
         keep_N=_plain(chain.keep_N, np.float64),
         fresh_row_N=_plain(fresh_row_N, np.int64),
         log_emission_UK=_plain(chain.log_emission_UK, np.float64),
-        fresh_SK=_plain(chain.fresh_SK, np.float64),
+        fresh_PK=_plain(chain.fresh_PK, np.float64),
         offsets=_plain(chain.offsets, np.int64),
     )
 
@@ -129,24 +129,24 @@ def begin_chosen(tables: Tables, state: State, chosen_E: BoolArray, pinned_E: In
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def look(tables: Tables, state: State, obs_EO: Float32Array, mask_EK: Int8Array) -> None:
+def look(tables: Tables, state: State, obs_ED: Float32Array, mask_EK: Int8Array) -> None:
     """Write observations and masks of all environments as they are."""
-    known_NO, some_N = tables.known_NO, tables.some_N
+    known_ND, some_N = tables.known_ND, tables.some_N
     legal_NK, legal_fresh_NK = tables.legal_NK, tables.legal_fresh_NK
     row_N, keep_N, log_emission_UK = tables.row_N, tables.keep_N, tables.log_emission_UK
     line_E, previous_E = state.line_E, state.previous_E
-    size, K = obs_EO.shape[1], mask_EK.shape[1]
+    size, K = obs_ED.shape[1], mask_EK.shape[1]
     for e in range(len(line_E)):
         line, previous = line_E[e], previous_E[e]
         for o in range(size):
-            obs_EO[e, o] = known_NO[line, o]
+            obs_ED[e, o] = known_ND[line, o]
         if previous < 0:
             for k in range(K):
                 mask_EK[e, k] = legal_fresh_NK[line, k]
         else:
             for k in range(K):
                 mask_EK[e, k] = legal_NK[line, k]
-            obs_EO[e, size - 2 - K + previous] = 1.0
+            obs_ED[e, size - 2 - K + previous] = 1.0
             if line < len(row_N):
                 if keep_N[line] > 0.0 and log_emission_UK[row_N[line], previous] > -np.inf:
                     mask_EK[e, previous] = 1
@@ -162,7 +162,7 @@ def step_all(
     action_E: IntArray,
     floor: float,
     same_step: bool,
-    obs_EO: Float32Array,
+    obs_ED: Float32Array,
     mask_EK: Int8Array,
     reward_E: FloatArray,
     illegal_E: BoolArray,
@@ -173,7 +173,7 @@ def step_all(
     """
     K, E, end = mask_EK.shape[1], len(action_E), len(tables.row_N)
     row_N, keep_N, fresh_row_N, offsets = tables.row_N, tables.keep_N, tables.fresh_row_N, tables.offsets
-    log_emission_UK, fresh_SK = tables.log_emission_UK, tables.fresh_SK
+    log_emission_UK, fresh_PK = tables.log_emission_UK, tables.fresh_PK
     trace_E, line_E, previous_E = state.trace_E, state.line_E, state.previous_E
     log_joint_E, path_ET, ended_E = state.log_joint_E, state.path_ET, state.ended_E
     last_trace_E, last_latent_E = state.last_trace_E, state.last_latent_E
@@ -185,7 +185,7 @@ def step_all(
             trace, line, previous, latent = trace_E[e], line_E[e], previous_E[e], action_E[e]
             if 0 <= latent < K:
                 keep = keep_N[line] if previous >= 0 else 0.0
-                fresh = fresh_SK[fresh_row_N[line], latent]
+                fresh = fresh_PK[fresh_row_N[line], latent]
                 log_prior = np.log((1.0 - keep) * fresh + (keep if latent == previous else 0.0))
                 gain = log_emission_UK[row_N[line], latent] + log_prior
             else:
@@ -202,4 +202,4 @@ def step_all(
                 last_trace_E[e], last_latent_E[e], last_log_joint_E[e] = trace, latent, log_joint_E[e]
                 ended_E[e], begins_E[e] = not same_step, same_step
     begin_chosen(tables, state, begins_E, np.full(E, -1))
-    look(tables, state, obs_EO, mask_EK)
+    look(tables, state, obs_ED, mask_EK)

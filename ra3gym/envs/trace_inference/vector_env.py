@@ -1,6 +1,6 @@
 """Many `TraceInference-v0` at once, as arrays: one compiled pass over all environments per step.
 
-Shape suffixes: E environments, W of them concerned, N lines in all, M traces, K latents, O observed numbers.
+Shape suffixes: E environments, W of them concerned, N lines in all, M traces, K latents, D observed numbers.
 """
 
 from __future__ import annotations
@@ -121,13 +121,13 @@ class TraceInferenceVectorEnv(BatchedEnv):
         )
         self._state.cursor_E[new_E] = BLOCK
         self._redraw()
-        obs_EO, mask_EK = self._blank()
+        obs_ED, mask_EK = self._blank()
         begin_chosen(self._tables, self._state, chosen_E, pinned_E)
-        look(self._tables, self._state, obs_EO, mask_EK)
+        look(self._tables, self._state, obs_ED, mask_EK)
         self._begun = True
         info: Info = {}
         self._add_current(info, Where.of(chosen_E), mask_EK)
-        return self._observation_of(obs_EO, mask_EK), info
+        return self._observation_of(obs_ED, mask_EK), info
 
     def step(self, actions: npt.NDArray[np.int64]) -> tuple[Observation, FloatArray, BoolArray, BoolArray, Info]:
         """Give the line ahead in each environment its latent; illegal actions are reported in the infos.
@@ -140,10 +140,10 @@ class TraceInferenceVectorEnv(BatchedEnv):
         action_E = self._checked_actions(actions, state.ended_E)
         began_E = state.ended_E.copy()
         reward_E, illegal_E, terminated_E = np.empty(E), np.empty(E, dtype=np.bool_), np.empty(E, dtype=np.bool_)
-        obs_EO, mask_EK = self._blank()
+        obs_ED, mask_EK = self._blank()
         self._redraw()
         same_step = self._mode is AutoresetMode.SAME_STEP
-        results = obs_EO, mask_EK, reward_E, illegal_E, terminated_E
+        results = obs_ED, mask_EK, reward_E, illegal_E, terminated_E
         step_all(self._tables, state, action_E, self._floor, same_step, *results)
 
         info: Info = {}
@@ -156,12 +156,12 @@ class TraceInferenceVectorEnv(BatchedEnv):
         stepped_E = ~(terminated_E if same_step else began_E)
         taken = {"duration": {"lines": stepped_E.astype(np.int64)}, "illegal_action": illegal_E & stepped_E}
         Where.within(stepped_E).put(info, taken)
-        return self._observation_of(obs_EO, mask_EK), reward_E, terminated_E, np.zeros(E, dtype=np.bool_), info
+        return self._observation_of(obs_ED, mask_EK), reward_E, terminated_E, np.zeros(E, dtype=np.bool_), info
 
     def action_masks(self) -> BoolArray:
         """bool `(E, K)`: which latents are legal now."""
-        obs_EO, mask_EK = self._blank()
-        look(self._tables, self._state, obs_EO, mask_EK)
+        obs_ED, mask_EK = self._blank()
+        look(self._tables, self._state, obs_ED, mask_EK)
         return mask_EK.astype(np.bool_)
 
     def render(self) -> tuple[Any, ...] | None:
@@ -196,8 +196,8 @@ class TraceInferenceVectorEnv(BatchedEnv):
             np.empty((E, self.problem.num_latents), dtype=np.int8),
         )
 
-    def _observation_of(self, obs_EO: Float32Array, mask_EK: Int8Array) -> Observation:
-        return obs_EO if self._observation == "features" else {"obs": obs_EO, "mask": mask_EK.copy()}
+    def _observation_of(self, obs_ED: Float32Array, mask_EK: Int8Array) -> Observation:
+        return obs_ED if self._observation == "features" else {"obs": obs_ED, "mask": mask_EK.copy()}
 
     def _add_current(self, info: Info, where: Where, mask_EK: Int8Array) -> None:
         """What holds of the line ahead."""
@@ -220,21 +220,21 @@ class TraceInferenceVectorEnv(BatchedEnv):
     def _add_final(self, info: Info, where: Where, illegal_E: BoolArray) -> None:
         """`final_obs` and `final_info` of environments that have gone on to another trace within this step."""
         state, rows_W = self._state, where.rows_W
-        obs_WO = self.problem.end_observations(state.last_latent_E[rows_W])
-        mask_WK = np.ones((len(obs_WO), self.problem.num_latents), dtype=np.int8)
+        obs_WD = self.problem.end_observations(state.last_latent_E[rows_W])
+        mask_WK = np.ones((len(obs_WD), self.problem.num_latents), dtype=np.int8)
         final: Info = {}
         where.put(
             final,
             {
                 "trace_id": self._name_M[state.last_trace_E[rows_W]],
-                "line": np.repeat(self._text_N[-1:], len(obs_WO)),
+                "line": np.repeat(self._text_N[-1:], len(obs_WD)),
                 "log_joint": state.last_log_joint_E[rows_W],
                 "action_mask": mask_WK,
             }
-            | {"duration": {"lines": np.ones(len(obs_WO), dtype=np.int64)}, "illegal_action": illegal_E[rows_W]}
+            | {"duration": {"lines": np.ones(len(obs_WD), dtype=np.int64)}, "illegal_action": illegal_E[rows_W]}
             | self._outcome(where),
         )
-        where.put_final(info, self._observation_of(obs_WO, mask_WK), final)
+        where.put_final(info, self._observation_of(obs_WD, mask_WK), final)
 
 
 def _line_names(problem: InferenceProblem) -> npt.NDArray[Any]:

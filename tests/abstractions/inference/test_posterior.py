@@ -34,19 +34,19 @@ FloatArray = npt.NDArray[np.float64]
 @st.composite
 def chains(draw: st.DrawFn, impossible: bool = True) -> LatentChain:
     """Up to three traces of up to six lines, with shared rows, gates and fresh distributions of their own."""
-    K, R, S = draw(st.integers(2, 4)), draw(st.integers(1, 4)), draw(st.integers(1, 2))
+    K, U, P = draw(st.integers(2, 4)), draw(st.integers(1, 4)), draw(st.integers(1, 2))
     lengths = draw(st.lists(st.integers(1, 6 if K < 4 else 5), min_size=1, max_size=3))
     N, M = sum(lengths), len(lengths)
-    log_emission_UK = draw(arrays(np.float64, (R, K), elements=st.floats(-8.0, 0.0)))
+    log_emission_UK = draw(arrays(np.float64, (U, K), elements=st.floats(-8.0, 0.0)))
     if impossible and draw(st.booleans()):
-        log_emission_UK[draw(st.integers(0, R - 1)), draw(st.integers(0, K - 2))] = -np.inf
-    fresh_SK = draw(arrays(np.float64, (S, K), elements=st.floats(0.02, 1.0)))
+        log_emission_UK[draw(st.integers(0, U - 1)), draw(st.integers(0, K - 2))] = -np.inf
+    fresh_PK = draw(arrays(np.float64, (P, K), elements=st.floats(0.02, 1.0)))
     return LatentChain(
         log_emission_UK=log_emission_UK,
-        row_N=draw(arrays(np.int64, N, elements=st.integers(0, R - 1))),
+        row_N=draw(arrays(np.int64, N, elements=st.integers(0, U - 1))),
         keep_N=draw(arrays(np.float64, N, elements=st.floats(0.0, 0.99))),
-        fresh_SK=fresh_SK / fresh_SK.sum(axis=1, keepdims=True),
-        fresh_row_M=draw(arrays(np.int64, M, elements=st.integers(0, S - 1))),
+        fresh_PK=fresh_PK / fresh_PK.sum(axis=1, keepdims=True),
+        fresh_row_M=draw(arrays(np.int64, M, elements=st.integers(0, P - 1))),
         offsets=np.cumsum([0, *lengths]),
     )
 
@@ -79,7 +79,7 @@ def dense(chain: LatentChain) -> list[Dense]:
         lines = slice(int(chain.offsets[m]), int(chain.offsets[m + 1]))
         keep_T = chain.keep_N[lines].copy()
         keep_T[0] = 0.0
-        fresh_K = chain.fresh_SK[chain.fresh_row_M[m]]
+        fresh_K = chain.fresh_PK[chain.fresh_row_M[m]]
         prior_TKK = keep_T[:, None, None] * np.eye(chain.num_latents) + (1 - keep_T)[:, None, None] * fresh_K
         traces.append(Dense(chain.log_emission_UK[chain.row_N[lines]], prior_TKK, lines))
     return traces
@@ -100,7 +100,7 @@ def test_forward_backward_is_enumeration(chain: LatentChain) -> None:
             np.testing.assert_allclose(found.marginal_NK[trace.lines, k], share @ (paths == k), atol=1e-10)
         switched, drawn_K = np.ones(paths.shape), np.zeros(chain.num_latents)
         for t in range(1, paths.shape[1]):
-            keep, fresh = chain.keep_N[trace.lines][t], chain.fresh_SK[chain.fresh_row_M[m], paths[:, t]]
+            keep, fresh = chain.keep_N[trace.lines][t], chain.fresh_PK[chain.fresh_row_M[m], paths[:, t]]
             stayed = paths[:, t] == paths[:, t - 1]
             switched[:, t] = np.where(stayed, (1 - keep) * fresh / (keep * stayed + (1 - keep) * fresh), 1.0)
         np.testing.assert_allclose(found.switch_N[trace.lines], share @ switched, atol=1e-10)
@@ -116,7 +116,7 @@ def test_viterbi_is_the_best_of_all_paths(chain: LatentChain) -> None:
 
     def log_joint(latents: npt.NDArray[np.int64], switches: npt.NDArray[np.bool_], m: int) -> float:
         lines = slice(int(chain.offsets[m]), int(chain.offsets[m + 1]))
-        keep_T, fresh_K = chain.keep_N[lines], chain.fresh_SK[chain.fresh_row_M[m]]
+        keep_T, fresh_K = chain.keep_N[lines], chain.fresh_PK[chain.fresh_row_M[m]]
         total = np.log(fresh_K[latents[0]])
         with np.errstate(divide="ignore"):
             for t in range(1, len(latents)):

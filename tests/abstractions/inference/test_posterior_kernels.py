@@ -37,7 +37,7 @@ def random_chain(seed: int, traces: int = 7, latents: int = 5, rows: int = 6) ->
         log_emission_UK=log_emission_UK,
         row_N=rng.integers(0, rows, N),
         keep_N=rng.random(N),
-        fresh_SK=rng.dirichlet(np.ones(latents), 3),
+        fresh_PK=rng.dirichlet(np.ones(latents), 3),
         fresh_row_M=rng.integers(0, 3, traces),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
     )
@@ -109,7 +109,7 @@ def test_a_posterior_survives_a_latent_that_all_but_vanished() -> None:
         log_emission_UK=np.array([[0.0, -600.0], [-1300.0, -50.0], [-40.0, 0.0]]),
         row_N=np.arange(3),
         keep_N=np.ones(3),
-        fresh_SK=np.full((1, 2), 0.5),
+        fresh_PK=np.full((1, 2), 0.5),
         fresh_row_M=np.zeros(1, dtype=np.int64),
         offsets=np.array([0, 3]),
     )
@@ -123,7 +123,7 @@ def test_fresh_latents_of_probability_0_never_come_up() -> None:
     """However much later lines prefer latent 2, and whatever its ratio would overflow to."""
     emissions = np.full((60, 3), -60.0)
     emissions[:, 2] = 0.0
-    chain = replace(LatentChain.under(StickyPrior(0.5, 3), [emissions]), fresh_SK=np.array([[0.5, 0.5, 0.0]]))
+    chain = replace(LatentChain.under(StickyPrior(0.5, 3), [emissions]), fresh_PK=np.array([[0.5, 0.5, 0.0]]))
     found = posterior(chain)
     np.testing.assert_allclose(found.log_evidence_M, 60 * -60.0)
     np.testing.assert_allclose(found.marginal_NK, np.tile([0.5, 0.5, 0.0], (60, 1)))
@@ -134,7 +134,7 @@ def test_arrays_of_other_types_are_taken() -> None:
     chain = random_chain(5)
     wide = np.repeat(chain.log_emission_UK, 2, axis=1)[:, ::2]  # not contiguous
     other = LatentChain(
-        wide, chain.row_N.astype(np.int32), chain.keep_N, chain.fresh_SK, chain.fresh_row_M.tolist(), chain.offsets
+        wide, chain.row_N.astype(np.int32), chain.keep_N, chain.fresh_PK, chain.fresh_row_M.tolist(), chain.offsets
     )
     assert_same(posterior(other), posterior(chain))
     single = replace(chain, log_emission_UK=chain.log_emission_UK.astype(np.float32))
@@ -160,8 +160,8 @@ def test_an_impossible_trace_has_no_best_path_and_no_value() -> None:
         ({"row_N": np.array([0])}, "offsets run from 0 to 2: row_N has the lines 0 to 1"),
         ({"keep_N": np.array([0.5])}, r"keep_N has shape \(1,\)"),
         ({"keep_N": np.array([0.5, np.nan])}, "keep_N holds values"),
-        ({"fresh_SK": np.full((1, 3), 1 / 3)}, r"fresh_SK has shape \(1, 3\)"),
-        ({"fresh_SK": np.full((1, 2), 0.4)}, "must be a distribution"),
+        ({"fresh_PK": np.full((1, 3), 1 / 3)}, r"fresh_PK has shape \(1, 3\)"),
+        ({"fresh_PK": np.full((1, 2), 0.4)}, "must be a distribution"),
         ({"fresh_row_M": np.array([1])}, "fresh_row_M holds 1: there are rows 0 to 0"),
         ({"offsets": np.array([0, 0, 2])}, "one without lines"),
     ],

@@ -120,9 +120,9 @@ def test_tables_are_distributions(corpus: LineCorpus, codebook: Codebook) -> Non
     assert codebook.keep_U1.shape == (len(corpus.templates) + 1,)
     assert ((codebook.keep_U1 > 0) & (codebook.keep_U1 < 1)).all()
     assert (codebook.emission_YK > 0).all()
-    total_LK = np.zeros((len(corpus.templates) + 1, 16))
-    np.add.at(total_LK, corpus.pair_previous_P, codebook.emission_YK)
-    assert (total_LK <= 1 + 1e-9).all(), "what is missing to 1 is the back-off's share for pairs never seen"
+    total_UK = np.zeros((len(corpus.templates) + 1, 16))
+    np.add.at(total_UK, corpus.pair_previous_Y, codebook.emission_YK)
+    assert (total_UK <= 1 + 1e-9).all(), "what is missing to 1 is the back-off's share for pairs never seen"
 
 
 def same(one: Codebook, other: Codebook) -> bool:

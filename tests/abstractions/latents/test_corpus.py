@@ -94,7 +94,7 @@ def test_two_traces_by_hand() -> None:
     assert corpus.offsets.tolist() == [0, 2, 5, 6]
     assert corpus.line_N.tolist() == [0, 1, 0, 0, 1, 1]
     assert corpus.previous_N.tolist() == [2, 0, 2, 0, 0, 2]  # 2: no line before
-    pairs = list(zip(corpus.pair_previous_P.tolist(), corpus.pair_line_P.tolist(), strict=True))
+    pairs = list(zip(corpus.pair_previous_Y.tolist(), corpus.pair_line_Y.tolist(), strict=True))
     assert pairs == [(0, 0), (0, 1), (2, 0), (2, 1)]
     assert corpus.pair_N.tolist() == [2, 1, 2, 0, 1, 3]
     assert corpus.word_ids.tolist() == [0, 2, 3, 2, 1, 0, 3]
@@ -105,8 +105,8 @@ def test_two_traces_by_hand() -> None:
 def test_pairs_give_back_lines_and_their_predecessors() -> None:
     traces = IdiomsDomain(length=3, num_compositions=10, num_held_out=1).traces(30)
     corpus = encode_traces(traces)
-    assert (corpus.pair_line_P[corpus.pair_N] == corpus.line_N).all()
-    assert (corpus.pair_previous_P[corpus.pair_N] == corpus.previous_N).all()
+    assert (corpus.pair_line_Y[corpus.pair_N] == corpus.line_N).all()
+    assert (corpus.pair_previous_Y[corpus.pair_N] == corpus.previous_N).all()
     assert (corpus.previous_N[corpus.offsets[:-1]] == len(corpus.templates)).all()
     lines = [line_template(step) for trace in traces for step in trace.steps]
     assert [corpus.templates[line] for line in corpus.line_N] == lines

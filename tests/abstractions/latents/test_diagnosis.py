@@ -204,7 +204,7 @@ def test_latents_that_repeat_the_line_before_are_ignored_too(learned: Learned) -
         np.repeat(chain.log_emission_UK.mean(axis=1, keepdims=True), num_latents, axis=1),
         chain.row_N,
         chain.keep_N,
-        chain.fresh_SK,
+        chain.fresh_PK,
         chain.fresh_row_M,
         chain.offsets,
     )

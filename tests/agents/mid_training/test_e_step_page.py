@@ -59,8 +59,8 @@ def test_own_agent(tmp_path: Path) -> None:
     """The page's actor-critic closes most of the gap on a planted problem."""
     imported(AGENT, tmp_path)
     rng = np.random.default_rng(0)
-    emission_LK = np.log(0.7 * np.eye(4)[[0, 1, 2, 3]] + 0.3 / 4)
-    emissions = [emission_LK[np.repeat(rng.integers(4, size=4), 2)] for _ in range(30)]
+    emission_UK = np.log(0.7 * np.eye(4)[[0, 1, 2, 3]] + 0.3 / 4)
+    emissions = [emission_UK[np.repeat(rng.integers(4, size=4), 2)] for _ in range(30)]
     problem = problem_from_chain(LatentChain.under(StickyPrior(0.6, 4), emissions))
     uniform = elbo_gap(problem, UniformPosterior(4), rng, samples=20)
     learned = elbo_gap(problem, make_inference_agent("actor-critic").fit(problem, rng), rng, samples=20)

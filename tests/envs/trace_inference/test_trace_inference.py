@@ -264,7 +264,7 @@ def test_hard_zeros_of_a_prior_are_illegal_and_a_dead_end_opens_the_mask() -> No
         log_emission_UK=np.array([[-1.0, -1.0, -1.0], [-1.0, -np.inf, -1.0]]),
         row_N=np.array([0, 1]),
         keep_N=np.ones(2),
-        fresh_SK=np.array([[0.5, 0.5, 0.0]]),
+        fresh_PK=np.array([[0.5, 0.5, 0.0]]),
         fresh_row_M=np.array([0]),
         offsets=np.array([0, 2]),
     )

@@ -39,7 +39,7 @@ def make_problem(seed: int = 0, traces: int = 7, texts: bool = False) -> Inferen
         log_emission_UK=log_emission_UK,
         row_N=rng.integers(6, size=N),
         keep_N=rng.random(N),
-        fresh_SK=rng.dirichlet(np.ones(K), size=2),
+        fresh_PK=rng.dirichlet(np.ones(K), size=2),
         fresh_row_M=rng.integers(2, size=traces),
         offsets=offsets,
     )
@@ -54,7 +54,7 @@ def hard_problem() -> InferenceProblem:
         log_emission_UK=np.array([[-1.0, -1.0, -1.0], [-1.0, -np.inf, -1.0], [-1.0, -2.0, -np.inf]]),
         row_N=np.array([0, 1, 2, 2, 1]),
         keep_N=np.array([1.0, 1.0, 0.0, 0.5, 1.0]),
-        fresh_SK=np.array([[0.5, 0.5, 0.0], [0.2, 0.4, 0.4]]),
+        fresh_PK=np.array([[0.5, 0.5, 0.0], [0.2, 0.4, 0.4]]),
         fresh_row_M=np.array([0, 1]),
         offsets=np.array([0, 3, 5]),
     )

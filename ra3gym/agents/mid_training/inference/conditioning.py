@@ -1,6 +1,6 @@
 """What the agents made of other libraries share: a problem that is easier to learn, seeds, and the posterior learnt.
 
-Shape suffixes: N lines, R rows of emissions, B lines asked about, K latents, O observed numbers.
+Shape suffixes: N lines, U rows of emissions, B lines asked about, K latents, D observed numbers.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def conditioned(problem: InferenceProblem, floor: float) -> InferenceProblem:
     above `e^floor` by it. Features are standardised over the lines.
     """
     log_emission_UK = problem.chain.log_emission_UK
-    mean_R1 = logsumexp(log_emission_UK, axis=1, keepdims=True) - np.log(problem.num_latents)
-    centred_RK = log_emission_UK - np.where(np.isneginf(mean_R1), 0.0, mean_R1)
-    raised_RK = np.where(np.isneginf(centred_RK), -np.inf, np.maximum(centred_RK, floor))
+    mean_U1 = logsumexp(log_emission_UK, axis=1, keepdims=True) - np.log(problem.num_latents)
+    centred_UK = log_emission_UK - np.where(np.isneginf(mean_U1), 0.0, mean_U1)
+    raised_UK = np.where(np.isneginf(centred_UK), -np.inf, np.maximum(centred_UK, floor))
     spread_F = problem.feature_NF.std(axis=0)
     feature_NF = (problem.feature_NF - problem.feature_NF.mean(axis=0)) / np.where(spread_F > 1e-6, spread_F, 1.0)
     return replace(
-        problem, chain=replace(problem.chain, log_emission_UK=raised_RK), feature_NF=feature_NF.astype(np.float32)
+        problem, chain=replace(problem.chain, log_emission_UK=raised_UK), feature_NF=feature_NF.astype(np.float32)
     )
 
 

@@ -91,7 +91,7 @@ class PolicyGradientAgent:
                 chain.log_emission_UK,
                 chain.row_N,
                 chain.keep_N,
-                chain.fresh_SK,
+                chain.fresh_PK,
                 chain.fresh_row_M,
                 chain.offsets,
                 trace_J,
@@ -145,7 +145,7 @@ def _policy_gradient(
     log_emission_UK: FloatArray,
     row_N: IntArray,
     keep_N: FloatArray,
-    fresh_SK: FloatArray,
+    fresh_PK: FloatArray,
     fresh_row_M: IntArray,
     offsets: IntArray,
     trace_J: IntArray,
@@ -168,7 +168,7 @@ def _policy_gradient(
     base = 0
     for m in trace_J:
         length = offsets[m + 1] - offsets[m]
-        fresh_K = fresh_SK[fresh_row_M[m]]
+        fresh_K = fresh_PK[fresh_row_M[m]]
         for t in range(length):
             n = offsets[m] + t
             keep = keep_N[n] if t > 0 else 0.0

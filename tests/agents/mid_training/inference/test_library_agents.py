@@ -199,7 +199,7 @@ def test_a_posterior_of_scores_is_normalised_over_possible_latents() -> None:
     problem = problem_from_chain(LatentChain.under(StickyPrior(0.6, 3), [rows]))
     lines, previous = np.array([0, 1]), np.array([NO_LATENT, 0])
 
-    def scores(observation_BO: Any) -> np.ndarray:
+    def scores(observation_BD: Any) -> np.ndarray:
         return np.array([[1.0, 5.0, 1.0], [0.0, 2.0, 1.0]])
 
     soft = np.exp(LearntPosterior(problem, scores, greedy=False).log_probs(lines, previous))

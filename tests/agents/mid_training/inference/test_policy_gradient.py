@@ -26,8 +26,8 @@ SMALL = CodebookConfig(num_latents=8, restarts=1, iterations=4)
 def planted() -> InferenceProblem:
     """Traces of a sticky chain whose lines are seen through noise: the best latent now is not the best for later."""
     rng = np.random.default_rng(5)
-    emission_LK = np.log(0.6 * np.eye(K)[rng.permutation(np.repeat(np.arange(K), 3))] + 0.4 / K)
-    emissions = [emission_LK[rng.integers(3 * K, size=length)] for length in rng.integers(6, 13, size=40)]
+    emission_UK = np.log(0.6 * np.eye(K)[rng.permutation(np.repeat(np.arange(K), 3))] + 0.4 / K)
+    emissions = [emission_UK[rng.integers(3 * K, size=length)] for length in rng.integers(6, 13, size=40)]
     return problem_from_chain(LatentChain.under(StickyPrior(0.7, K), emissions))
 
 
@@ -35,7 +35,7 @@ def gradient(problem: InferenceProblem, value_BK: np.ndarray, traces: np.ndarray
     chain = problem.chain
     lines = int(np.diff(chain.offsets)[traces].sum())
     uniform = np.random.default_rng(seed).random((lines, groups))
-    return _policy_gradient(*chain._arrays, traces, value_BK, uniform)
+    return _policy_gradient(*chain.arrays, traces, value_BK, uniform)
 
 
 def test_gradient_is_zero_at_the_posterior(planted: InferenceProblem) -> None:

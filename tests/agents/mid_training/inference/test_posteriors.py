@@ -85,7 +85,7 @@ def test_observations_show_features_the_latent_behind_and_the_position(problem: 
     np.testing.assert_array_equal(observed[:, :F], problem.feature_NF[[0, 1, 4]])
     np.testing.assert_array_equal(observed[:, F : F + K], [[0, 0, 0], [0, 0, 1], [1, 0, 0]])
     np.testing.assert_allclose(observed[:, F + K :], [[0, 1 / 5], [1 / 4, 1 / 4], [1, 1]])
-    assert not problem.known_NO[:, F : F + K].any()
+    assert not problem.known_ND[:, F : F + K].any()
 
 
 def test_features_do_not_look_past_a_trace(problem: InferenceProblem) -> None:
