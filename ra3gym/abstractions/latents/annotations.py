@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ra3gym.abstractions.latents.comments import comment_problem, indent_of
 from ra3gym.abstractions.latents.corpus import prompt_words
 from ra3gym.abstractions.latents.path import LatentPath
 from ra3gym.errors import DataError
+from ra3gym.lm import latent_token
 from ra3gym.tasks import ExpertTrace
 
 
@@ -17,34 +19,73 @@ from ra3gym.tasks import ExpertTrace
 class Annotations:
     """Latents of a corpus of traces.
 
-    paths: one per trace, in the corpus' order. names: for each latent, the prompt words that call for it (may be
-    empty). metrics: what the E-step measured of itself (evidence in nats, seconds, ...). gains: what each line's latent
-    is worth, per trace and line, in nats: the line's log-likelihood under its latent minus that with the latent
-    marginalised out under its prior (`ra3gym.abstractions.latents.diagnosis.line_gains`); `None` where the E-step has
-    no likelihood.
+    Attributes:
+        paths: one for each trace, in the order of the corpus.
+        names: for each latent, the prompt words that call for it; may be empty.
+        metrics: what the E-step measured of itself (evidence in nats, seconds, ...).
+        gains: for each trace and line, what the line's latent is worth in nats: the line's log-likelihood under its
+            latent minus that with the latent marginalised out under its prior
+            (`ra3gym.abstractions.latents.diagnosis.line_gains`). `None` where the E-step has no likelihood.
+        comments: rationale latents only: the comment line of each latent, "#" and text without indent and line break.
+            The latent with the comment "" writes nothing. `None` for codebook latents, which are special tokens.
 
     Raises:
-        DataError: gains of another shape than the paths.
+        DataError: gains of another shape than the paths; not one comment for each latent, or one that is no comment
+            line.
     """
 
     paths: tuple[LatentPath, ...]
     names: tuple[tuple[str, ...], ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
     gains: tuple[tuple[float, ...], ...] | None = None
+    comments: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        self._check_gains()
+        self._check_comments()
+
+    def _check_gains(self) -> None:
         if self.gains is None:
             return
         lines, gains = [len(path.latents) for path in self.paths], [len(gains) for gains in self.gains]
-        if lines != gains:
-            wrong = next((i for i, (a, b) in enumerate(zip(lines, gains, strict=False)) if a != b), None)
-            told = f"{len(gains)} traces" if wrong is None else f"{gains[wrong]} lines in trace {wrong}"
-            wanted = len(lines) if wrong is None else lines[wrong]
-            raise DataError(f"gains for {told}, but the paths have {wanted}: give one gain for each line")
+        if len(lines) != len(gains):
+            raise DataError(f"gains for {len(gains)} traces, but the paths have {len(lines)}: give one for each line")
+        for trace, (num_lines, num_gains) in enumerate(zip(lines, gains, strict=True)):
+            if num_lines != num_gains:
+                raise DataError(
+                    f"gains for {num_gains} lines in trace {trace}, but the paths have {num_lines}: give one gain for "
+                    "each line"
+                )
+
+    def _check_comments(self) -> None:
+        if self.comments is None:
+            return
+        if len(self.comments) != len(self.names):
+            raise DataError(f"{len(self.comments)} comments for {len(self.names)} latents: give one for each latent")
+        for comment in self.comments:
+            if comment and (not comment.startswith("#") or comment_problem(comment) == "broken"):
+                raise DataError(f"the comment {comment!r} must be '#' and text on one line, or empty")
 
     @property
     def num_latents(self) -> int:
         return len(self.names)
+
+    def marks(self, trace: int, steps: Sequence[str]) -> list[str]:
+        """Return the text that each step of a trace is preceded by: its latent at a switch, else nothing.
+
+        A codebook latent is its special token, a rationale latent its comment line with the step's indent.
+        """
+        path = self.paths[trace]
+        marks = []
+        for step, latent, switch in zip(steps, path.latents, path.switches, strict=True):
+            if not switch:
+                marks.append("")
+            elif self.comments is None:
+                marks.append(latent_token(latent))
+            else:
+                comment = self.comments[latent]
+                marks.append(f"{indent_of(step)}{comment}\n" if comment else "")
+        return marks
 
     def first(self, num_traces: int) -> Annotations:
         """Those of the first traces alone."""

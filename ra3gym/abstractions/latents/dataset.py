@@ -27,7 +27,7 @@ from ra3gym.abstractions.latents.annotations import Annotations
 from ra3gym.abstractions.latents.path import LatentPath
 from ra3gym.errors import ConfigError, DataError
 from ra3gym.files import replacing, write_atomic
-from ra3gym.lm import latent_ids, latent_token
+from ra3gym.lm import latent_ids
 from ra3gym.tasks import ExpertTrace
 from ra3gym.tasks.records import Record, read_records
 
@@ -71,7 +71,7 @@ def annotated_dataset(
         ConfigError: the tokenizer knows fewer latents than there are.
         DataError: annotations of other traces; a gain that is not finite; a latent without a place in `names`.
     """
-    known = None if tokenizer is None else len(latent_ids(tokenizer))
+    known = None if tokenizer is None or annotations.comments is not None else len(latent_ids(tokenizer))
     if known is not None and known < annotations.num_latents:
         raise ConfigError(
             f"the annotations use {annotations.num_latents} latents, the tokenizer knows {known}: add the others with "
@@ -90,7 +90,11 @@ def annotated_dataset(
             raise DataError(f"trace {name!r} is under a latent outside 0 to {annotations.num_latents - 1}")
         if gains is not None and not all(map(math.isfinite, gains)):
             raise DataError(f"trace {name!r} has a gain that is not finite: {gains}")
-        rows.append(AnnotatedTrace(name, trace.prompt, _text(trace, path), trace.steps, path, gains))
+        rows.append(
+            AnnotatedTrace(
+                name, trace.prompt, _text(trace, annotations.marks(m, trace.steps)), trace.steps, path, gains
+            )
+        )
     return _dataset(rows)
 
 
@@ -149,8 +153,7 @@ def names_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.latents.json")
 
 
-def _text(trace: ExpertTrace, path: LatentPath) -> str:
-    marks = (latent_token(z) if switch else "" for z, switch in zip(path.latents, path.switches, strict=True))
+def _text(trace: ExpertTrace, marks: Sequence[str]) -> str:
     return trace.prompt + "".join(mark + step for mark, step in zip(marks, trace.steps, strict=True))
 
 

@@ -5,7 +5,7 @@
 function that gives a user's own a name.
 """
 
-from ra3gym.agents.mid_training.e_steps.registry import EStep, make_e_step, register_e_step
+from ra3gym.agents.mid_training.e_steps.registry import EStep, NeedsModel, make_e_step, register_e_step
 from ra3gym.agents.mid_training.inference.agents import make_inference_agent, register_inference_agent
 from ra3gym.agents.mid_training.inference.posteriors import InferenceAgent, PathPosterior, elbo_gap
 from ra3gym.agents.mid_training.loop import EMConfig, EMIteration, EMResult, run
@@ -19,6 +19,7 @@ __all__ = [
     "InferenceAgent",
     "MStep",
     "MStepConfig",
+    "NeedsModel",
     "PathPosterior",
     "distill",
     "elbo_gap",

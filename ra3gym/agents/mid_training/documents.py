@@ -49,6 +49,14 @@ class DocumentWriter:
         ids.append(self.tokenizer.eos_token_id)
         return ids
 
+    def commented(self, prompt: str, steps: Sequence[str], marks: Sequence[str]) -> list[int]:
+        """`prompt`, then the steps with the comment lines above them, then the end of text.
+
+        Prompt and program are encoded each as a whole, as they are when the model continues a prompt.
+        """
+        program = "".join(mark + step for mark, step in zip(marks, steps, strict=True))
+        return [*self.encode_prompt(prompt), *self.encode(program), self.tokenizer.eos_token_id]
+
     def latent_marks(self, path: LatentPath) -> list[int | None]:
         """A latent token at each switch, nothing on kept lines (the paper's form)."""
         return [self.latent_ids[z] if switch else None for z, switch in zip(path.latents, path.switches, strict=True)]
@@ -87,7 +95,8 @@ def write_documents(
     Raises:
         ConfigError: more latents than the tokenizer has tokens for.
     """
-    if latents is not None and latents.num_latents > len(writer.latent_ids):
+    as_tokens = latents is not None and latents.comments is None
+    if latents is not None and as_tokens and latents.num_latents > len(writer.latent_ids):
         raise ConfigError(
             f"the annotations use {latents.num_latents} latents, the tokenizer knows {len(writer.latent_ids)}: add the "
             "others with ra3gym.lm.add_latents"
@@ -97,6 +106,9 @@ def write_documents(
         prompt = trace.prompt
         if prompts is not None:
             prompt = pseudo_prompt(prompt, prompts.paths[index], prompts.names, rng)
+        if latents is not None and latents.comments is not None and pause_token is None:
+            documents.append(writer.commented(prompt, trace.steps, latents.marks(index, trace.steps)))
+            continue
         marks: list[int | None] = [None] * len(trace.steps)
         if latents is not None:
             marks = writer.latent_marks(latents.paths[index])

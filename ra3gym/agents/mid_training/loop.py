@@ -32,7 +32,7 @@ from ra3gym.abstractions.latents.dataset import annotated_dataset, read_annotate
 from ra3gym.abstractions.latents.diagnosis import LatentDiagnosis, diagnose
 from ra3gym.agents.mid_training.documents import DocumentWriter, write_documents
 from ra3gym.agents.mid_training.e_steps.model import ModelEStep
-from ra3gym.agents.mid_training.e_steps.registry import EStep, make_e_step, with_codebook
+from ra3gym.agents.mid_training.e_steps.registry import EStep, NeedsModel, make_e_step, with_codebook
 from ra3gym.agents.mid_training.inference.agents import inference_agent_names, make_inference_agent
 from ra3gym.agents.mid_training.m_step import MStep, MStepConfig, MStepProgress, make_m_step
 from ra3gym.errors import ConfigError, DataError, RunFolderError
@@ -87,8 +87,8 @@ class EMIteration:
     perplexity: float
     information: float
     diagnosis: str
-    code_nats: float
-    latent_nats: float
+    code_nats: float | None
+    latent_nats: float | None
     ntp_code_nats: float | None
     tokens: int
 
@@ -174,7 +174,8 @@ def run(
                 num_latents=annotations.num_latents if annotations is not None else None,
                 context_lines=config.context_lines,
             )
-        annotations = infer.infer(traces, rng)
+        bound = infer.for_model(loaded) if isinstance(infer, NeedsModel) else infer
+        annotations = bound.infer(traces, rng)
         prompts = annotations if config.prompts else None
         documents = write_documents(writer, traces, latents=annotations, prompts=prompts, rng=rng)
         m_step_seed = seed * 1_000 + iteration
@@ -210,7 +211,10 @@ def _measure(
     tokens: int,
 ) -> EMIteration:
     paths = annotations.paths[: len(traces)]
-    code, latents = _code_nats(loaded.model, writer, traces, [writer.latent_marks(path) for path in paths])
+    code: float | None = None
+    latents: float | None = None
+    if annotations.comments is None:
+        code, latents = _code_nats(loaded.model, writer, traces, [writer.latent_marks(path) for path in paths])
     ntp_code = None
     if ntp is not None:
         ntp_code, _ = _code_nats(ntp, writer, traces, [[None] * len(trace.steps) for trace in traces])

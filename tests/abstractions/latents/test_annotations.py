@@ -97,3 +97,33 @@ def test_a_word_names_the_latent_it_goes_with_most() -> None:
     ]
     assert names_by_company(traces, paths, 4) == ((), ("down",), ("up",), ())
     assert names_by_company(traces[3:], paths[3:], 4) == ((), (), (), ())
+
+
+COMMENTED = Annotations(
+    (LatentPath((0, 1, 1, 2), (True, True, False, True)),), ((), ("add",), ()), comments=("", "# add", "#")
+)
+
+
+def test_a_rationale_latent_is_a_comment_line_with_the_steps_indent() -> None:
+    steps = ("    a = 1\n", "    a += 1\n", "    a += 2\n", "return a\n")
+    assert COMMENTED.marks(0, steps) == ["", "    # add\n", "", "#\n"]
+    tokens = Annotations(COMMENTED.paths, COMMENTED.names)
+    assert tokens.marks(0, steps) == ["<|z0|>", "<|z1|>", "", "<|z2|>"]
+
+
+def test_controls_keep_the_comments() -> None:
+    rng = np.random.default_rng(0)
+    assert shuffled(COMMENTED, rng).comments == random_latents(COMMENTED, rng).comments == COMMENTED.comments
+
+
+@pytest.mark.parametrize(
+    ("comments", "message"),
+    [
+        (("# one",), "1 comments for 3 latents"),
+        (("# one", "two", ""), "the comment 'two' must be '#'"),
+        (("# one", "# two\n", ""), "on one line"),
+    ],
+)
+def test_what_is_no_comment(comments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Annotations(COMMENTED.paths, COMMENTED.names, comments=comments)

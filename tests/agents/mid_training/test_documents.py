@@ -115,3 +115,14 @@ def test_more_latents_than_the_tokenizer_knows(writer: DocumentWriter) -> None:
     with pytest.raises(ConfigError, match="33 latents, the tokenizer knows 32"):
         documents(writer, latents=annotations)
     assert documents(writer, prompts=annotations) == documents(writer)
+
+
+def test_comments_stand_above_their_lines(writer: DocumentWriter) -> None:
+    comments = ("", "# turn around", "# rest", "# drop the first")
+    annotations = Annotations(ANNOTATIONS.paths, ANNOTATIONS.names, comments=comments)
+    first, second = documents(writer, latents=annotations)
+    one, two, three = DOCUMENTED.steps
+    assert text_of(writer, first) == (f"{DOCUMENTED.prompt}    # drop the first\n{one}{two}    # turn around\n{three}")
+    assert text_of(writer, second) == f"{BARE.prompt}    # turn around\n{BARE.steps[0]}    # rest\n{BARE.steps[1]}"
+    program = text_of(writer, first).removeprefix(DOCUMENTED.prompt)
+    assert first == ids_of(writer, DOCUMENTED.prompt, program, "<|endoftext|>")

@@ -134,6 +134,27 @@ def test_own_steps(base: LoadedModel, traces: list[ExpertTrace]) -> None:
     assert {one.switch_rate for one in result.history} == {1.0}
 
 
+def test_an_e_step_may_ask_for_the_model(base: LoadedModel, traces: list[ExpertTrace]) -> None:
+    """It gets the model of each iteration before it infers; its latents may be comments."""
+    asked: list[Any] = []
+
+    class Comments:
+        def for_model(self, loaded: LoadedModel) -> Comments:
+            asked.append(loaded.model)
+            return self
+
+        def infer(self, traces: Sequence[ExpertTrace], rng: np.random.Generator) -> Annotations:
+            paths = [LatentPath((1,) * len(t.steps), (True,) + (False,) * (len(t.steps) - 1)) for t in traces]
+            return Annotations(tuple(paths), ((), ("start",)), comments=("", "# start"))
+
+    loaded = fresh(base)
+    config = mid_training.EMConfig(MStepConfig(tokens=600), measured_traces=5)
+    result = mid_training.run(loaded, traces[:10], e_step=Comments(), iterations=2, config=config)
+    assert asked == [loaded.model] * 2
+    assert result.annotations.comments == ("", "# start")
+    assert result.history[0].ntp_code_nats is not None
+
+
 def test_traces_of_a_single_line_have_no_switch_rate(
     base: LoadedModel, traces: list[ExpertTrace], tmp_path: Path
 ) -> None:

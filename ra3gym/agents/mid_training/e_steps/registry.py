@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,14 +24,28 @@ from ra3gym.agents.mid_training.inference.agents import inference_agent_names, m
 from ra3gym.agents.mid_training.inference.policy_gradient import PolicyGradientAgent
 from ra3gym.agents.mid_training.inference.posteriors import ViterbiAgent
 from ra3gym.errors import DataError, UnknownNameError
+from ra3gym.lm import LoadedModel
 from ra3gym.tasks import ExpertTrace
 
 
 class EStep(Protocol):
-    """Infers latents over expert traces."""
+    """Infers latents over expert traces.
+
+    An E-step that reads or trains the model also has `for_model(loaded) -> EStep`: the loop calls it before each
+    iteration's `infer`, with the model as the previous M-step left it.
+    """
 
     def infer(self, traces: Sequence[ExpertTrace], rng: np.random.Generator) -> Annotations:
         """Latents for every trace; the same `rng` state gives the same result."""
+        ...
+
+
+@runtime_checkable
+class NeedsModel(Protocol):
+    """An E-step that reads or trains the model that is being mid-trained."""
+
+    def for_model(self, loaded: LoadedModel) -> EStep:
+        """Return the E-step for this model, which it may train in place."""
         ...
 
 
