@@ -1,6 +1,6 @@
 """Training batches: padded rows of like length, or several traces in one row without leakage between them.
 
-Shape suffixes: B rows, T positions.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

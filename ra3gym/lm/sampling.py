@@ -1,7 +1,6 @@
 """Batched sampling from a causal language model, with the log-probability of every sampled token.
 
-Shape suffixes: P prompts, G samples of each (`group_size`), R = P * G rows, S prompt positions, T new tokens,
-M rows still in the batch, V vocabulary, B blocks of C tokens.
+Shape letters: see CONTRIBUTING.md (P prompts, G samples of each, R = P * G rows, B rows still in the batch).
 """
 
 from __future__ import annotations
@@ -62,11 +61,11 @@ class Samples:
 class Decoder(Protocol):
     """A model that has read a batch of prompts and goes on one token per row at a time."""
 
-    logits_MV: Tensor
+    logits_BV: Tensor
     """The next-token logits after what was read so far."""
 
-    def read(self, token_M: Tensor) -> None:
-        """Append one token to each row and update `logits_MV`."""
+    def read(self, token_B: Tensor) -> None:
+        """Append one token to each row and update `logits_BV`."""
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows of the batch only."""
@@ -126,34 +125,34 @@ def generate(
     model.eval()
     try:
         decoder = read_prompts(model, prompt_ids, group_size, max_new_tokens)
-        is_end_V = _end_tokens(eos_id, decoder.logits_MV)
-        banned_V = None if allowed_mask_V is None else _banned_tokens(allowed_mask_V, decoder.logits_MV)
-        stopper = None if stop is None else _Stopper(stop, num_rows, decoder.logits_MV)
+        is_end_V = _end_tokens(eos_id, decoder.logits_BV)
+        banned_V = None if allowed_mask_V is None else _banned_tokens(allowed_mask_V, decoder.logits_BV)
+        stopper = None if stop is None else _Stopper(stop, num_rows, decoder.logits_BV)
         rows = torch.arange(num_rows, device=device)
-        active_M = torch.ones_like(rows, dtype=torch.bool)
+        active_B = torch.ones_like(rows, dtype=torch.bool)
         length = 0
         for length in range(1, max_new_tokens + 1):
             t = length - 1
-            prob_MV = _distribution(decoder.logits_MV, temperature, banned_V)
-            token_M = prob_MV.argmax(-1) if greedy else _inverse_cdf(prob_MV, uniform_RT[rows, t])
-            tokens_RT[rows, t] = torch.where(active_M, token_M, pad_id)
-            logp_RT[rows, t] = prob_MV.gather(1, token_M[:, None])[:, 0].log().masked_fill(~active_M, 0.0)
-            length_R[rows] += active_M
-            ended_M = is_end_V[token_M] if stopper is None else is_end_V[token_M] | stopper(rows, token_M, active_M)
-            ended_M &= active_M
-            active_M = active_M & ~ended_M
-            finished_R[rows] |= ended_M
+            prob_BV = _distribution(decoder.logits_BV, temperature, banned_V)
+            token_B = prob_BV.argmax(-1) if greedy else _inverse_cdf(prob_BV, uniform_RT[rows, t])
+            tokens_RT[rows, t] = torch.where(active_B, token_B, pad_id)
+            logp_RT[rows, t] = prob_BV.gather(1, token_B[:, None])[:, 0].log().masked_fill(~active_B, 0.0)
+            length_R[rows] += active_B
+            ended_B = is_end_V[token_B] if stopper is None else is_end_V[token_B] | stopper(rows, token_B, active_B)
+            ended_B &= active_B
+            active_B = active_B & ~ended_B
+            finished_R[rows] |= ended_B
             if length == max_new_tokens:
                 break
             if length % look_every == 0:
-                num_active = int(active_M.sum())
+                num_active = int(active_B.sum())
                 if num_active == 0:
                     break
                 if num_active <= shrink_at * len(rows):
-                    kept = active_M.nonzero()[:, 0]
+                    kept = active_B.nonzero()[:, 0]
                     decoder.keep(kept)
-                    rows, token_M, active_M = rows[kept], token_M[kept], active_M[kept]
-            decoder.read(token_M)
+                    rows, token_B, active_B = rows[kept], token_B[kept], active_B[kept]
+            decoder.read(token_B)
     finally:
         model.train(was_training)
     length = int(length_R.max())
@@ -178,54 +177,54 @@ def _uniform(
 class _Stopper:
     """Keeps what each row has written on the host, and asks the rule where a watched token is the newest."""
 
-    def __init__(self, rule: StopRule, num_rows: int, logits_MV: Tensor) -> None:
-        self._rule, self._device = rule, logits_MV.device
+    def __init__(self, rule: StopRule, num_rows: int, logits_BV: Tensor) -> None:
+        self._rule, self._device = rule, logits_BV.device
         self._watched = frozenset(rule.watched_ids)
         self._written: list[list[int]] = [[] for _ in range(num_rows)]
 
-    def __call__(self, rows: Tensor, token_M: Tensor, active_M: Tensor) -> Tensor:
-        """`ended_M`, bool; false for rows that are no longer active."""
+    def __call__(self, rows: Tensor, token_B: Tensor, active_B: Tensor) -> Tensor:
+        """`ended_B`, bool; false for rows that are no longer active."""
         found = []
-        for row, token, active in zip(rows.tolist(), token_M.tolist(), active_M.tolist(), strict=True):
+        for row, token, active in zip(rows.tolist(), token_B.tolist(), active_B.tolist(), strict=True):
             if active:
                 self._written[row].append(token)
             found.append(active and token in self._watched and self._rule.ends(row, self._written[row]))
         return torch.tensor(found, device=self._device)
 
 
-def _end_tokens(eos_id: int | Collection[int], logits_MV: Tensor) -> Tensor:
+def _end_tokens(eos_id: int | Collection[int], logits_BV: Tensor) -> Tensor:
     """`is_end_V`, bool."""
-    vocab_size = logits_MV.shape[1]
+    vocab_size = logits_BV.shape[1]
     ids = [eos_id] if isinstance(eos_id, int) else list(eos_id)
     if not ids or not all(0 <= i < vocab_size for i in ids):
         raise ConfigError(f"eos_id={eos_id} must name tokens of the model, 0 to {vocab_size - 1}")
-    is_end_V = torch.zeros(vocab_size, dtype=torch.bool, device=logits_MV.device)
+    is_end_V = torch.zeros(vocab_size, dtype=torch.bool, device=logits_BV.device)
     is_end_V[ids] = True
     return is_end_V
 
 
-def _banned_tokens(allowed_mask_V: Tensor, logits_MV: Tensor) -> Tensor:
+def _banned_tokens(allowed_mask_V: Tensor, logits_BV: Tensor) -> Tensor:
     """`banned_V`, bool, on the device of the logits."""
-    if allowed_mask_V.dtype != torch.bool or allowed_mask_V.shape != logits_MV.shape[1:]:
+    if allowed_mask_V.dtype != torch.bool or allowed_mask_V.shape != logits_BV.shape[1:]:
         raise ConfigError(
             f"allowed_mask_V is {allowed_mask_V.dtype} of shape {tuple(allowed_mask_V.shape)}; "
-            f"expected bool of shape ({logits_MV.shape[1]},)"
+            f"expected bool of shape ({logits_BV.shape[1]},)"
         )
     if not bool(allowed_mask_V.any()):
         raise ConfigError("allowed_mask_V allows no token")
-    return ~allowed_mask_V.to(logits_MV.device)
+    return ~allowed_mask_V.to(logits_BV.device)
 
 
-def _distribution(logits_MV: Tensor, temperature: float, banned_V: Tensor | None) -> Tensor:
-    logits_MV = logits_MV.float()
+def _distribution(logits_BV: Tensor, temperature: float, banned_V: Tensor | None) -> Tensor:
+    logits_BV = logits_BV.float()
     if temperature != 1.0:
-        logits_MV = logits_MV / temperature
+        logits_BV = logits_BV / temperature
     if banned_V is not None:
-        logits_MV = logits_MV.masked_fill(banned_V, -torch.inf)
-    return torch.softmax(logits_MV, dim=-1)
+        logits_BV = logits_BV.masked_fill(banned_V, -torch.inf)
+    return torch.softmax(logits_BV, dim=-1)
 
 
-def _inverse_cdf(prob_MV: Tensor, uniform_M: Tensor) -> Tensor:
+def _inverse_cdf(prob_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """One draw per row, never a token of probability 0; any token where a row's probabilities are NaN.
 
     Much faster on the CPU than `torch.multinomial`.
@@ -233,20 +232,20 @@ def _inverse_cdf(prob_MV: Tensor, uniform_M: Tensor) -> Tensor:
     For a large vocabulary the distribution is summed by blocks, and only the block that the draw falls into is
     cumulated: a cumulative sum is serial, a sum is not.
     """
-    if prob_MV.shape[1] < _BLOCKS_FROM:
-        cdf_MV = prob_MV.cumsum(-1)
-        found_M1 = torch.searchsorted(cdf_MV, (uniform_M * cdf_MV[:, -1])[:, None], right=True)
-        return found_M1[:, 0].clamp_(max=prob_MV.shape[1] - 1)
-    blocks_MBC = F.pad(prob_MV, (0, -prob_MV.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK))
-    cdf_MB = blocks_MBC.sum(-1).cumsum(-1)
-    point_M1 = (uniform_M * cdf_MB[:, -1])[:, None]
-    block_M1 = torch.searchsorted(cdf_MB, point_M1, right=True).clamp_(max=cdf_MB.shape[1] - 1)
-    before_M1 = F.pad(cdf_MB, (1, 0)).gather(1, block_M1)
-    cdf_MC = blocks_MBC[torch.arange(len(prob_MV), device=prob_MV.device), block_M1[:, 0]].cumsum(-1)
+    if prob_BV.shape[1] < _BLOCKS_FROM:
+        cdf_BV = prob_BV.cumsum(-1)
+        found_B1 = torch.searchsorted(cdf_BV, (uniform_B * cdf_BV[:, -1])[:, None], right=True)
+        return found_B1[:, 0].clamp_(max=prob_BV.shape[1] - 1)
+    block_probs = F.pad(prob_BV, (0, -prob_BV.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK))
+    block_cdf = block_probs.sum(-1).cumsum(-1)
+    point_B1 = (uniform_B * block_cdf[:, -1])[:, None]
+    block_B1 = torch.searchsorted(block_cdf, point_B1, right=True).clamp_(max=block_cdf.shape[1] - 1)
+    before_B1 = F.pad(block_cdf, (1, 0)).gather(1, block_B1)
+    cdf_inside = block_probs[torch.arange(len(prob_BV), device=prob_BV.device), block_B1[:, 0]].cumsum(-1)
     # The two sums of a block may differ in their last bit: the draw stays below the second one too.
-    inside_M1 = torch.minimum(point_M1 - before_M1, torch.nextafter(cdf_MC[:, -1:], torch.zeros_like(point_M1)))
-    found_M1 = block_M1 * _BLOCK + torch.searchsorted(cdf_MC, inside_M1, right=True)
-    return found_M1[:, 0].clamp_(max=prob_MV.shape[1] - 1)
+    inside_B1 = torch.minimum(point_B1 - before_B1, torch.nextafter(cdf_inside[:, -1:], torch.zeros_like(point_B1)))
+    found_B1 = block_B1 * _BLOCK + torch.searchsorted(cdf_inside, inside_B1, right=True)
+    return found_B1[:, 0].clamp_(max=prob_BV.shape[1] - 1)
 
 
 def read_prompts(model: Any, prompt_ids: Sequence[Sequence[int]], group_size: int, max_new_tokens: int) -> Decoder:
@@ -254,15 +253,15 @@ def read_prompts(model: Any, prompt_ids: Sequence[Sequence[int]], group_size: in
 
     To be called, like the decoder's `read`, without gradients and with the model in evaluation mode.
     """
-    ids_PS, mask_PS = _left_pad(model, prompt_ids)
+    ids_PL, mask_PL = _left_pad(model, prompt_ids)
     kind: type[CacheDecoder | LlamaDecoder] = CacheDecoder
     if supports(model):
-        kind = GraphedLlamaDecoder if wants_graphs(ids_PS.device, max_new_tokens) else LlamaDecoder
-    return kind(model, ids_PS, mask_PS, group_size, max_new_tokens)
+        kind = GraphedLlamaDecoder if wants_graphs(ids_PL.device, max_new_tokens) else LlamaDecoder
+    return kind(model, ids_PL, mask_PL, group_size, max_new_tokens)
 
 
 def _left_pad(model: Any, prompt_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """`ids_PS` and `mask_PS` (int64, 1 at real tokens); what stands at padding is never seen."""
+    """`ids_PL` and `mask_PL` (int64, 1 at real tokens); what stands at padding is never seen."""
     longest = max(map(len, prompt_ids))
     ids = [[0] * (longest - len(prompt)) + [*prompt] for prompt in prompt_ids]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompt_ids]
@@ -273,37 +272,37 @@ def _left_pad(model: Any, prompt_ids: Sequence[Sequence[int]]) -> tuple[Tensor, 
 class CacheDecoder:
     """`Decoder` for any causal language model, through its own forward pass and cache."""
 
-    def __init__(self, model: Any, ids_PS: Tensor, mask_PS: Tensor, group_size: int, max_new_tokens: int) -> None:
+    def __init__(self, model: Any, ids_PL: Tensor, mask_PL: Tensor, group_size: int, max_new_tokens: int) -> None:
         output = model(
-            input_ids=ids_PS,
-            attention_mask=mask_PS,
-            position_ids=(mask_PS.cumsum(1) - 1).clamp_(min=0),
+            input_ids=ids_PL,
+            attention_mask=mask_PL,
+            position_ids=(mask_PL.cumsum(1) - 1).clamp_(min=0),
             use_cache=True,
             logits_to_keep=1,
         )
         self._model = model
         self._cache = output.past_key_values
         self._cache.batch_repeat_interleave(group_size)
-        self._mask_MS = mask_PS.repeat_interleave(group_size, 0)
-        self.logits_MV: Tensor = output.logits[:, -1].repeat_interleave(group_size, 0)
+        self._mask_BX = mask_PL.repeat_interleave(group_size, 0)
+        self.logits_BV: Tensor = output.logits[:, -1].repeat_interleave(group_size, 0)
 
-    def read(self, token_M: Tensor) -> None:
+    def read(self, token_B: Tensor) -> None:
         """Append one token to each row."""
-        position_M1 = self._mask_MS.sum(1, keepdim=True)
-        self._mask_MS = torch.cat([self._mask_MS, torch.ones_like(position_M1)], dim=1)
+        position_B1 = self._mask_BX.sum(1, keepdim=True)
+        self._mask_BX = torch.cat([self._mask_BX, torch.ones_like(position_B1)], dim=1)
         output = self._model(
-            input_ids=token_M[:, None],
-            attention_mask=self._mask_MS,
-            position_ids=position_M1,
+            input_ids=token_B[:, None],
+            attention_mask=self._mask_BX,
+            position_ids=position_B1,
             past_key_values=self._cache,
             use_cache=True,
         )
-        self.logits_MV = output.logits[:, -1]
+        self.logits_BV = output.logits[:, -1]
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""
         self._cache.batch_select_indices(rows)
-        self._mask_MS = self._mask_MS[rows]
+        self._mask_BX = self._mask_BX[rows]
 
 
 def _check(

@@ -1,6 +1,6 @@
 """Log-probabilities of given tokens, with gradient when gradients are enabled.
 
-Shape suffixes: B sequences, T positions, V vocabulary, S prompt positions.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

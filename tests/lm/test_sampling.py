@@ -210,18 +210,18 @@ def test_a_stop_rule_ends_rows_as_an_end_token_does(model: Any) -> None:
 @pytest.mark.parametrize("vocab_size", [2048, 5000])
 def test_drawing_by_blocks_inverts_the_same_distribution_function(vocab_size: int) -> None:
     torch.manual_seed(0)
-    logits_MV = torch.randn(64, vocab_size) * 4
-    logits_MV[:, 3::7] = -torch.inf
-    logits_MV[2, 1:] = -torch.inf
-    prob_MV = logits_MV.softmax(-1)
-    uniform_M = torch.rand(64)
-    uniform_M[0], uniform_M[1:3] = 0.0, 1 - 2.0**-23
-    token_M = sampling._inverse_cdf(prob_MV, uniform_M)
-    cdf_MV = prob_MV.double().cumsum(-1)
-    at_M1, point_M = token_M[:, None], uniform_M * cdf_MV[:, -1]
-    assert (prob_MV.gather(1, at_M1) > 0).all()
-    assert (cdf_MV.gather(1, at_M1)[:, 0] > point_M - 1e-6).all()
-    assert ((cdf_MV - prob_MV).gather(1, at_M1)[:, 0] < point_M + 1e-6).all()
+    logits_BV = torch.randn(64, vocab_size) * 4
+    logits_BV[:, 3::7] = -torch.inf
+    logits_BV[2, 1:] = -torch.inf
+    prob_BV = logits_BV.softmax(-1)
+    uniform_B = torch.rand(64)
+    uniform_B[0], uniform_B[1:3] = 0.0, 1 - 2.0**-23
+    token_B = sampling._inverse_cdf(prob_BV, uniform_B)
+    cdf_BV = prob_BV.double().cumsum(-1)
+    at_B1, point_B = token_B[:, None], uniform_B * cdf_BV[:, -1]
+    assert (prob_BV.gather(1, at_B1) > 0).all()
+    assert (cdf_BV.gather(1, at_B1)[:, 0] > point_B - 1e-6).all()
+    assert ((cdf_BV - prob_BV).gather(1, at_B1)[:, 0] < point_B + 1e-6).all()
 
 
 def test_bfloat16_weights_sample_near_their_own_distribution() -> None:
@@ -238,10 +238,10 @@ def test_bfloat16_weights_sample_near_their_own_distribution() -> None:
 @pytest.mark.parametrize("width", [33, 999])  # the narrow one is too small to be packed
 def test_packed_weights_give_the_same_product(dtype: torch.dtype, bias: bool, width: int) -> None:
     torch.manual_seed(0)
-    x_MD, weight_VD = torch.randn(5, width).to(dtype), torch.randn(70, width).to(dtype)
+    x_BD, weight_VD = torch.randn(5, width).to(dtype), torch.randn(70, width).to(dtype)
     bias_V = torch.randn(70).to(dtype) if bias else None
     packed, plain = (PackedLinear(weight_VD, bias_V, pack=pack) for pack in (True, False))
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1.6e-2, "atol": 0.5}
-    torch.testing.assert_close(packed(x_MD), plain(x_MD), **tolerance)
+    torch.testing.assert_close(packed(x_BD), plain(x_BD), **tolerance)
     again = pickle.loads(pickle.dumps(packed))
-    torch.testing.assert_close(again(x_MD), packed(x_MD), rtol=0, atol=0)
+    torch.testing.assert_close(again(x_BD), packed(x_BD), rtol=0, atol=0)

@@ -150,7 +150,7 @@ class RationaleBatch(SegmentBatch):
         prefixes = [[*self.stream.prompt_ids[row], *self.stream.written[row]] for row in rows]
         decoder = read_prompts(self.problem.loaded.model, prefixes, k, int(room_N.max()))
         # That a line of code, or a comment, begins here is given: blanks are not counted.
-        first_NV = decoder.logits_MV.double().masked_fill(~tokens.line_V, -torch.inf).log_softmax(-1)
+        first_NV = decoder.logits_BV.double().masked_fill(~tokens.line_V, -torch.inf).log_softmax(-1)
         none_N = first_NV.masked_fill(~tokens.plain_V, -torch.inf).logsumexp(-1).cpu().numpy()
         comments: list[list[int]] = [[] for _ in room_N]
         logp_N = np.zeros(len(room_N))
@@ -158,7 +158,7 @@ class RationaleBatch(SegmentBatch):
         for t in range(int(room_N.max())):
             last_M1 = torch.from_numpy(room_N[open_M] == t + 1)[:, None].to(tokens.stops_V.device)
             allowed_MV = tokens.starts_V[None] if t == 0 else torch.where(last_M1, tokens.stops_V, tokens.inside_V)
-            logits_MV = decoder.logits_MV.double().masked_fill(~allowed_MV, -torch.inf)
+            logits_MV = decoder.logits_BV.double().masked_fill(~allowed_MV, -torch.inf)
             token_M = draw(logits_MV, uniform_NT[open_M, t].tolist(), temperature=self.options.temperature)
             drawn_M1 = torch.tensor(token_M, device=logits_MV.device)[:, None]
             scored_MV = first_NV if t == 0 else logits_MV.log_softmax(-1)

@@ -1,6 +1,6 @@
 """Many growing token sequences under one model: what vector environments step through, one pass for all that write.
 
-Shape suffixes: E rows, B rows of this call, T prompt positions, C cache columns, V vocabulary, D width.
+Shape letters: see CONTRIBUTING.md (E rows, one for each environment; B rows of this call).
 """
 
 from __future__ import annotations
@@ -143,41 +143,41 @@ class CacheRows:
         self._model = model
         self._num_rows = num_rows
         self._cache: Any = None
-        self._mask_EC = torch.zeros(num_rows, 0, dtype=torch.int64, device=model.device)
+        self._mask_EX = torch.zeros(num_rows, 0, dtype=torch.int64, device=model.device)
 
     def begin(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Forget these rows and read their prompts, padded on the left, in one pass."""
-        longest, device = max(map(len, prompts)), self._mask_EC.device
-        ids_BT = torch.tensor([[0] * (longest - len(prompt)) + [*prompt] for prompt in prompts], device=device)
-        mask_BT = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        longest, device = max(map(len, prompts)), self._mask_EX.device
+        ids_BL = torch.tensor([[0] * (longest - len(prompt)) + [*prompt] for prompt in prompts], device=device)
+        mask_BL = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
         output = self._model(
-            input_ids=ids_BT,
-            attention_mask=mask_BT,
-            position_ids=(mask_BT.cumsum(1) - 1).clamp_(min=0),
+            input_ids=ids_BL,
+            attention_mask=mask_BL,
+            position_ids=(mask_BL.cumsum(1) - 1).clamp_(min=0),
             use_cache=True,
             output_hidden_states=True,
             logits_to_keep=1,
         )
         if len(rows) == self._num_rows:
             order = torch.tensor(sorted(range(len(rows)), key=lambda i: rows[i]), device=device)
-            self._cache, self._mask_EC = output.past_key_values, mask_BT[order]
+            self._cache, self._mask_EX = output.past_key_values, mask_BL[order]
             self._cache.batch_select_indices(order)
         else:
-            self._insert(torch.tensor(rows, device=device), output.past_key_values, mask_BT)
+            self._insert(torch.tensor(rows, device=device), output.past_key_values, mask_BL)
         return output.logits[:, -1], output.hidden_states[-1][:, -1]
 
     def write(self, rows: Sequence[int], tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
         """One column more: a token in these rows, a gap in the others."""
-        at = torch.tensor(rows, device=self._mask_EC.device)
-        column_E1 = torch.zeros_like(self._mask_EC[:, :1])
+        at = torch.tensor(rows, device=self._mask_EX.device)
+        column_E1 = torch.zeros_like(self._mask_EX[:, :1])
         column_E1[at] = 1
         ids_E1 = torch.zeros_like(column_E1)
         ids_E1[at, 0] = torch.tensor(tokens, device=at.device)
-        position_E1 = self._mask_EC.sum(1, keepdim=True)
-        self._mask_EC = torch.cat([self._mask_EC, column_E1], dim=1)
+        position_E1 = self._mask_EX.sum(1, keepdim=True)
+        self._mask_EX = torch.cat([self._mask_EX, column_E1], dim=1)
         output = self._model(
             input_ids=ids_E1,
-            attention_mask=self._mask_EC,
+            attention_mask=self._mask_EX,
             position_ids=position_E1,
             past_key_values=self._cache,
             use_cache=True,
@@ -186,12 +186,12 @@ class CacheRows:
         self._close_up()
         return output.logits[at, -1], output.hidden_states[-1][at, -1]
 
-    def _insert(self, at: Tensor, fresh: Any, mask_BT: Tensor) -> None:
+    def _insert(self, at: Tensor, fresh: Any, mask_BL: Tensor) -> None:
         """Put the prompts' columns at the right end of these rows, and nothing ahead of them."""
-        columns, longest = self._mask_EC.shape[1], mask_BT.shape[1]
+        columns, longest = self._mask_EX.shape[1], mask_BL.shape[1]
         size = max(columns, longest)
-        self._mask_EC = F.pad(self._mask_EC, (size - columns, 0))
-        self._mask_EC[at] = F.pad(mask_BT, (size - longest, 0))
+        self._mask_EX = F.pad(self._mask_EX, (size - columns, 0))
+        self._mask_EX[at] = F.pad(mask_BL, (size - longest, 0))
         for layer, new in zip(self._cache.layers, fresh.layers, strict=True):
             for name in ("keys", "values"):
                 buffer = F.pad(getattr(layer, name), (0, 0, size - columns, 0))
@@ -200,15 +200,15 @@ class CacheRows:
 
     def _close_up(self) -> None:
         """Move each row's columns to the right, over its gaps, where gaps outnumber the tokens of the longest row."""
-        longest = int(self._mask_EC.sum(1).max())
-        if self._mask_EC.shape[1] <= 2 * longest + 16:
+        longest = int(self._mask_EX.sum(1).max())
+        if self._mask_EX.shape[1] <= 2 * longest + 16:
             return
-        order_EC = self._mask_EC.argsort(dim=1, stable=True)[:, -longest:]
-        self._mask_EC = self._mask_EC.gather(1, order_EC)
+        order_EX = self._mask_EX.argsort(dim=1, stable=True)[:, -longest:]
+        self._mask_EX = self._mask_EX.gather(1, order_EX)
         for layer in self._cache.layers:
             for name in ("keys", "values"):
                 buffer = getattr(layer, name)
-                index = order_EC[:, None, :, None].expand(-1, buffer.shape[1], -1, buffer.shape[3])
+                index = order_EX[:, None, :, None].expand(-1, buffer.shape[1], -1, buffer.shape[3])
                 setattr(layer, name, buffer.gather(2, index))
 
 

@@ -3,7 +3,7 @@
 Plain products and a softmax take about half its time. They hold the weights of all pairs of positions, so the fused
 kernel stays in use where these are many.
 
-Shape suffixes: N rows, H query heads, K key-value heads, R = H / K, T positions asked from, L asked, E head size.
+Shape letters: see CONTRIBUTING.md (T positions that ask, X that are asked; G = H / J).
 """
 
 from __future__ import annotations
@@ -56,27 +56,27 @@ def _register() -> None:
 
 def _attention(
     module: Any,
-    query_NHTE: Tensor,
-    key_NKLE: Tensor,
-    value_NKLE: Tensor,
+    query_BHTI: Tensor,
+    key_BJXI: Tensor,
+    value_BJXI: Tensor,
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers calls it; the first result is `(N, T, H, E)`."""
-    rows, heads, asking, _ = query_NHTE.shape
-    if dropout or attention_mask is None or rows * heads * asking * key_NKLE.shape[2] > _MOST_PAIRS:
+    """As transformers calls it; the first result is `(B, T, H, I)`."""
+    rows, heads, asking, _ = query_BHTI.shape
+    if dropout or attention_mask is None or rows * heads * asking * key_BJXI.shape[2] > _MOST_PAIRS:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         mixed: Tensor = sdpa_attention_forward(
-            module, query_NHTE, key_NKLE, value_NKLE, attention_mask, scaling=scaling, dropout=dropout, **others
+            module, query_BHTI, key_BJXI, value_BJXI, attention_mask, scaling=scaling, dropout=dropout, **others
         )[0]
         return mixed, None
-    inputs = (x.to(value_NKLE.dtype) for x in (query_NHTE, key_NKLE, value_NKLE))
+    inputs = (x.to(value_BJXI.dtype) for x in (query_BHTI, key_BJXI, value_BJXI))
     with torch.autocast("cpu", enabled=False):
-        mixed_NHTE: Tensor = _Attention.apply(*inputs, attention_mask, scaling)
-    return mixed_NHTE.transpose(1, 2).contiguous(), None
+        mixed_BHTI: Tensor = _Attention.apply(*inputs, attention_mask, scaling)
+    return mixed_BHTI.transpose(1, 2).contiguous(), None
 
 
 class _Attention(torch.autograd.Function):
@@ -87,24 +87,24 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query_NHTE: Tensor, key_NKLE: Tensor, value_NKLE: Tensor, bias_N1TL: Tensor, scaling: float
+        ctx: Any, query_BHTI: Tensor, key_BJXI: Tensor, value_BJXI: Tensor, bias_B1TX: Tensor, scaling: float
     ) -> Tensor:
-        shape, length = query_NHTE.shape, key_NKLE.shape[2]
-        query, key, value = _by_key_head(query_NHTE, key_NKLE, value_NKLE)
+        shape, length = query_BHTI.shape, key_BJXI.shape[2]
+        query, key, value = _by_key_head(query_BHTI, key_BJXI, value_BJXI)
         scores = torch.bmm(query, key.transpose(1, 2)).float().mul_(scaling)
-        scores.view(*shape[:3], length).add_(bias_N1TL)
+        scores.view(*shape[:3], length).add_(bias_B1TX)
         weight = torch.softmax(scores, dim=-1).to(query.dtype)
         mixed = torch.bmm(weight, value)
         ctx.save_for_backward(query, key, value, weight, mixed)
-        ctx.scaling, ctx.shapes = scaling, (shape, key_NKLE.shape)
+        ctx.scaling, ctx.shapes = scaling, (shape, key_BJXI.shape)
         return mixed.view(shape)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_NHTE: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_BHTI: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, weight, mixed = ctx.saved_tensors
         asking, asked = ctx.shapes
-        grad = grad_NHTE.reshape(mixed.shape)
+        grad = grad_BHTI.reshape(mixed.shape)
         grad_value = torch.bmm(weight.transpose(1, 2), grad)
         grad_scores = torch.bmm(grad, value.transpose(1, 2)).float()
         grad_scores.sub_((grad.float() * mixed.float()).sum(-1, keepdim=True)).mul_(weight).mul_(ctx.scaling)
@@ -114,9 +114,9 @@ class _Attention(torch.autograd.Function):
         return grad_query.view(asking), grad_key.view(asked), grad_value.view(asked), None, None
 
 
-def _by_key_head(query_NHTE: Tensor, key_NKLE: Tensor, value_NKLE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`(N K, R T, E)`, `(N K, L, E)` twice: the query heads of a key head ask it together."""
-    products = key_NKLE.shape[0] * key_NKLE.shape[1]
-    size = query_NHTE.shape[3]
-    key, value = (x.reshape(products, -1, size) for x in (key_NKLE, value_NKLE))
-    return query_NHTE.reshape(products, -1, size), key, value
+def _by_key_head(query_BHTI: Tensor, key_BJXI: Tensor, value_BJXI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`(B J, G T, I)`, `(B J, X, I)` twice: the query heads of a key head ask it together."""
+    products = key_BJXI.shape[0] * key_BJXI.shape[1]
+    size = query_BHTI.shape[3]
+    key, value = (x.reshape(products, -1, size) for x in (key_BJXI, value_BJXI))
+    return query_BHTI.reshape(products, -1, size), key, value

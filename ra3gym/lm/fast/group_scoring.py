@@ -1,7 +1,7 @@
 """Scores of several completions per prompt, with gradient; what the completions share is computed once.
 
-Shape suffixes: P prompts, R rows, T tokens of the longest completion, C tokens of all completions, S prompt positions,
-D width, V vocabulary.
+Shape letters: see CONTRIBUTING.md (C tokens of all completions, B rows of one pass). `output` is what predicts a token:
+the last hidden state, of width D, where the output layer is linear, else the logits, of width V.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def group_scores(
         with plain_attention(states.body) if states.has_linear_head else nullcontext():
             parts = list(_read_shared(states, prompts, completions, prompt_of_row))
     row_C, column_C = (torch.cat([part[i] for part in parts]).to(device) for i in (0, 1))
-    x_CX = torch.cat([part[2] for part in parts])
+    output_C = torch.cat([part[2] for part in parts])
     hidden_CD = torch.cat([part[3] for part in parts]) if hidden else None
 
     num_columns = max(map(len, completions), default=0)
@@ -101,7 +101,7 @@ def group_scores(
     length_R1 = torch.tensor([[len(completion)] for completion in completions], device=device).view(-1, 1)
     mask_RT = torch.arange(num_columns, device=device) < length_R1
     target_C = ids_RT.to(device)[row_C, column_C]
-    logp_C, entropy_C = states.scores(x_CX, target_C, temperature, allowed_mask_V, entropy)
+    logp_C, entropy_C = states.scores(output_C, target_C, temperature, allowed_mask_V, entropy)
 
     def as_rows(x: Tensor) -> Tensor:
         empty = x.new_zeros((*mask_RT.shape, *x.shape[1:]))
@@ -142,15 +142,15 @@ class _States:
         return output.logits, output.hidden_states[-1] if self._want_hidden else output.logits
 
     def scores(
-        self, x_CX: Tensor, target_C: Tensor, temperature: float, allowed_mask_V: Tensor | None, entropy: bool
+        self, output_C: Tensor, target_C: Tensor, temperature: float, allowed_mask_V: Tensor | None, entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities, and entropies if wanted, shapes `(C,)`."""
-        vocab_size = x_CX.shape[1] if self._head is None else len(self._head.weight)
+        vocab_size = output_C.shape[1] if self._head is None else len(self._head.weight)
         banned_V = None if allowed_mask_V is None else _banned(allowed_mask_V, vocab_size, self.device)
         if self._head is not None:
             options: dict[str, Any] = {"temperature": temperature, "banned_V": banned_V, "entropy": entropy}
-            return linear_scores(x_CX, self._head.weight, self._head.bias, target_C, **options)
-        logp_CV = log_softmax(x_CX, temperature, banned_V)
+            return linear_scores(output_C, self._head.weight, self._head.bias, target_C, **options)
+        logp_CV = log_softmax(output_C, temperature, banned_V)
         logp_C = logp_CV.gather(1, target_C[:, None])[:, 0]
         if not entropy:
             return logp_C, None
@@ -173,31 +173,36 @@ def _read_shared(
     from transformers import DynamicCache
 
     used = sorted(set(prompt_of_row)) or [0]
-    ids_PS, mask_PS = _padded([prompts[p] for p in used], states.device, left=True)
+    ids_PL, mask_PL = _padded([prompts[p] for p in used], states.device, left=True)
     cache = DynamicCache(config=states.config)
-    x_PSX, hidden_PSD = states.read(ids_PS, mask_PS, (mask_PS.cumsum(1) - 1).clamp_(min=0), cache)
+    output_PL, hidden_PLD = states.read(ids_PL, mask_PL, (mask_PL.cumsum(1) - 1).clamp_(min=0), cache)
     prompt_R = torch.tensor([used.index(p) for p in prompt_of_row], dtype=torch.int64)
     length_R = torch.tensor([len(completion) for completion in completions], dtype=torch.int64)
     begun = (length_R > 0).nonzero()[:, 0]
     first = prompt_R[begun].to(states.device)
-    yield begun, torch.zeros_like(begun), x_PSX[:, -1].index_select(0, first), hidden_PSD[:, -1].index_select(0, first)
+    yield (
+        begun,
+        torch.zeros_like(begun),
+        output_PL[:, -1].index_select(0, first),
+        hidden_PLD[:, -1].index_select(0, first),
+    )
     for rows in _passes(length_R, 1 if states.one_pass else _MAX_PASSES):
         # The last token predicts nothing. (Read in any case where there is only one: the passes of all ranks agree.)
-        ids_RT, mask_RT = _padded(
+        ids_BT, mask_BT = _padded(
             [completions[n][: max(1, len(completions[n]) - 1)] or [0] for n in rows], states.device
         )
-        prompt_M = prompt_R[rows].to(states.device)
-        start_M1 = mask_PS.sum(1)[prompt_M][:, None]
-        x_RTX, hidden_RTD = states.read(
-            ids_RT,
-            torch.cat([mask_PS[prompt_M], mask_RT], dim=1),
-            start_M1 + torch.arange(ids_RT.shape[1], device=states.device),
-            _repeated(cache, prompt_M),
+        prompt_B = prompt_R[rows].to(states.device)
+        start_B1 = mask_PL.sum(1)[prompt_B][:, None]
+        output_BT, hidden_BTD = states.read(
+            ids_BT,
+            torch.cat([mask_PL[prompt_B], mask_BT], dim=1),
+            start_B1 + torch.arange(ids_BT.shape[1], device=states.device),
+            _repeated(cache, prompt_B),
         )
-        predicts = torch.arange(ids_RT.shape[1]) < length_R[rows][:, None] - 1
+        predicts = torch.arange(ids_BT.shape[1]) < length_R[rows][:, None] - 1
         m, column = predicts.nonzero(as_tuple=True)
-        at = (m * ids_RT.shape[1] + column).to(states.device)
-        yield rows[m], column + 1, x_RTX.flatten(0, 1)[at], hidden_RTD.flatten(0, 1)[at]
+        at = (m * ids_BT.shape[1] + column).to(states.device)
+        yield rows[m], column + 1, output_BT.flatten(0, 1)[at], hidden_BTD.flatten(0, 1)[at]
 
 
 def _read_whole_rows(
@@ -211,12 +216,12 @@ def _read_whole_rows(
     length_R = torch.tensor(list(map(len, completions)), dtype=torch.int64)
     start_R = torch.tensor([len(prompts[p]) for p in prompt_of_row], dtype=torch.int64)
     for rows in _passes(length_R + start_R, 1 if states.one_pass else _MAX_PASSES):
-        ids_RT, mask_RT = _padded([texts[n] for n in rows], states.device)
-        x_RTX, hidden_RTD = states.read(ids_RT, mask_RT, (mask_RT.cumsum(1) - 1).clamp_(min=0), None)
+        ids_BT, mask_BT = _padded([texts[n] for n in rows], states.device)
+        output_BT, hidden_BTD = states.read(ids_BT, mask_BT, (mask_BT.cumsum(1) - 1).clamp_(min=0), None)
         m = torch.arange(len(rows)).repeat_interleave(length_R[rows])
         column = torch.cat([torch.arange(length) for length in length_R[rows].tolist()])
-        at = (m * ids_RT.shape[1] + start_R[rows][m] - 1 + column).to(states.device)
-        yield rows[m], column, x_RTX.flatten(0, 1)[at], hidden_RTD.flatten(0, 1)[at]
+        at = (m * ids_BT.shape[1] + start_R[rows][m] - 1 + column).to(states.device)
+        yield rows[m], column, output_BT.flatten(0, 1)[at], hidden_BTD.flatten(0, 1)[at]
 
 
 def _passes(length_R: Tensor, most: int) -> list[Tensor]:
@@ -255,13 +260,13 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device, *, left: bool =
     return ids.to(device), mask.to(device)
 
 
-def _repeated(cache: Any, prompt_M: Tensor) -> Any:
+def _repeated(cache: Any, prompt_B: Tensor) -> Any:
     """A cache of its own for each row, whose gradients add up in the prompt's."""
     repeated = copy.copy(cache)
     repeated.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in repeated.layers:
         # (Indexing with brackets has a slower gradient on the CPU.)
-        layer.keys, layer.values = layer.keys.index_select(0, prompt_M), layer.values.index_select(0, prompt_M)
+        layer.keys, layer.values = layer.keys.index_select(0, prompt_B), layer.values.index_select(0, prompt_B)
     return repeated
 
 

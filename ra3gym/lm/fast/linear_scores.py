@@ -1,6 +1,6 @@
 """Log-probability and entropy of tokens from the states that predict them, without the logits of the whole batch.
 
-Shape suffixes: C tokens, B of them at once (a block), D width, V vocabulary.
+Shape letters: see CONTRIBUTING.md (C tokens, B of them at once: a block).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 With small models a GPU waits for its launches most of the time. A graph freezes shapes and addresses, so here every
 buffer has its final size from the start, what is not written yet is hidden, and positions are counted on the device.
 
-Shape suffixes: as in `ra3gym.lm.fast.llama`.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class GraphedLlamaDecoder(LlamaDecoder):
     recording.
     """
 
-    _token_M: Tensor
+    _token_B: Tensor
     _replay: Callable[[], None] | None
     _warm: bool
 
-    def __init__(self, model: Any, ids_PS: Tensor, mask_PS: Tensor, group_size: int, max_new_tokens: int) -> None:
-        super().__init__(model, ids_PS, mask_PS, group_size, max_new_tokens)
+    def __init__(self, model: Any, ids_PL: Tensor, mask_PL: Tensor, group_size: int, max_new_tokens: int) -> None:
+        super().__init__(model, ids_PL, mask_PL, group_size, max_new_tokens)
         self._records = True
         self._fix()
 
@@ -51,9 +51,9 @@ class GraphedLlamaDecoder(LlamaDecoder):
         super().keep(rows)
         self._fix()
 
-    def read(self, token_M: Tensor) -> None:
+    def read(self, token_B: Tensor) -> None:
         """Append one token to each row."""
-        self._token_M.copy_(token_M)
+        self._token_B.copy_(token_B)
         if self._replay is None and self._warm and self._records:
             self._replay = self._record()
         if self._replay is None:
@@ -67,12 +67,12 @@ class GraphedLlamaDecoder(LlamaDecoder):
         """Lay out the state of a token where it will stay, for the rows of now."""
         self._replay = None
         self._warm = False
-        device = self._position_M.device
-        self._token_M = torch.zeros_like(self._position_M)
+        device = self._position_B.device
+        self._token_B = torch.zeros_like(self._position_B)
         self._at_1 = torch.tensor([self._filled], device=device)
         length = self._keys[0].shape[2]
-        self._unwritten_L = torch.zeros(length, dtype=self.logits_MV.dtype, device=device)
-        self._unwritten_L[self._filled :] = -torch.inf
+        self._unwritten_X = torch.zeros(length, dtype=self.logits_BV.dtype, device=device)
+        self._unwritten_X[self._filled :] = -torch.inf
         for buffer in (*self._keys, *self._values):
             buffer[:, :, self._filled :] = 0.0  # a NaN would come through its weight of 0
 
@@ -90,21 +90,21 @@ class GraphedLlamaDecoder(LlamaDecoder):
 
     def _advance(self) -> None:
         """A token on the device alone: no shape and no address differs from one to the next."""
-        self._unwritten_L.index_fill_(0, self._at_1, 0.0)
-        self._step(self._token_M)
-        self._position_M.add_(1)
+        self._unwritten_X.index_fill_(0, self._at_1, 0.0)
+        self._step(self._token_B)
+        self._position_B.add_(1)
         self._at_1.add_(1)
 
-    def _store(self, layer: int, key_MKE: Tensor, value_MKE: Tensor) -> None:
-        self._keys[layer].index_copy_(2, self._at_1, key_MKE[:, :, None])
-        self._values[layer].index_copy_(2, self._at_1, value_MKE[:, :, None])
+    def _store(self, layer: int, key_BJI: Tensor, value_BJI: Tensor) -> None:
+        self._keys[layer].index_copy_(2, self._at_1, key_BJI[:, :, None])
+        self._values[layer].index_copy_(2, self._at_1, value_BJI[:, :, None])
 
     def _own(self, layer: int) -> tuple[Tensor, Tensor]:
         return self._keys[layer], self._values[layer]
 
-    def _hide(self, own_MHL: Tensor) -> None:
-        super()._hide(own_MHL)
-        own_MHL.add_(self._unwritten_L)
+    def _hide(self, own_BHX: Tensor) -> None:
+        super()._hide(own_BHX)
+        own_BHX.add_(self._unwritten_X)
 
 
 def record(step: Callable[[], None]) -> Callable[[], None]:

@@ -34,11 +34,11 @@ class PackedLinear:
         """Pickled as it was made: what oneDNN laid out has no form outside the process."""
         return partial(PackedLinear, pack=self._packs), (self._plain, self._bias)
 
-    def __call__(self, x_MD: Tensor) -> Tensor:
-        """The product, shape `(M, outputs)`."""
+    def __call__(self, x_BD: Tensor) -> Tensor:
+        """The product, shape `(B, outputs)`."""
         if not self._packs:
-            return F.linear(x_MD, self._weight, self._bias)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x_MD, self._weight, self._bias, "none", [], "")
+            return F.linear(x_BD, self._weight, self._bias)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x_BD, self._weight, self._bias, "none", [], "")
         return product
 
 
