@@ -62,7 +62,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing ra3gym into $(VENV) (about two gigabytes with a CPU build of torch)"
-	$(PIP_INSTALL) --editable .
+	$(PIP_INSTALL) --editable '.[tensorboard]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

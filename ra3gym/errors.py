@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -37,6 +38,18 @@ class MissingExtraError(Ra3GymError, ImportError):
 
     def __init__(self, package: str, extra: str, needed_for: str) -> None:
         super().__init__(f"{needed_for} needs {package!r}; install it with: pip install 'ra3gym[{extra}]'")
+
+
+@contextmanager
+def importing_extra(extra: str, packages: Collection[str], needed_for: str) -> Iterator[None]:
+    """Raise `MissingExtraError` when an import inside the block fails because one of `packages` is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in packages:
+            raise
+        raise MissingExtraError(package, extra, needed_for) from error
 
 
 class ModelError(Ra3GymError, ValueError):

@@ -17,6 +17,9 @@ import ra3gym
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "stable_baselines3", "sb3_contrib", "tianshou", "datasets", "accelerate", "numba"}
 
+BLOCK = "import sys; sys.modules[{!r}] = None\n"
+"""Makes the import of a package fail as if it were not installed."""
+
 
 def modules_after(statement: str) -> set[str]:
     """Top-level names in `sys.modules` of a fresh interpreter that ran `statement`."""
@@ -66,6 +69,42 @@ def test_every_dependency_has_a_tested_version_within_its_bounds() -> None:
     pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     pinned = {name.lower().replace("_", "-"): version for name, version in pinned.items()}
     extras = project["optional-dependencies"]
-    for text in [*project["dependencies"], *extras["dev"], *extras["gguf"]]:
-        requirement = Requirement(text)
-        assert requirement.specifier.contains(pinned[requirement.name.lower()]), text
+    tested = [
+        *project["dependencies"],
+        *(text for name in ("dev", "gguf", "rl", "tensorboard") for text in extras[name]),
+    ]
+    for requirement in map(Requirement, tested):
+        if requirement.name == project["name"]:
+            assert requirement.extras <= extras.keys()
+        else:
+            assert requirement.specifier.contains(pinned[requirement.name.lower()]), str(requirement)
+
+
+@pytest.mark.parametrize(
+    ("missing", "extra", "statement"),
+    [
+        ("stable_baselines3", "rl", "import ra3gym.agents.sb3"),
+        ("sb3_contrib", "rl", "import ra3gym.agents.sb3"),
+        ("tianshou", "rl", "import ra3gym.agents.tianshou"),
+        ("sb3_contrib", "rl", "from ra3gym.agents import mid_training; mid_training.make_inference_agent('sb3:PPO')"),
+        ("tianshou", "rl", "from ra3gym.agents import mid_training; mid_training.make_e_step('tianshou:DQN')"),
+    ],
+)
+def test_a_missing_extra_is_named(missing: str, extra: str, statement: str) -> None:
+    done = subprocess.run([sys.executable, "-c", BLOCK.format(missing) + statement], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"needs '{missing}'; install it with: pip install 'ra3gym[{extra}]'" in done.stderr.splitlines()[-1]
+    assert "ra3gym.errors.MissingExtraError" in done.stderr.splitlines()[-1]
+
+
+def test_all_else_works_without_the_extras() -> None:
+    names = ["stable_baselines3", "sb3_contrib", "tianshou", "tensorboard"]
+    program = "".join(map(BLOCK.format, names)) + (
+        "import ra3gym.testing\n"
+        "from ra3gym.agents import mid_training, rlvr\n"
+        "from ra3gym.experiments.studies.study import start_study\n"
+        "from ra3gym.agents.mid_training.inference.agents import inference_agent_names\n"
+        "print(*inference_agent_names())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert {"exact", "sb3:PPO", "sb3contrib:MaskablePPO", "tianshou:DiscreteSAC"} <= set(done.stdout.split())

@@ -1,30 +1,29 @@
-"""What the agents made of other libraries share: a problem that is easier to learn, seeds, and the posterior learnt.
+"""An easier problem with the same posterior, and the seeds of global generators: what learners of other libraries need.
 
-Shape suffixes: N lines, U rows of emissions, B lines asked about, K latents, D observed numbers.
+Shape letters: see CONTRIBUTING.md (U distinct lines, K latents, F features, N lines).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
-from scipy.special import log_softmax, logsumexp
+from scipy.special import logsumexp
 
-from ra3gym.abstractions.inference.posterior import FloatArray, IntArray
-from ra3gym.abstractions.inference.problem import Float32Array, InferenceProblem
+from ra3gym.abstractions.inference.problem import InferenceProblem
 
 
 def conditioned(problem: InferenceProblem, floor: float) -> InferenceProblem:
-    """A problem with nearly the same posterior, in units that learners are used to.
+    """Return a problem with nearly the same posterior, in units that value networks learn easily.
 
-    Each line's emissions lose their mean over latents, `log mean_k p(line | k)`: a constant per line cancels in the
-    posterior, but tens of nats of it would drown what the latents differ by. What is left is raised to at least `floor`
-    nats, impossible latents excepted, so that first attempts cost little; no latent's odds against the line's mean rise
-    above `e^floor` by it. Features are standardised over the lines.
+    Each line's emissions lose their mean over latents, `log mean_k p(line | k)`. The posterior does not depend on this
+    constant, but it is tens of nats, and the differences between latents are a few. The remainder is raised to at least
+    `floor` nats, except for impossible latents, so that early mistakes cost little. This raises no latent's odds
+    against the line's mean above `e^floor`. Features are standardized over the lines.
     """
     log_emission_UK = problem.chain.log_emission_UK
     mean_U1 = logsumexp(log_emission_UK, axis=1, keepdims=True) - np.log(problem.num_latents)
@@ -39,8 +38,8 @@ def conditioned(problem: InferenceProblem, floor: float) -> InferenceProblem:
 
 @contextmanager
 def global_seeds(seed: int) -> Iterator[None]:
-    """Seed the global generators of Python, numpy and torch, which the libraries draw from; put them back after."""
-    # The noqa: numpy's old global generator is the one that the libraries draw from.
+    """Seed the global generators of Python, numpy and torch inside the block; restore their states at its end."""
+    # The noqa: the libraries draw from numpy's old global generator.
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
@@ -51,27 +50,3 @@ def global_seeds(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
-
-
-@dataclass(frozen=True)
-class LearntPosterior:
-    """The posterior of a network that scores latents.
-
-    problem: the one learnt on. scores: float32 observations (B, O) to scores (B, K); log-probabilities up to a constant
-    or, if `greedy`, values, of which the highest takes all mass. Latents that are impossible get none, unless all are.
-    """
-
-    problem: InferenceProblem
-    scores: Callable[[Float32Array], FloatArray]
-    greedy: bool
-
-    def log_probs(self, line_B: IntArray, previous_B: IntArray) -> FloatArray:
-        """See `ra3gym.agents.mid_training.inference.posteriors.PathPosterior`."""
-        score_BK = self.scores(self.problem.observations(line_B, previous_B))
-        legal_BK = self.problem.rewards(line_B, previous_B) > -np.inf
-        legal_BK |= ~legal_BK.any(axis=1, keepdims=True)
-        score_BK = np.where(legal_BK, score_BK, -np.inf)
-        if self.greedy:
-            best_B1 = score_BK.argmax(axis=1)[:, None]
-            return np.where(np.arange(score_BK.shape[1]) == best_B1, 0.0, -np.inf)
-        return np.asarray(log_softmax(score_BK, axis=1))

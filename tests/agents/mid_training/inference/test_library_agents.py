@@ -23,8 +23,9 @@ from tianshou.utils.net.discrete import DiscreteActor
 from ra3gym.abstractions.inference.posterior import LatentChain
 from ra3gym.abstractions.inference.problem import NO_LATENT, InferenceProblem, problem_from_chain
 from ra3gym.abstractions.inference.sticky_prior import StickyPrior
-from ra3gym.agents.mid_training.inference.conditioning import LearntPosterior, conditioned, global_seeds
-from ra3gym.agents.mid_training.inference.library_agents import LIBRARY_AGENTS, make_library_agent
+from ra3gym.agents.mid_training.inference.agents import make_inference_agent
+from ra3gym.agents.mid_training.inference.conditioning import conditioned, global_seeds
+from ra3gym.agents.mid_training.inference.library_agents import LIBRARY_ALGORITHMS, LearnedPosterior
 from ra3gym.agents.mid_training.inference.posteriors import ExactAgent, UniformPosterior, ViterbiAgent, elbo_gap
 from ra3gym.agents.sb3 import as_vec_env
 from ra3gym.agents.sb3.inference import EntropyInReturn, SB3Agent
@@ -77,7 +78,7 @@ def closed(problem: InferenceProblem, posterior: Any) -> float:
     ],
 )
 def test_policies_close_the_gap(problem: InferenceProblem, name: str, options: Any, least: float) -> None:
-    posterior = make_library_agent(name, **options).fit(problem, np.random.default_rng(0))
+    posterior = make_inference_agent(name, **options).fit(problem, np.random.default_rng(0))
     assert least <= closed(problem, posterior) <= 1.0 + 1e-6
 
 
@@ -92,7 +93,7 @@ def test_policies_close_the_gap(problem: InferenceProblem, name: str, options: A
 def test_value_learners_find_a_path_nearly_as_likely_as_the_likeliest(
     problem: InferenceProblem, name: str, options: Any
 ) -> None:
-    posterior = make_library_agent(name, **options).fit(problem, np.random.default_rng(0))
+    posterior = make_inference_agent(name, **options).fit(problem, np.random.default_rng(0))
     lines = problem.chain.offsets[:-1]
     certain = np.exp(posterior.log_probs(lines, np.full(len(lines), NO_LATENT)))
     np.testing.assert_array_equal(np.sort(certain, axis=1)[:, -1], 1.0)
@@ -104,7 +105,7 @@ def test_value_learners_find_a_path_nearly_as_likely_as_the_likeliest(
 
 @pytest.mark.parametrize("name", ["sb3:PPO", "sb3:DQN", "tianshou:PPO", "tianshou:DiscreteSAC", "tianshou:DQN"])
 def test_a_seed_decides_and_global_generators_are_left_alone(problem: InferenceProblem, name: str) -> None:
-    agent = make_library_agent(name, steps=1_000, num_envs=16)
+    agent = make_inference_agent(name, steps=1_000, num_envs=16)
     if name == "sb3:DQN":
         agent = replace(agent, options={"learning_starts": 200})
     lines = problem.chain.offsets[:-1]
@@ -122,7 +123,7 @@ def test_a_seed_decides_and_global_generators_are_left_alone(problem: InferenceP
 
 def test_they_are_quiet(problem: InferenceProblem, capfd: pytest.CaptureFixture[str]) -> None:
     for name in ("sb3:PPO", "sb3contrib:MaskablePPO", "tianshou:PPO", "tianshou:DiscreteSAC"):
-        make_library_agent(name, steps=200, num_envs=8).fit(problem, np.random.default_rng(0))
+        make_inference_agent(name, steps=200, num_envs=8).fit(problem, np.random.default_rng(0))
     assert capfd.readouterr() == ("", "")
 
 
@@ -134,7 +135,7 @@ def test_impossible_latents_get_nothing(name: str) -> None:
         rows[np.arange(len(rows)), rng.integers(K, size=len(rows))] = -np.inf
         emissions.append(rows)
     problem = problem_from_chain(LatentChain.under(PRIOR, emissions))
-    posterior = make_library_agent(name, steps=500, num_envs=8).fit(problem, np.random.default_rng(0))
+    posterior = make_inference_agent(name, steps=500, num_envs=8).fit(problem, np.random.default_rng(0))
     lines = np.arange(len(problem.chain.row_N))
     log_q_BK = posterior.log_probs(lines, np.where(np.isin(lines, problem.chain.offsets), NO_LATENT, 0))
     np.testing.assert_allclose(np.exp(log_q_BK).sum(axis=1), 1.0)
@@ -202,10 +203,10 @@ def test_a_posterior_of_scores_is_normalised_over_possible_latents() -> None:
     def scores(observation_BD: Any) -> np.ndarray:
         return np.array([[1.0, 5.0, 1.0], [0.0, 2.0, 1.0]])
 
-    soft = np.exp(LearntPosterior(problem, scores, greedy=False).log_probs(lines, previous))
+    soft = np.exp(LearnedPosterior(problem, scores, greedy=False).log_probs(lines, previous))
     np.testing.assert_allclose(soft[0], [0.5, 0.0, 0.5])
     np.testing.assert_allclose(soft[1], np.exp([0, 2, 1]) / np.exp([0, 2, 1]).sum())
-    hard = np.exp(LearntPosterior(problem, scores, greedy=True).log_probs(lines, previous))
+    hard = np.exp(LearnedPosterior(problem, scores, greedy=True).log_probs(lines, previous))
     np.testing.assert_array_equal(hard, [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 
@@ -227,16 +228,16 @@ def test_global_seeds_are_put_back_after_an_error() -> None:
 
 
 def test_names() -> None:
-    for library, algorithms in LIBRARY_AGENTS.items():
+    for library, algorithms in LIBRARY_ALGORITHMS.items():
         for algorithm in algorithms:
-            agent: Any = make_library_agent(f"{library}:{algorithm}", steps=10)
+            agent: Any = make_inference_agent(f"{library}:{algorithm}", steps=10)
             assert (agent.algorithm, agent.steps) == (algorithm, 10)
     with pytest.raises(UnknownNameError, match=r"sb3:PPO.*tianshou:PPO.*Did you mean 'sb3:PPO'"):
-        make_library_agent("sb3:PP0")
+        make_inference_agent("sb3:PP0")
     with pytest.raises(UnknownNameError):
-        make_library_agent("tianshou")
+        make_inference_agent("tianshou")
     with pytest.raises(ConfigError, match="no option 'step'; it has floor"):
-        make_library_agent("sb3:PPO", step=3)
+        make_inference_agent("sb3:PPO", step=3)
 
 
 def test_values_out_of_range_are_refused() -> None:
