@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ra3gym.errors import ConfigError
-from ra3gym.lm.fast.llama import LlamaDecoder, supports
+from ra3gym.lm.fast.llama_decoder import LlamaDecoder
 from ra3gym.lm.fast.llama_graph import GraphedLlamaDecoder, wants_graphs
+from ra3gym.lm.fast.llama_layers import supports
 from ra3gym.lm.stopping import StopRule
 
 _SHRINK_AT = {"cpu": 0.8}
@@ -93,7 +94,7 @@ def generate(
 
     Args:
         model: any causal language model of transformers. Plain Llama, Qwen2 and Mistral models take a fast path
-            (`ra3gym.lm.fast.llama`), on a GPU as CUDA graphs (`ra3gym.lm.fast.llama_graph`).
+            (`ra3gym.lm.fast.llama_decoder`), on a GPU as CUDA graphs (`ra3gym.lm.fast.llama_graph`).
         prompts: token ids without padding, at least one each.
         group_size: samples per prompt, the G of GRPO; typically 4 to 16 there.
         max_new_tokens: longest completion, end token included.

@@ -13,7 +13,7 @@ import torch
 from ra3gym import lm
 from ra3gym.errors import ConfigError
 from ra3gym.lm import sampling
-from ra3gym.lm.fast.llama import supports
+from ra3gym.lm.fast.llama_layers import supports
 from ra3gym.lm.fast.packed_linear import PackedLinear
 from tests.lm.conftest import VOCAB, make_model
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ra3gym.errors import ConfigError
-from ra3gym.lm.fast.llama import supports
+from ra3gym.lm.fast.llama_layers import supports
 from ra3gym.lm.fast.llama_rows import LlamaRows
 from ra3gym.lm.model import LoadedModel
 from ra3gym.lm.stream import TokenStream
@@ -103,7 +103,7 @@ class BatchStream:
             self.logits_EV, self.hidden_ED = logits_BV, hidden_BD
         else:
             at = torch.tensor(rows, device=logits_BV.device)
-            self.logits_EV[at], self.hidden_ED[at] = logits_BV, hidden_BD
+            self.logits_EV[at], self.hidden_ED[at] = logits_BV.to(self.logits_EV.dtype), hidden_BD
 
 
 @torch.inference_mode()
@@ -195,7 +195,7 @@ class CacheRows:
         for layer, new in zip(self._cache.layers, fresh.layers, strict=True):
             for name in ("keys", "values"):
                 buffer = F.pad(getattr(layer, name), (0, 0, size - columns, 0))
-                buffer[at] = F.pad(getattr(new, name), (0, 0, size - longest, 0))
+                buffer[at] = F.pad(getattr(new, name), (0, 0, size - longest, 0)).to(buffer.dtype)
                 setattr(layer, name, buffer)
 
     def _close_up(self) -> None:

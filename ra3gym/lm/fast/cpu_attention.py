@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ra3gym.lm.fast.llama_layers import product_dtype
+
 _NAME = "ra3gym_cpu"
 _MOST_PAIRS = 2**25
 """The weights of a layer that are held at the same time: 64 MiB, and four times that for a moment."""
@@ -42,8 +44,7 @@ def plain_attention(model: Any) -> Iterator[None]:
 
 def _in_bfloat16_on_cpu(model: Any) -> bool:
     weight = next(model.parameters())
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
-    return bool(weight.device.type == "cpu" and dtype == torch.bfloat16)
+    return bool(weight.device.type == "cpu" and product_dtype(weight) == torch.bfloat16)
 
 
 def _register() -> None:

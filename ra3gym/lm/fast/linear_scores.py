@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ra3gym.lm.fast.llama_layers import product_dtype
+
 _BLOCK_ELEMENTS = 2**23
 """Logits that exist at the same time in one pass: 32 MiB in float32."""
 _KEEP_ELEMENTS = 2**25
@@ -42,9 +44,8 @@ def linear_scores(
         banned_V: bool, tokens of probability 0; the others are renormalised.
         entropy: whether to give the entropy too (else `None`).
     """
-    device = hidden_CD.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
-    with torch.autocast(device, enabled=False):
+    dtype = product_dtype(weight_VD)
+    with torch.autocast(hidden_CD.device.type, enabled=False):
         logp_C, entropy_C = _LinearScores.apply(
             hidden_CD, weight_VD, bias_V, target_C, temperature, banned_V, entropy, dtype
         )

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ra3gym.lm.fast.llama import LlamaDecoder
+from ra3gym.lm.fast.llama_decoder import LlamaDecoder
 
 GRAPHS_VARIABLE = "RA3GYM_CUDA_GRAPHS"
 """Set to 0 in the environment, it keeps decoding on a GPU to one launch per kernel."""
@@ -54,13 +54,14 @@ class GraphedLlamaDecoder(LlamaDecoder):
     def read(self, token_B: Tensor) -> None:
         """Append one token to each row."""
         self._token_B.copy_(token_B)
-        if self._replay is None and self._warm and self._records:
-            self._replay = self._record()
-        if self._replay is None:
-            self._advance()
-            self._warm = True
-        else:
-            self._replay()
+        with self._llama.precision():
+            if self._replay is None and self._warm and self._records:
+                self._replay = self._record()
+            if self._replay is None:
+                self._advance()
+                self._warm = True
+            else:
+                self._replay()
         self._filled += 1
 
     def _fix(self) -> None:
@@ -71,7 +72,7 @@ class GraphedLlamaDecoder(LlamaDecoder):
         self._token_B = torch.zeros_like(self._position_B)
         self._at_1 = torch.tensor([self._filled], device=device)
         length = self._keys[0].shape[2]
-        self._unwritten_X = torch.zeros(length, dtype=self.logits_BV.dtype, device=device)
+        self._unwritten_X = torch.zeros(length, dtype=self._llama.dtype, device=device)
         self._unwritten_X[self._filled :] = -torch.inf
         for buffer in (*self._keys, *self._values):
             buffer[:, :, self._filled :] = 0.0  # a NaN would come through its weight of 0
