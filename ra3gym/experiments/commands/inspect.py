@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import tyro
 from jinja2 import Environment, StrictUndefined
 from rich import box
 from rich.console import Console
@@ -65,43 +66,49 @@ class ShownTrace:
         return sorted({segment.latent.latent for segment in self.segments})
 
 
-def inspect_traces(
-    source: Path,
-    console: Console,
-    *,
-    output: Path | None = None,
-    limit: int = 200,
-    latent: int | None = None,
-    task: str | None = None,
-) -> Path:
-    """Print the first few annotated traces and write the page of `limit` of them; the page's path comes back.
+@dataclass(frozen=True)
+class InspectionConfig:
+    """Show what a run inferred: its expert traces, colored by their latents.
 
-    Args:
-        source: a run folder with `traces/`, or a file that `ra3gym.abstractions.latents.dataset.save_annotated` wrote.
-        console: where to print.
-        output: the page; beside the traces by default.
-        limit: traces on the page, the first ones. Usage and typical lines are over all traces of the file.
-        latent: only traces with this latent.
-        task: only traces of this task.
+    Attributes:
+        run: the run folder, as `ra3gym run` printed it, or a file of annotated traces (.jsonl, .parquet).
+        output: the page to write; by default it is written next to the traces.
+        limit: most traces on the page. What the page says of latents covers all traces.
+        latent: only traces with this latent, a number.
+        task: only traces of this task, by its id.
+    """
+
+    run: tyro.conf.Positional[Path]
+    output: Path | None = None
+    limit: int = 200
+    latent: int | None = None
+    task: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit < 1:
+            raise ConfigError(f"limit={self.limit}: show at least 1 trace")
+
+
+def inspect_traces(config: InspectionConfig, console: Console) -> Path:
+    """Print the first few annotated traces, write the page, and return the page's path.
 
     Raises:
-        RunFolderError: `source` is no run, or one without annotated traces.
+        RunFolderError: not a run, or a run without annotated traces.
         DataError: a damaged file.
-        ConfigError: a latent or task that no trace has, or a limit below 1.
+        ConfigError: a latent or task that no trace has.
     """
-    if limit < 1:
-        raise ConfigError(f"limit={limit}: show at least 1 trace")
-    file, *others = trace_files(source)
+    file, *others = trace_files(config.run)
     traces, names = read_annotated(file)
     legend = describe_latents(traces, names)
-    chosen = select(traces, file, latent=latent, task=task)
-    page = output or file.with_name(f"{file.stem}.html")
-    write_page(page, file, traces, names, legend, chosen[:limit], latent=latent)
+    chosen = select(traces, file, latent=config.latent, task=config.task)
+    shown = chosen[: config.limit]
+    page = config.output or file.with_name(f"{file.stem}.html")
+    write_page(page, file, traces, names, legend, shown, latent=config.latent)
     _print_traces(console, chosen[:IN_TERMINAL], legend)
-    told = [f"Page, with {min(limit, len(chosen)):,} of {len(traces):,} traces: {page}"]
+    lines = [f"Page, with {len(shown):,} of {len(traces):,} traces: {page}"]
     if others:
-        told.insert(0, f"Other seeds have files of their own, give one to see it: {', '.join(map(str, others))}")
-    for line in told:
+        lines.insert(0, f"Other seeds have their own files; name one to see it: {', '.join(map(str, others))}")
+    for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return page
 

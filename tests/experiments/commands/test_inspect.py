@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ra3gym.abstractions.latents.path import LatentPath
 from ra3gym.agents.mid_training.e_steps.registry import OracleEStep
 from ra3gym.cli import main
 from ra3gym.errors import ConfigError, DataError, RunFolderError
-from ra3gym.experiments.commands.inspect import inspect_traces, printable, trace_files
+from ra3gym.experiments.commands.inspect import InspectionConfig, inspect_traces, printable, trace_files
 from ra3gym.runs.folder import RunFolder
 from ra3gym.tasks import CodeTask, ExpertTrace, FunctionTests
 from ra3gym.tasks.idioms import IdiomsDomain
@@ -68,10 +69,10 @@ def store(file: Path, traces: Sequence[ExpertTrace], inferred: Annotations) -> P
     return file
 
 
-def show(source: Path, **options: object) -> tuple[Page, str]:
+def show(source: Path, **options: Any) -> tuple[Page, str]:
     """The page, and what the terminal shows."""
     console = Console(file=io.StringIO(), width=110)
-    path = inspect_traces(source, console, **options)
+    path = inspect_traces(InspectionConfig(source, **options), console)
     assert isinstance(console.file, io.StringIO)
     return Page(path.read_text(encoding="utf-8")), console.file.getvalue()
 
@@ -149,7 +150,7 @@ def test_the_terminal_shows_them_too(file: Path) -> None:
 
 def test_latents_have_colours_in_a_terminal(file: Path) -> None:
     console = Console(file=io.StringIO(), width=110, force_terminal=True, color_system="truecolor")
-    inspect_traces(file, console)
+    inspect_traces(InspectionConfig(file), console)
     assert isinstance(console.file, io.StringIO)
     assert (
         "\x1b[1;38;2;255;255;255;48;2;0;114;178m  z0 \x1b[0m\x1b[38;2;0;114;178m┃ \x1b[0m    return n\n"
@@ -251,7 +252,7 @@ def test_a_run_with_several_seeds(make_run: MakeRun) -> None:
     page, printed = show(run.path)
     assert f"{run.path.name} · seed-9" in page.text
     assert len(page.with_class("trace")) == 40
-    assert f"Other seeds have files of their own, give one to see it: {run.path}/traces/seed-10.jsonl" in printed
+    assert f"Other seeds have their own files; name one to see it: {run.path}/traces/seed-10.jsonl" in printed
     assert "The latents" not in page.text  # nothing is wrong with them
     with pytest.raises(RunFolderError, match=f"holds several runs: give one of {run.path}$"):
         show(run.path.parent)
