@@ -1,4 +1,4 @@
-"""Whether a program's value is the expected one. Works on encoded trees, so that nothing a program sent is hashed."""
+"""Whether a program's value is the expected one, by their encoded trees, so that nothing a program sent is hashed."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import contextlib
 import math
 from typing import Any
 
-from ra3gym.verify.sandbox.encoding import text_of
+from ra3gym.verify.sandbox.encoding import Tag, text_of
 
 _SHOWN_TEXT = 10_000
-"""Longest encoded text that is decoded for a message; more than fits a line anyway."""
+"""Most characters of an encoded text that is decoded for a message, which is cut to a line anyway."""
 
 
 def same(got: Any, expected: Any, tolerance: float = 0.0) -> bool:
-    """Whether two trees (see `sandbox.encoding`) stand for equal values of equal types, at any depth.
+    """Return whether two trees (see `sandbox.encoding`) encode equal values of equal types, at any depth.
 
-    `1`, `1.0` and `True` all differ; NaN equals NaN; what is opaque equals nothing. With a positive `tolerance`, `int`
-    and `float` values compare as numbers, within `tolerance` absolute or relative; members of sets and keys of dicts
-    compare exactly all the same.
+    `1`, `1.0` and `True` all differ. NaN equals NaN. Opaque values equal nothing. With a positive `tolerance`, `int`
+    and `float` values compare as numbers, within `tolerance` absolute or relative, except members of sets and keys of
+    dicts, which compare exactly.
     """
     if tolerance > 0 and type(got) in (int, float) and type(expected) in (int, float):
         return _close(got, expected, tolerance)
@@ -28,13 +28,13 @@ def same(got: Any, expected: Any, tolerance: float = 0.0) -> bool:
     if type(expected) is not dict:
         return bool(got == expected or (got != got and expected != expected))
     ((tag, body),) = expected.items()
-    if tag not in got or tag == "o" or type(got[tag]) is not type(body):
+    if tag not in got or tag == Tag.OPAQUE or type(got[tag]) is not type(body):
         return False
-    if tag == "d":
+    if tag == Tag.DICT:
         return _same_pairs(got[tag], body, tolerance)
-    if tag in ("s", "f"):
+    if tag in (Tag.SET, Tag.FROZENSET):
         return sorted(map(text_of, got[tag])) == sorted(map(text_of, body))
-    if tag == "c":
+    if tag == Tag.COMPLEX:
         return _same_items(got[tag], body, 0.0)
     return same(got[tag], body, tolerance)
 
@@ -46,9 +46,14 @@ def _same_items(got: list[Any], expected: list[Any], tolerance: float) -> bool:
 def _same_pairs(got: list[Any], expected: list[Any], tolerance: float) -> bool:
     if len(got) != len(expected) or not all(type(pair) is list and len(pair) == 2 for pair in got):
         return False
-    ours = sorted(((text_of(key), item) for key, item in expected), key=lambda pair: pair[0])
-    theirs = sorted(((text_of(key), item) for key, item in got), key=lambda pair: pair[0])
-    return all(a[0] == b[0] and same(a[1], b[1], tolerance) for a, b in zip(theirs, ours, strict=True))
+    return all(
+        got_key == expected_key and same(got_item, expected_item, tolerance)
+        for (got_key, got_item), (expected_key, expected_item) in zip(_by_key(got), _by_key(expected), strict=True)
+    )
+
+
+def _by_key(pairs: list[Any]) -> list[tuple[str, Any]]:
+    return sorted(((text_of(key), item) for key, item in pairs), key=lambda pair: pair[0])
 
 
 def _close(got: float, expected: float, tolerance: float) -> bool:
@@ -56,12 +61,12 @@ def _close(got: float, expected: float, tolerance: float) -> bool:
         return True
     try:
         return math.isclose(got, expected, rel_tol=tolerance, abs_tol=tolerance)
-    except OverflowError:  # an int beyond the floats
+    except OverflowError:  # an int that no float can hold
         return False
 
 
 def shown(tree: Any, width: int = 120) -> str:
-    """The value of a tree as a message shows it: its `repr`, cut to `width` characters."""
+    """Return the `repr` of a tree's value, cut to `width` characters, for messages."""
     text = text_of(tree)
     if len(text) <= _SHOWN_TEXT:
         text = _written(tree)
@@ -69,7 +74,7 @@ def shown(tree: Any, width: int = 120) -> str:
 
 
 def _written(tree: Any) -> str:
-    """A tree as its value's `repr`; no value is made of it, since that can take any time and memory."""
+    """Return the `repr` of a tree's value without making the value, which could take any time and memory."""
     if type(tree) is list:
         return f"[{_listed(tree)}]"
     if type(tree) is not dict:
@@ -77,32 +82,32 @@ def _written(tree: Any) -> str:
     ((tag, body),) = tree.items()
     if type(body) is list:
         match tag, body:
-            case "t", [only]:
+            case Tag.TUPLE, [only]:
                 return f"({_written(only)},)"
-            case "t", _:
+            case Tag.TUPLE, _:
                 return f"({_listed(body)})"
-            case "s" | "f", _:
+            case Tag.SET | Tag.FROZENSET, _:
                 text = f"{{{_listed(body)}}}" if body else "set()"
-                return text if tag == "s" else f"frozenset({text if body else ''})"
-            case "d", _ if all(type(pair) is list and len(pair) == 2 for pair in body):
+                return text if tag == Tag.SET else f"frozenset({text if body else ''})"
+            case Tag.DICT, _ if all(type(pair) is list and len(pair) == 2 for pair in body):
                 return f"{{{', '.join(f'{_written(key)}: {_written(item)}' for key, item in body)}}}"
-            case "n", _:
+            case Tag.ITERATOR, _:
                 return f"iter([{_listed(body)}])"
-            case "r", [start, stop, step]:
+            case Tag.RANGE, [start, stop, step]:
                 return f"range({_listed([start, stop] if step == 1 else body)})"
-            case "x", [str(name), [*contents]]:
+            case Tag.LIBRARY, [str(name), [*contents]]:
                 return f"{name}({_listed(contents)})"
     elif type(body) is str:
         match tag:
-            case "b" | "a" | "u":
+            case Tag.BYTES | Tag.BYTEARRAY | Tag.SURROGATES:
                 with contextlib.suppress(ValueError):
                     raw = bytes.fromhex(body)
-                    if tag == "u":
+                    if tag == Tag.SURROGATES:
                         return repr(raw.decode("utf-32-le", "surrogatepass"))
-                    return repr(raw if tag == "b" else bytearray(raw))
-            case "y":
+                    return repr(raw if tag == Tag.BYTES else bytearray(raw))
+            case Tag.TYPE:
                 return body
-            case "o":
+            case Tag.OPAQUE:
                 return f"<a {body[:80]}>"
     return text_of(tree)
 

@@ -17,12 +17,11 @@ from typing import get_args
 from ra3gym.errors import JudgeError, Ra3GymError, SandboxUnavailable, UnknownNameError
 from ra3gym.tasks.task import CodeTask, FunctionTests
 from ra3gym.verify.judge import Judge
-from ra3gym.verify.verdict import Limits
-from ra3gym.verify.worker import Isolation, Worker, ZygoteDied
+from ra3gym.verify.run import Limits
+from ra3gym.verify.worker import Isolation, ServerDied, Worker
 
 ISOLATION_VARIABLE = "RA3GYM_ISOLATION"
 
-_SANDBOX = Path(__file__).with_name("sandbox")
 _OLDEST_KERNEL = (5, 12)  # mount_setattr
 _MEMORY_MB = Limits().memory_mb
 _HARD_LIMITS = (  # what a program's own limits must stay below, and how a shell sets it
@@ -158,7 +157,7 @@ def _unneeded(check: Check) -> Check:
 
 def check_platform() -> Check:
     """Whether namespaces and the table of system calls exist for this kind of machine."""
-    from ra3gym.verify.sandbox import seccomp
+    from ra3gym.verify.sandbox.isolation import seccomp
 
     name, machine = platform.system(), platform.machine()
     ok = name == "Linux" and seccomp.supported(machine)
@@ -217,7 +216,7 @@ def check_namespaces() -> Check:
     except SandboxUnavailable as error:
         step = str(error).partition(". `ra3gym doctor`")[0]
         return Check("namespaces", False, step, "the checks above say what forbids it")
-    except (JudgeError, ZygoteDied) as error:
+    except (JudgeError, ServerDied) as error:
         return Check("namespaces", False, str(error), "a worker does not start at all: run that command by hand")
     finally:
         if worker is not None:
@@ -232,10 +231,10 @@ def check_seccomp() -> Check:
     if sys.platform != "linux":
         return Check("seccomp", None, "only Linux has it")
     program = (
-        "import linux, seccomp; linux.prctl('no_new_privs', linux.PR_SET_NO_NEW_PRIVS, 1); "
+        "from sandbox.isolation import linux, seccomp; linux.prctl('no_new_privs', linux.PR_SET_NO_NEW_PRIVS, 1); "
         "linux.install_filter(seccomp.filter_program(linux.MACHINE)); print('a filter can be installed')"
     )
-    ok, said = _in_sandbox_folder(program)
+    ok, said = _with_sandbox(program)
     return Check("seccomp", ok, said, "" if ok else "the kernel needs CONFIG_SECCOMP_FILTER, on x86_64 or aarch64")
 
 
@@ -243,19 +242,19 @@ def check_landlock(needed: bool) -> Check:
     """Which Landlock plain processes can hide the file system behind."""
     if sys.platform != "linux":
         return Check("Landlock", None, "only Linux has it")
-    ok, said = _in_sandbox_folder("import landlock; print(landlock.version())")
+    ok, said = _with_sandbox("from sandbox.isolation import landlock; print(landlock.version())")
     if ok and said != "0":
         return Check("Landlock", True if needed else None, f"version {said}; for plain processes only")
     way_out = "without it programs can read what their user can: Linux 5.13 or newer, with landlock in lsm="
     return Check("Landlock", False if needed else None, "none" if ok else said, way_out if needed else "")
 
 
-def _in_sandbox_folder(program: str) -> tuple[bool, str]:
-    """Run a line of Python beside the sandbox's modules; whether it succeeded, and what it said last."""
+def _with_sandbox(program: str) -> tuple[bool, str]:
+    """Run a line of Python that imports from `sandbox`; returns whether it succeeded, and the last line it printed."""
     command = [sys.executable, "-s", "-P", "-S", "-B", "-c", f"import sys; sys.path.insert(0, sys.argv[1]); {program}"]
     try:
         done = subprocess.run(
-            [*command, str(_SANDBOX)], env={}, capture_output=True, text=True, check=False, timeout=30.0
+            [*command, str(Path(__file__).parent)], env={}, capture_output=True, text=True, check=False, timeout=30.0
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return False, str(error)

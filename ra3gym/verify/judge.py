@@ -1,7 +1,9 @@
-"""Whether programs solve their tasks: `Judge` has workers run them, shut in, and compares the answers out here.
+"""Whether programs solve their tasks: `Judge` runs them on isolated workers and compares their answers here.
 
-A program gets its inputs and nothing else: what is expected stays in this process, or, for tests that are code, in a
-process of the tests' own that calls the program over a pipe. docs/judge.md says what that protects against.
+A task becomes an `Exam`, a program's source with its exam a few `Run`s. A worker makes the runs and returns their
+`Outcome`s, and `reach_verdict` decides. A program gets its inputs and nothing else. Expected values stay in this
+process or, for tests that are code, in another process that calls the program over a socket. docs/judge.md says what
+that protects against.
 """
 
 from __future__ import annotations
@@ -10,47 +12,50 @@ import itertools
 import os
 import queue
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import cast, get_args
 
 from ra3gym.errors import ConfigError, DataError, JudgeError, SandboxUnavailable, UnknownNameError
 from ra3gym.tasks.task import CodeTask
-from ra3gym.verify.grading import Exam, prepare, verdict
-from ra3gym.verify.runs import Outcome, Run
-from ra3gym.verify.verdict import Limits, Status, Verdict
-from ra3gym.verify.worker import Isolation, Worker, ZygoteDied
+from ra3gym.verify.exam import Exam, prepare_exam
+from ra3gym.verify.run import Limits, Outcome, Run
+from ra3gym.verify.verdict import Status, Verdict, reach_verdict
+from ra3gym.verify.worker import Isolation, ServerDied, Worker
 
-_CHUNK = 16
-_EXAMS = 4096
-_ATTEMPTS = 5
+_MAX_CHUNK = 16
+_MAX_EXAMS = 4096
+_MAX_ATTEMPTS = 5
 _CLOSED = "the judge was closed before this was graded"
-_NEVER_CACHED = (Status.TIMEOUT, Status.MEMORY, Status.CRASH)  # another run may end otherwise
+_NEVER_CACHED = (Status.TIMEOUT, Status.MEMORY, Status.CRASH)  # the next run may end differently
 
 Key = tuple[str, str]
-"""The digest of an exam and a program's source: what decides a verdict."""
+"""The digest of an exam and a program's source, which together decide a verdict."""
 
 
 class Judge:
     """Grades programs against their tasks' tests, on `workers` isolated workers.
 
     Args:
-        workers: workers that run programs in parallel, at least 1; the cores you can spare.
+        workers: workers that run programs in parallel, at least 1; usually the number of free cores.
         limits: what each run of a program may use.
-        cache_size: verdicts kept for programs seen before; 0 keeps none. Timeouts are never kept.
-        stop_early: leave a program's later tests out once one has failed (they count as failed). Function tests stop
-            at those that raise or end the program alone: the others' answers are compared when all are there.
-        isolation: "namespaces" shuts programs in; "process" runs each in a fresh interpreter under resource limits
-            (and seccomp and Landlock, where the kernel has them): slower, less safe, and refused for root unless it is
-            "process-as-root". `None` takes the environment variable RA3GYM_ISOLATION, or else "namespaces".
+        cache_size: verdicts kept for programs seen before; 0 keeps none. Timeouts, crashes and verdicts of `memory`
+            are never kept.
+        stop_early: skip a program's tests after the first failure; they count as failed. Function tests stop only
+            when the program ends, because their answers are compared afterwards.
+        isolation: "namespaces" isolates programs fully; "process" runs each in a fresh interpreter under resource
+            limits (with seccomp and Landlock if the kernel has them). That is slower and less safe. Root must write
+            "process-as-root" for it. `None` takes the environment variable RA3GYM_ISOLATION, or else "namespaces".
 
     Raises:
         ConfigError: `workers < 1` or `cache_size < 0`.
         SandboxUnavailable: this machine cannot isolate programs as asked; the message names the step that failed.
 
-    Use it as a context manager, or call `close`. Threads may share a judge; processes may not.
+    Use it as a context manager, or call `close`; a judge that is garbage-collected ends its workers too. Threads may
+    share a judge, processes may not.
     """
 
     def __init__(
@@ -83,12 +88,13 @@ class Judge:
         except BaseException as error:
             for worker in self._workers:
                 worker.close()
-            if isinstance(error, ZygoteDied):
+            if isinstance(error, ServerDied):
                 raise JudgeError(f"a worker of the judge does not start: {error}") from None
             raise
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="ra3gym-judge")
         self._pid = os.getpid()
         self._closed = False
+        self._end_workers = weakref.finalize(self, _end_workers, self._workers, self._pid)
 
     def __enter__(self) -> Judge:
         return self
@@ -99,16 +105,16 @@ class Judge:
         self.close(cancel=kind is not None)
 
     def grade(self, pairs: Iterable[tuple[CodeTask, str]]) -> list[Verdict]:
-        """One verdict per (task, solution source), in order; equal pairs are run once.
+        """Return one verdict for each pair of a task and a program's source, in order; equal pairs run once.
 
         Raises:
-            DataError: a task without tests, or a solution that is not a string (both are `ValueError`).
-            JudgeError: the judge is closed, or this machine cannot run programs: never a verdict on one.
+            DataError: a task has no tests, or a program is not a string; it is a `ValueError` too.
+            JudgeError: the judge is closed, or this machine cannot run programs.
         """
         return self.submit(pairs).result()
 
     def submit(self, pairs: Iterable[tuple[CodeTask, str]]) -> Future[list[Verdict]]:
-        """Like `grade`, without waiting: for grading while the model generates. Raises on bad input at once."""
+        """Like `grade`, but without waiting, to grade while a model generates. Bad input raises at once."""
         if self._closed:
             raise JudgeError("this judge is closed; make a new one")
         if os.getpid() != self._pid:
@@ -130,9 +136,9 @@ class Judge:
         return self._gather(keys, known, list(todo.items()))
 
     def close(self, *, cancel: bool = False) -> None:
-        """End the workers, after what was submitted or, with `cancel`, at once.
+        """End the workers: after all submitted programs are graded or, with `cancel`, at once.
 
-        Futures that are cancelled so raise `JudgeError`. Safe to call twice.
+        Cancelled futures raise `JudgeError`. Safe to call twice.
         """
         if self._closed or os.getpid() != self._pid:
             return
@@ -141,14 +147,14 @@ class Judge:
             for worker in self._workers:
                 worker.kill()
         self._threads.shutdown(wait=True, cancel_futures=cancel)
-        for worker in self._workers:
-            worker.close()
+        self._end_workers()
 
     def _gather(
         self, keys: list[Key], known: dict[Key, Verdict], todo: list[tuple[Key, Exam]]
     ) -> Future[list[Verdict]]:
-        """A future of the verdicts of `keys`, with those of `todo` worked out in chunks by the workers."""
-        size = max(1, min(_CHUNK, -(-len(todo) // (2 * self._num_workers))))
+        """Return a future of the verdicts of `keys`; the workers grade those of `todo` in chunks."""
+        two_for_each_worker = -(-len(todo) // (2 * self._num_workers))
+        size = max(1, min(_MAX_CHUNK, two_for_each_worker))
         chunks = [todo[start : start + size] for start in range(0, len(todo), size)]
         result: Future[list[Verdict]] = Future()
         result.set_running_or_notify_cancel()
@@ -179,21 +185,22 @@ class Judge:
     def _run_chunk(self, chunk: list[tuple[Key, Exam]]) -> dict[Key, Verdict]:
         worker = self._idle.get()
         try:
-            if self._stop_early:  # one run at a time, to see before the next how it went
+            if self._stop_early:  # one run at a time, because its outcome decides on the next one
                 outcomes = [self._outcomes_until_failure(worker, exam, source) for (_, source), exam in chunk]
             else:
-                runs = [run for job, ((_, source), exam) in enumerate(chunk) for run in exam.runs(source, job)]
-                arrived = iter(self._outcomes(worker, runs, [exam for _, exam in chunk]))
-                outcomes = [list(itertools.islice(arrived, len(exam.programs))) for _, exam in chunk]
+                runs = [run for i, ((_, source), exam) in enumerate(chunk) for run in exam.runs(source, i)]
+                in_order = iter(self._outcomes(worker, runs, [exam for _, exam in chunk]))
+                outcomes = [list(itertools.islice(in_order, len(exam.jobs))) for _, exam in chunk]
             verdicts = {
-                key: verdict(exam, found, self.isolation) for (key, exam), found in zip(chunk, outcomes, strict=True)
+                key: reach_verdict(exam, of_program, self.isolation)
+                for (key, exam), of_program in zip(chunk, outcomes, strict=True)
             }
         finally:
             self._idle.put(worker)
         with self._lock:
-            for key, answer in verdicts.items():
-                if answer.status not in _NEVER_CACHED:
-                    self._cache[key] = answer
+            for key, verdict in verdicts.items():
+                if verdict.status not in _NEVER_CACHED:
+                    self._cache[key] = verdict
             while len(self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
         return verdicts
@@ -202,26 +209,26 @@ class Judge:
         outcomes: list[Outcome] = []
         for run in exam.runs(source, 0):
             outcomes += self._outcomes(worker, [run], [exam])
-            if not verdict(exam, outcomes).tests[len(outcomes) - 1]:
+            if not reach_verdict(exam, outcomes).tests[len(outcomes) - 1]:
                 break
         return outcomes
 
     def _outcomes(self, worker: Worker, runs: list[Run], exams: list[Exam]) -> list[Outcome]:
-        """The outcome of each run; where a zygote dies, the run that it died in is made again by a new one."""
+        """Return the outcome of each run; after the death of a server, a new one repeats the run that it was in."""
         outcomes: list[Outcome] = []
         attempts = 0
         while True:
             try:
-                outcomes += worker.ask(runs[len(outcomes) :])
+                outcomes += worker.execute(runs[len(outcomes) :])
                 _refuse_broken(outcomes)
                 return outcomes
-            except ZygoteDied as error:
+            except ServerDied as error:
                 if self._closed:
                     raise JudgeError(_CLOSED) from None
                 attempts = 1 if error.outcomes else attempts + 1
                 outcomes += error.outcomes
-                if attempts == _ATTEMPTS:
-                    task = exams[runs[len(outcomes)].job].task
+                if attempts == _MAX_ATTEMPTS:
+                    task = exams[runs[len(outcomes)].submission].task
                     raise JudgeError(
                         f"a worker died {attempts} times in a row at a program for task {task.task_id!r}: {error}. "
                         "No verdict on it: is this machine out of memory or processes?"
@@ -237,20 +244,27 @@ class Judge:
         with self._lock:
             exam = self._exams.get(id(task))
             if exam is None:
-                exam = prepare(task, self.limits, self._stop_early)
-                self._exams[id(task)] = exam  # it holds the task, so the id stays its own
-                if len(self._exams) > _EXAMS:
+                exam = prepare_exam(task, self.limits, self._stop_early)
+                self._exams[id(task)] = exam  # the exam keeps the task alive, so no other task gets its id
+                if len(self._exams) > _MAX_EXAMS:
                     self._exams.popitem(last=False)
             return exam
 
 
+def _end_workers(workers: Sequence[Worker], pid: int) -> None:
+    """End the workers of a judge; in a process forked from the judge's they are not ours to end."""
+    if os.getpid() == pid:
+        for worker in workers:
+            worker.close()
+
+
 def _refuse_broken(outcomes: Iterable[Outcome]) -> None:
-    """A machine that could not set a process up has no say about a program."""
+    """Raise `JudgeError` for an outcome that says nothing about the program, because the machine is broken."""
     for outcome in outcomes:
         if outcome.tests is not None:
             _refuse_broken([outcome.tests])
         if outcome.ended == "broken":
-            reason = "; ".join(outcome.frames) or "its process died at once, is this machine out of memory?"
+            reason = "; ".join(outcome.reports) or "its process died at once, is this machine out of memory?"
             raise JudgeError(f"the sandbox of a program could not be set up: {reason}. `ra3gym doctor` says more")
 
 

@@ -1,15 +1,25 @@
-"""What the judge says about a program (`Verdict`), and the limits it runs under (`Limits`)."""
+"""The judge's answer on a program (`Verdict`), and how it follows from the outcomes of the runs (`reach_verdict`)."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
-from ra3gym.errors import ConfigError
+from ra3gym.errors import JudgeError
+from ra3gym.tasks.task import AssertTests, CheckTests, FunctionTests, StdioTests
+from ra3gym.verify.compare import same, shown
+from ra3gym.verify.exam import Exam
+from ra3gym.verify.run import Outcome
+from ra3gym.verify.sandbox.encoding import DecodeError, parse
+
+_MESSAGE_CHARS = 1000
 
 
 class Status(StrEnum):
-    """How a program fared: `PASSED`, or the way in which its first failing test failed."""
+    """`PASSED`, or how the first failed test of a program failed."""
 
     PASSED = "passed"
     WRONG_ANSWER = "wrong_answer"
@@ -23,35 +33,16 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What one run of a program may use; `ConfigError` when a limit is not positive.
-
-    `seconds` bounds the wall clock (and, rounded up to whole seconds, the CPU time) of one run: all the
-    tests of a function share a run, every stdin/stdout test has its own. `memory_mb` bounds the address
-    space, the interpreter's own 20 MB or so included. `output_kb` bounds what is printed; stdin/stdout tests
-    may print as much again as is expected of them.
-
-    The defaults suit unit tests of a few calls. EvalPlus' tests hold a thousand inputs a task, some of them heavy:
-    their references need `Limits(seconds=60, memory_mb=4096)`.
-    """
-
-    seconds: float = 4.0
-    memory_mb: int = 1024
-    output_kb: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("seconds", "memory_mb", "output_kb"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"Limits.{name} must be positive, got {getattr(self, name)!r}")
-
-
-@dataclass(frozen=True)
 class Verdict:
     """The judge's answer on one program.
 
-    `score` is the fraction of `tests` passed; `message` tells of the first failure (empty when all passed);
-    `seconds` is the wall-clock time of the runs; `stdout` is what the program printed, up to the limit; `isolation` is
-    how it was kept from doing harm, see `Judge`.
+    Attributes:
+        status: passed, or how the first failed test failed.
+        tests: for each test whether it passed.
+        message: about the first failed test; empty when all passed.
+        seconds: wall-clock time of the runs.
+        stdout: what the program printed, up to the limit.
+        isolation: how the program was isolated; see `Judge`.
     """
 
     status: Status
@@ -70,3 +61,153 @@ class Verdict:
     def score(self) -> float:
         """The fraction of tests passed, in [0, 1]."""
         return sum(self.tests) / len(self.tests)
+
+
+_Result = tuple[Status, str]
+"""How one test went, and a message when it failed."""
+_Report = dict[str, Any]
+
+
+def reach_verdict(exam: Exam, outcomes: Sequence[Outcome], isolation: str = "namespaces") -> Verdict:
+    """Return the verdict on a program from the outcomes of its runs, one for each stdin/stdout test, else one.
+
+    Missing outcomes of stdin/stdout tests mean that the judge stopped at the first failed test.
+    """
+    num_tests = len(exam.task.tests)
+    if isinstance(exam.task.tests, StdioTests):
+        results = [_stdio_result(outcome, exam, index) for index, outcome in enumerate(outcomes)]
+        missing = (Status.WRONG_ANSWER, "not run, an earlier test failed")
+        finished = True
+    else:
+        (outcome,) = outcomes
+        tests = outcome.tests or outcome
+        reports = [_parsed_report(text) for text in tests.reports[:num_tests]]
+        finished = tests.finished
+        missing = _ending(outcome)
+        if outcome.tests is not None:
+            missing = _tests_ending(outcome, outcome.tests)
+            reports = [report for report in reports if not {"gone", "flood"} & report.keys()]
+        results = [_report_result(report, exam, index) for index, report in enumerate(reports)]
+        if missing[0] is Status.OUTPUT_LIMIT:  # how many tests were reported before the limit was noticed varies
+            results = []
+    results += [missing] * (num_tests - len(results))
+    if not finished and all(status is Status.PASSED for status, _ in results):
+        results[-1] = missing  # every test reported, but the program did not reach its end
+    failed = [index for index, (status, _) in enumerate(results) if status is not Status.PASSED]
+    status, message = results[failed[0]] if failed else (Status.PASSED, "")
+    if failed and num_tests > 1 and status is not Status.SYNTAX_ERROR:
+        message = f"test {failed[0]}: {message}"
+    return Verdict(
+        status=status,
+        tests=tuple(result is Status.PASSED for result, _ in results),
+        message=message[:_MESSAGE_CHARS].encode("utf-8", "backslashreplace").decode(),
+        seconds=sum(outcome.seconds for outcome in outcomes),
+        stdout="".join(outcome.stdout for outcome in outcomes)[: exam.stdout_bytes],
+        isolation=isolation,
+    )
+
+
+def _stdio_result(outcome: Outcome, exam: Exam, index: int) -> _Result:
+    tests = exam.task.tests
+    assert isinstance(tests, StdioTests)
+    if outcome.ended == "skipped":
+        return Status.TIMEOUT, "not run, an earlier test ran out of time"
+    if not outcome.finished:
+        return _ending(outcome)
+    expected, printed = tests.outputs[index], outcome.stdout
+    if tests.checker is None:
+        correct = printed.split() == expected.split()
+    else:
+        try:
+            correct = tests.checker(tests.inputs[index], expected, printed)
+        except Exception as error:
+            raise JudgeError(f"the checker of task {exam.task.task_id!r} raised {error!r} on test {index}") from error
+    if correct:
+        return Status.PASSED, ""
+    return Status.WRONG_ANSWER, f"expected {expected[:100]!r}, got {printed[:100]!r}"
+
+
+def _report_result(report: _Report, exam: Exam, index: int) -> _Result:
+    """Return the result of the test that a report is about."""
+    tests = exam.task.tests
+    if "value" in report and isinstance(tests, FunctionTests):
+        return _value_result(report["value"], exam, index)
+    if "ok" in report and isinstance(tests, AssertTests | CheckTests):
+        return Status.PASSED, ""
+    if "wrong" in report:
+        text = tests.asserts[index] if isinstance(tests, AssertTests) else str(report["wrong"])
+        return Status.WRONG_ANSWER, text or "an assertion failed"
+    return _failure(report)
+
+
+def _failure(report: _Report) -> _Result:
+    """Return the result for a report that something went wrong."""
+    if "missing" in report:
+        return Status.EXCEPTION, f"the program defines no {report['missing']!r}"
+    if "syntax" in report:
+        return Status.SYNTAX_ERROR, str(report["syntax"])
+    if "memory" in report:
+        return Status.MEMORY, "MemoryError"
+    if "flood" in report:
+        return Status.OUTPUT_LIMIT, "returned too much"
+    if "gone" in report:
+        return Status.EXITED_EARLY, str(report["gone"])
+    if "exit" in report:
+        return Status.EXITED_EARLY, "the program called sys.exit before the last test"
+    return Status.EXCEPTION, str(report.get("error", "unreadable report"))
+
+
+def _value_result(value: Any, exam: Exam, index: int) -> _Result:
+    tests = exam.task.tests
+    assert isinstance(tests, FunctionTests)
+    expected = exam.expected[index]
+    try:
+        got = parse(value) if isinstance(value, str) else None
+        if same(got, expected, tests.float_tolerance):
+            return Status.PASSED, ""
+        answer = shown(got)
+    except DecodeError as error:
+        return Status.WRONG_ANSWER, str(error)
+    except RecursionError:
+        return Status.WRONG_ANSWER, "nested too deeply"
+    arguments = ", ".join(f"{argument!r:.120}" for argument in tests.inputs[index])
+    return Status.WRONG_ANSWER, f"expected {shown(expected)}, got {answer} for ({arguments})"
+
+
+def _tests_ending(program: Outcome, tests: Outcome) -> _Result:
+    """Return why tests in a process of their own stopped before the last one: the program ended, or they did."""
+    if "gone" in _last_report(tests) and not program.finished:
+        return _ending(program)
+    return _ending(tests)
+
+
+def _ending(outcome: Outcome) -> _Result:
+    """Return why a process ended before its last test."""
+    if outcome.reports and outcome.ended == "exited":
+        last = _last_report(outcome)
+        if not {"value", "ok"} & last.keys():
+            return _failure(last)
+    match outcome.ended:
+        case "timeout":
+            return Status.TIMEOUT, "out of time"
+        case "memory":
+            return Status.MEMORY, "killed by the kernel, out of memory"
+        case "output_limit":
+            return Status.OUTPUT_LIMIT, "printed or returned too much"
+        case "exited" | "":
+            return Status.EXITED_EARLY, "the process ended before the last test"
+        case signal:
+            return Status.CRASH, f"the process died of {signal}"
+
+
+def _last_report(outcome: Outcome) -> _Report:
+    return _parsed_report(outcome.reports[-1]) if outcome.reports else {}
+
+
+def _parsed_report(text: str) -> _Report:
+    """Return a report as a dict; an empty one if it is not a JSON object."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""The trainer's handle on one worker: a zygote for programs, and one for tests that call them."""
+"""The trainer's side of one worker: a server process for programs, and one for the tests that call them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import select
+import shlex
 import socket
 import subprocess
 import sys
@@ -18,12 +19,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from ra3gym.errors import JudgeError, SandboxUnavailable
-from ra3gym.verify.runs import Outcome, Run
+from ra3gym.verify.run import Outcome, Run
 
 Isolation = Literal["namespaces", "process", "process-as-root"]
-Role = Literal["solution", "tester"]
+Role = Literal["program", "tests"]
 
-_SANDBOX = Path(__file__).with_name("sandbox")
+_START = Path(__file__).with_name("sandbox") / "start.py"
 # -I would ignore PYTHONHASHSEED as well; with this environment -s -P -S isolates as much, and verdicts repeat.
 _FLAGS = ("-s", "-P", "-S", "-B", "-u")
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
@@ -36,30 +37,31 @@ _WAY_OUT = (
 )
 
 
-class ZygoteDied(Exception):
-    """A zygote ended, or fell silent. `outcomes` are those of the runs before."""
+class ServerDied(Exception):
+    """A server process ended, or stopped answering. `outcomes` are those of the runs before."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.outcomes: list[Outcome] = []
 
 
-class Zygote:
-    """One process that programs are forked from, started at once; `wait_until_ready` before the first batch.
+class ServerProcess:
+    """One process of `sandbox.server`: a zygote, or a spawner where there are no namespaces.
 
-    Raises `JudgeError` when the interpreter cannot be started at all.
+    It starts at once. Call `wait_until_ready` before the first batch. Raises `JudgeError` when the interpreter cannot
+    be started.
     """
 
     def __init__(self, role: Role, isolation: Isolation) -> None:
-        script = "zygote.py" if isolation == "namespaces" else "spawner.py"
-        command = [sys.executable, *_FLAGS, str(_SANDBOX / script), role]
-        self._by_hand = " ".join(command)
-        self._channel, theirs = socket.socketpair()
+        kind = "zygote" if isolation == "namespaces" else "spawner"
+        command = [sys.executable, *_FLAGS, str(_START), kind, role]
+        self._command = shlex.join(command)
+        self._channel, its_channel = socket.socketpair()
         self._unread = bytearray()
         try:
             self._process = subprocess.Popen(
                 command,
-                stdin=theirs.fileno(),
+                stdin=its_channel.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=_ENVIRONMENT,
@@ -70,172 +72,180 @@ class Zygote:
             self._channel.close()
             raise JudgeError(f"the judge cannot start {sys.executable!r}: {error}") from error
         finally:
-            theirs.close()
+            its_channel.close()
 
     def wait_until_ready(self) -> None:
-        """Wait until it is isolated and warm.
+        """Wait until the process is isolated and warmed up.
 
         Raises:
             SandboxUnavailable: this machine refuses a step of the isolation.
-            ZygoteDied: it ended, or said nothing for half a minute.
+            ServerDied: it ended, or was silent for half a minute.
         """
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
         if not poll.poll(_START_SECONDS * 1000):
-            raise ZygoteDied(f"it said nothing for {_START_SECONDS:.0f} s")
+            raise ServerDied(f"it did not answer within {_START_SECONDS:.0f} s")
         ((answer, _, _),) = self._answers()
         if "failed" in answer:
             raise SandboxUnavailable(f"{answer['failed']}: {answer['error']}. {_WAY_OUT}")
 
     def fileno(self) -> int:
-        """The channel's, for `select.poll`."""
+        """Return the descriptor of the channel, for `select.poll`."""
         return self._channel.fileno()
 
     def send(self, runs: list[dict[str, Any]], descriptors: list[int]) -> None:
-        """Pose a batch of runs; `ZygoteDied` when it has hung up."""
+        """Send a batch of runs; `ServerDied` when the process closed the channel."""
         data = json.dumps(runs).encode() + b"\n"
         try:
             sent = socket.send_fds(self._channel, [data], descriptors)
             self._channel.sendall(data[sent:])
         except OSError as error:
-            raise ZygoteDied(f"it hung up: {error}") from None
+            raise ServerDied(f"it closed the channel: {error}") from None
 
     def outcomes(self) -> list[Outcome]:
-        """Those that have arrived; blocks when nothing has. `ZygoteDied` when none will."""
+        """Return the outcomes that have arrived, after waiting for data; `ServerDied` when none can arrive."""
         return [_outcome(*answer) for answer in self._answers()]
 
     def kill(self) -> None:
-        """Kill it, and with it all that it forked."""
+        """Kill the process, and with it all that it forked."""
         self._process.kill()
 
     def close(self) -> None:
-        """Kill it and wait for its end; safe to call twice."""
+        """Kill the process and wait for its end; safe to call twice."""
         self._channel.close()
         self._process.kill()
         self._process.wait()
 
     def _answers(self) -> list[tuple[dict[str, Any], bytes, bytes]]:
+        """Receive data and return the answers that it completes, each with its reports and output."""
         try:
             piece = self._channel.recv(1 << 20)
         except OSError:
             piece = b""
         if not piece:
-            raise ZygoteDied(f"it ended with exit code {self._process.wait()}; by hand: {self._by_hand}")
+            raise ServerDied(f"it ended with exit code {self._process.wait()}; to start it by hand: {self._command}")
         self._unread += piece
-        found = []
-        while (end := self._unread.find(b"\n")) >= 0:
-            answer = json.loads(self._unread[:end])
-            first, second = answer.pop("sizes", (0, 0))
-            middle, last = end + 1 + first, end + 1 + first + second
-            if len(self._unread) < last:
+        answers = []
+        while (line_end := self._unread.find(b"\n")) >= 0:
+            answer = json.loads(self._unread[:line_end])
+            reports_size, stdout_size = answer.pop("sizes", (0, 0))
+            reports_end = line_end + 1 + reports_size
+            stdout_end = reports_end + stdout_size
+            if len(self._unread) < stdout_end:
                 break
-            found.append((answer, bytes(self._unread[end + 1 : middle]), bytes(self._unread[middle:last])))
-            del self._unread[:last]
-        return found
+            reports, stdout = self._unread[line_end + 1 : reports_end], self._unread[reports_end:stdout_end]
+            answers.append((answer, bytes(reports), bytes(stdout)))
+            del self._unread[:stdout_end]
+        return answers
 
 
 class Worker:
-    """Two zygotes, used by one thread at a time: the tests' one is started when there are tests to run."""
+    """Two server processes, used by one thread at a time. The one for tests starts with the first tests to run."""
 
     def __init__(self, isolation: Isolation) -> None:
         self._isolation: Isolation = isolation
-        self._zygotes: dict[Role, Zygote] = {}
+        self._servers: dict[Role, ServerProcess] = {}
         self._ready: set[Role] = set()
-        self.start()
-
-    def start(self, role: Role = "solution") -> None:
-        """Start a zygote that is not there, without waiting for it."""
-        if role not in self._zygotes:
-            self._zygotes[role] = Zygote(role, self._isolation)
+        self._start("program")
 
     def wait_until_ready(self) -> None:
-        """See `Zygote.wait_until_ready`."""
-        for role in self._zygotes.keys() - self._ready:
-            self._zygotes[role].wait_until_ready()
+        """Wait for the processes that were started; see `ServerProcess.wait_until_ready`."""
+        for role in self._servers.keys() - self._ready:
+            self._servers[role].wait_until_ready()
             self._ready.add(role)
 
-    def ask(self, runs: Sequence[Run]) -> list[Outcome]:
-        """The outcome of each run.
+    def execute(self, runs: Sequence[Run]) -> list[Outcome]:
+        """Make the runs and return their outcomes, in order.
 
         Raises:
-            ZygoteDied: a process died or did not answer within the runs' own limits; both are gone afterwards.
+            ServerDied: a process died or did not answer within the runs' limits; both are gone afterwards.
             SandboxUnavailable, JudgeError: this machine cannot run programs.
         """
         try:
-            self.start("solution")
+            self._start("program")
             if any(run.tests is not None for run in runs):
-                self.start("tester")
+                self._start("tests")
             self.wait_until_ready()
-            return self._exchange(runs)
+            self._send(runs)
+            return self._collect(runs)
         except BaseException:
             self.close()
             raise
 
     def kill(self) -> None:
-        """Kill the zygotes from another thread: the one that uses them gets `ZygoteDied`."""
-        for zygote in list(self._zygotes.values()):
-            zygote.kill()
+        """Kill the processes from another thread: the thread that uses them gets `ServerDied`."""
+        for server in list(self._servers.values()):
+            server.kill()
 
     def close(self) -> None:
-        """Kill the zygotes; safe to call twice, and the next `ask` starts new ones."""
+        """Kill the processes; safe to call twice. The next `execute` starts new ones."""
         self._ready.clear()
-        while self._zygotes:
-            self._zygotes.popitem()[1].close()
+        while self._servers:
+            self._servers.popitem()[1].close()
 
-    def _exchange(self, runs: Sequence[Run]) -> list[Outcome]:
-        """Pose all runs at once, and match what comes back: the zygotes keep the order, each its own."""
+    def _start(self, role: Role) -> None:
+        """Start the process of a role unless there is one, without waiting until it is ready."""
+        if role not in self._servers:
+            self._servers[role] = ServerProcess(role, self._isolation)
+
+    def _send(self, runs: Sequence[Run]) -> None:
+        """Send all runs at once. Each server answers in their order."""
         with contextlib.ExitStack() as stack:
             tested = [run for run in runs if run.tests is not None]
-            pairs = [socket.socketpair() for _ in tested]
-            for end in itertools.chain(*pairs):
+            connections = [socket.socketpair() for _ in tested]
+            for end in itertools.chain(*connections):
                 stack.callback(end.close)
-            programs, places = _file([run.program for run in runs])
+            programs, positions = _file([run.program for run in runs])
             stack.callback(programs.close)
-            # Nothing about the tests: their digest is one of the expected values, which a program could guess at.
-            posed = [_posed(run, place) | {"exam": ""} for run, place in zip(runs, places, strict=True)]
-            self._zygotes["solution"].send(posed, [programs.fileno(), *(ours.fileno() for ours, _ in pairs)])
+            # Without the digest of the tests: it covers the expected values, so a program could test guesses by it.
+            requests = [_request(run, at) | {"tests_digest": ""} for run, at in zip(runs, positions, strict=True)]
+            descriptors = [programs.fileno(), *(program_end.fileno() for program_end, _ in connections)]
+            self._servers["program"].send(requests, descriptors)
             if tested:
-                exams, places = _file([run.tests or b"" for run in tested])
-                stack.callback(exams.close)
-                posed = [_posed(run, place) for run, place in zip(tested, places, strict=True)]
-                self._zygotes["tester"].send(posed, [exams.fileno(), *(theirs.fileno() for _, theirs in pairs)])
-        return self._collect(runs)
+                tests, positions = _file([run.tests or b"" for run in tested])
+                stack.callback(tests.close)
+                requests = [_request(run, at) for run, at in zip(tested, positions, strict=True)]
+                descriptors = [tests.fileno(), *(tests_end.fileno() for _, tests_end in connections)]
+                self._servers["tests"].send(requests, descriptors)
 
     def _collect(self, runs: Sequence[Run]) -> list[Outcome]:
-        solutions: list[Outcome] = []
-        tests: list[Outcome] = []
-        num_tests = sum(run.tests is not None for run in runs)
-        deadline = time.monotonic() + sum(2 * run.seconds + 1.0 for run in runs) + _GRACE_SECONDS
+        """Wait for the outcomes of both servers, and pair those of programs with those of their tests."""
+        num_tested = sum(run.tests is not None for run in runs)
+        expected: dict[Role, int] = {"program": len(runs), "tests": num_tested}
+        outcomes: dict[Role, list[Outcome]] = {"program": [], "tests": []}
+        roles: dict[int, Role] = {self._servers[role].fileno(): role for role in expected if expected[role]}
+        deadline = time.monotonic() + sum(2 * run.limits.seconds + 1.0 for run in runs) + _GRACE_SECONDS
         poll = select.poll()
-        arrived = {self._zygotes["solution"].fileno(): (self._zygotes["solution"], solutions)}
-        if num_tests:
-            arrived[self._zygotes["tester"].fileno()] = (self._zygotes["tester"], tests)
-        for descriptor in arrived:
+        for descriptor in roles:
             poll.register(descriptor, select.POLLIN)
         try:
-            while len(solutions) < len(runs) or len(tests) < num_tests:
+            while any(len(outcomes[role]) < expected[role] for role in expected):
                 ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
                 if not ready:
-                    raise ZygoteDied("no answer within the limits of what it runs")
+                    raise ServerDied("it did not answer within the limits of its runs")
                 for descriptor, _ in ready:
-                    zygote, outcomes = arrived[descriptor]
-                    outcomes += zygote.outcomes()
-        except ZygoteDied as error:
-            error.outcomes = _matched(runs, solutions, tests)
+                    role = roles[descriptor]
+                    outcomes[role] += self._servers[role].outcomes()
+        except ServerDied as error:
+            error.outcomes = _paired(runs, outcomes["program"], outcomes["tests"])
             raise
-        return _matched(runs, solutions, tests)
+        return _paired(runs, outcomes["program"], outcomes["tests"])
 
 
-def _outcome(answer: dict[str, Any], report: bytes, stdout: bytes) -> Outcome:
-    """What a zygote's answer says; a report that does not begin as it should is the machine's fault."""
+def _outcome(answer: dict[str, Any], reports: bytes, stdout: bytes) -> Outcome:
+    """Return the outcome of a server's answer; without the first line of reports the machine is broken."""
     ended = answer["ended"]
-    *frames, _ = report.decode("utf-8", "replace").split("\n")  # what stands behind the last break is half a frame
-    began = frames[:1] == ["ready"]
-    finished = ended == "exited" and began and frames[-1] == "done"
-    if not began and ended not in ("timeout", "skipped"):
+    lines = reports.decode("utf-8", "replace").split("\n")[:-1]  # after the last line break: half a report, or nothing
+    started = lines[:1] == ["ready"]
+    finished = started and ended == "exited" and lines[-1] == "done"
+    if started:
+        lines = lines[1:]
+    elif ended not in ("timeout", "skipped"):
         ended = "broken"
+    if finished:
+        lines = lines[:-1]
     return Outcome(
-        frames=frames[began : len(frames) - finished],
+        reports=lines,
         finished=finished,
         ended=ended,
         stdout=stdout.decode("utf-8", "replace"),
@@ -243,21 +253,21 @@ def _outcome(answer: dict[str, Any], report: bytes, stdout: bytes) -> Outcome:
     )
 
 
-def _posed(run: Run, place: tuple[int, int]) -> dict[str, Any]:
-    """A run as its zygote reads it; `place` is where in the file that comes along."""
+def _request(run: Run, at: tuple[int, int]) -> dict[str, Any]:
+    """Return a run as its server reads it; `at` is the start and length of what it runs in the batch's file."""
     return {
-        "at": place,
-        "job": run.job,
-        "line": run.tests is not None,
-        "exam": run.exam,
-        "seconds": run.seconds,
-        "memory_mb": run.memory_mb,
+        "at": at,
+        "submission": run.submission,
+        "connected": run.tests is not None,
+        "tests_digest": run.tests_digest,
+        "seconds": run.limits.seconds,
+        "memory_mb": run.limits.memory_mb,
         "stdout_bytes": run.stdout_bytes,
     }
 
 
 def _file(parts: Sequence[bytes]) -> tuple[BinaryIO, list[tuple[int, int]]]:
-    """A file without a name that holds all parts, and the start and length of each."""
+    """Return an unnamed file that holds all parts, and the start and length of each."""
     file: BinaryIO
     if hasattr(os, "memfd_create"):
         file = os.fdopen(os.memfd_create("batch"), "wb")
@@ -269,15 +279,15 @@ def _file(parts: Sequence[bytes]) -> tuple[BinaryIO, list[tuple[int, int]]]:
     return file, [(end - len(part), len(part)) for end, part in zip(ends, parts, strict=True)]
 
 
-def _matched(runs: Sequence[Run], solutions: Sequence[Outcome], tests: Sequence[Outcome]) -> list[Outcome]:
-    """Solutions with their tests, as far as both are there."""
+def _paired(runs: Sequence[Run], programs: Sequence[Outcome], tests: Sequence[Outcome]) -> list[Outcome]:
+    """Return the outcomes of programs with those of their tests, up to the first run that lacks one."""
     rest = iter(tests)
-    matched: list[Outcome] = []
-    for run, solution in zip(runs, solutions, strict=False):
+    paired: list[Outcome] = []
+    for run, program in zip(runs, programs, strict=False):
         if run.tests is None:
-            matched.append(solution)
+            paired.append(program)
         elif (its_tests := next(rest, None)) is not None:
-            matched.append(replace(solution, tests=its_tests))
+            paired.append(replace(program, tests=its_tests))
         else:
             break
-    return matched
+    return paired

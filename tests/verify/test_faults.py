@@ -57,7 +57,7 @@ def zygotes(of: psutil.Process) -> Iterator[psutil.Process]:
     """The judge's own processes: for each zygote the one outside the namespaces and the one that is pid 1 inside."""
     for outer in of.children():
         try:
-            if any(part.endswith("zygote.py") for part in outer.cmdline()):
+            if any(part == "zygote" for part in outer.cmdline()):
                 yield outer
                 yield from outer.children()
         except psutil.NoSuchProcess:
@@ -93,7 +93,7 @@ def test_every_verdict_is_right_while_zygotes_are_killed() -> None:
     assert me.num_fds() <= files
 
 
-@pytest.mark.parametrize("role", ["solution", "tester"])
+@pytest.mark.parametrize("role", ["program", "tests"])
 @pytest.mark.parametrize("inner", [False, True], ids=["outer", "inner"])
 def test_a_zygote_killed_in_the_middle_of_a_program(role: str, inner: bool) -> None:
     """Its program is run once more, by a new zygote, and judged as it deserves."""

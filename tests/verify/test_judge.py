@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import threading
+import warnings
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -480,3 +484,34 @@ def test_a_checker_decides_where_several_answers_are_right(judge: Judge) -> None
     assert graded(judge, task, "input()\nprint(5)\n").tests == (False, True)
     with pytest.raises(JudgeError, match=r"checker of task 'test/divisor' raised ValueError"):
         judge.grade([(task, "print('many')\n")])
+
+
+def test_a_dropped_judge_ends_its_workers_without_a_warning() -> None:
+    me = psutil.Process()
+    children, descriptors = me.children(recursive=True), me.num_fds()
+    judge = Judge(workers=2, limits=LIMITS, isolation=ISOLATIONS[0])
+    assert all(
+        verdict.passed for verdict in judge.grade([(CHECK, "f = lambda x: 2 * x"), (DOUBLE, "f = lambda x: 2 * x")])
+    )
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("ra3gym-judge")]
+    dropped = weakref.ref(judge)
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        del judge
+        gc.collect()
+    assert dropped() is None
+    assert [str(warning.message) for warning in caught] == []
+    for thread in threads:
+        thread.join(timeout=30)
+    assert me.children(recursive=True) == children
+    assert me.num_fds() <= descriptors
+
+
+def test_a_judge_that_a_script_never_closes_leaves_no_warning() -> None:
+    script = """
+from ra3gym.tasks import CodeTask, FunctionTests
+from ra3gym.verify import Judge
+judge = Judge(workers=1)
+print(judge.grade([(CodeTask("t", "", "f", FunctionTests(((1,),), (1,))), "")])[0].status)
+"""
+    done = subprocess.run([sys.executable, "-X", "dev", "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.stdout.strip(), done.stderr) == ("exception", "")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ra3gym.verify.sandbox import seccomp
+from ra3gym.verify.sandbox.isolation import seccomp
 
 MACHINES = ("x86_64", "aarch64")
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "i386": 0x40000003, "arm": 0x40000028}

@@ -1,10 +1,10 @@
 """How tests in one process call the program in another: one JSON line each way, over a socket.
 
-The tests ask `[kind, target, args, kwargs]`: to "call" the target, to "get" or "set" an attribute of it, or for its
-"truth". A target is a name of the program's or the number of an object that it gave out before. The program answers
-`["value", value, changed]`, where `changed` holds `[position, value]` of arguments that the call changed in place, or
-`["raise", names, text]` with the names of an exception's classes, its own first. First of all it says which of the
-names asked for it defines.
+The program's first line lists which of the names that the tests use it defines. Then the tests send requests
+`[kind, target, args, kwargs]`: "call" the target, "get" or "set" an attribute of it, or ask for its "truth". A target
+is a name that the program defines, or the number of an object that it returned earlier. The program answers
+`["value", value, changed]`, where `changed` holds `[position, value]` of the arguments that the call changed in place,
+or `["raise", names, text]` with the names of an exception's classes, from its own to its bases.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ MAX_LINE = 256 << 20
 
 
 class Gone(BaseException):
-    """The other side ended, or does not keep to the form. No `Exception`: no test may catch it."""
+    """The other process ended, or sent something else than a message. No `Exception`, so that no test catches it."""
 
 
 class TooLong(Gone):
-    """The other side sent a line longer than `MAX_LINE`."""
+    """The other process sent a line longer than `MAX_LINE`."""
 
 
-class Line:
-    """The socket's own side: whole lines of text out and in."""
+class Connection:
+    """One end of the socket: sends and receives whole lines of text."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._read = bytearray()
+        self._unread = bytearray()
 
     def send(self, text: str) -> None:
         """Write one line; `Gone` when nobody reads."""
@@ -39,10 +39,10 @@ class Line:
             raise Gone(str(error)) from None
 
     def receive(self) -> str | None:
-        """The next line, `None` at the end; `Gone` when it is not text, `TooLong` when there is no end to it."""
+        """Return the next line, `None` at the end; `Gone` when it is not text, `TooLong` when it does not end."""
         searched = 0
-        while (end := self._read.find(b"\n", searched)) < 0:
-            searched = len(self._read)
+        while (end := self._unread.find(b"\n", searched)) < 0:
+            searched = len(self._unread)
             if searched > MAX_LINE:
                 raise TooLong("a value is too large")
             try:
@@ -51,9 +51,9 @@ class Line:
                 raise Gone(str(error)) from None
             if not piece:
                 return None
-            self._read += piece
-        line = self._read[:end]
-        del self._read[: end + 1]
+            self._unread += piece
+        line = self._unread[:end]
+        del self._unread[: end + 1]
         try:
             return line.decode()
         except UnicodeDecodeError:

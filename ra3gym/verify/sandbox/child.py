@@ -1,4 +1,4 @@
-"""What every process for one program or one run of tests has in common: its limits, and how it reports."""
+"""What the processes of programs and of tests have in common: their limits, and how they report."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-STDOUT, REPORT, CALLS = 1, 3, 4
-"""Descriptors: what is printed, what is reported, and the line between program and tests."""
+STDOUT, REPORTS, CALLS = 1, 3, 4
+"""Descriptors of what is printed, of the reports, and of the connection between program and tests."""
 READY, DONE = b"ready\n", b"done\n"
-"""The first and the last line of a report that is whole."""
-DESCRIPTORS = 128
+"""The first and the last line of complete reports."""
+MAX_DESCRIPTORS = 128
 """Most descriptors that the parent has open."""
 _MESSAGE_CHARS = 300
 _OPEN_FILES = 64
 _TASKS = 64
 
 
-class Places(NamedTuple):
-    """Where a process's report and output go, and its line to the other side."""
+class Descriptors(NamedTuple):
+    """The parent's descriptors that become `REPORTS`, `STDOUT` and `CALLS` of a process."""
 
-    report: int
+    reports: int
     stdout: int
     calls: int | None
 
 
-def read_json(file: int, place: tuple[int, int]) -> dict[str, Any]:
-    """What stands at a place (start and length) of a batch's file."""
-    start, length = place
+def read_json(file: int, at: tuple[int, int]) -> dict[str, Any]:
+    """Read the JSON object at a position (start and length) of a batch's file."""
+    start, length = at
     parts = []
     while length > 0:
         parts.append(os.pread(file, length, start))
@@ -44,32 +44,33 @@ def read_json(file: int, place: tuple[int, int]) -> dict[str, Any]:
     return content
 
 
-def arrange_descriptors(places: Places) -> None:
-    """Put the descriptors where they belong and close every other one but 0 and 2."""
-    wanted = [(STDOUT, places.stdout), (REPORT, places.report)]
-    if places.calls is not None:
-        wanted.append((CALLS, places.calls))
-    for number, descriptor in wanted:
-        os.dup2(descriptor, DESCRIPTORS + number)  # out of the way of the places first
-    for number, _ in wanted:
-        os.dup2(DESCRIPTORS + number, number)
-    os.closerange(wanted[-1][0] + 1, 2 * DESCRIPTORS)
+def arrange_descriptors(descriptors: Descriptors) -> None:
+    """Move the descriptors to their fixed numbers, and close every other one except 0 and 2."""
+    moves = [(STDOUT, descriptors.stdout), (REPORTS, descriptors.reports)]
+    if descriptors.calls is not None:
+        moves.append((CALLS, descriptors.calls))
+    for number, descriptor in moves:
+        os.dup2(descriptor, MAX_DESCRIPTORS + number)  # first to numbers that none of them has
+    for number, _ in moves:
+        os.dup2(MAX_DESCRIPTORS + number, number)
+    last = moves[-1][0]
+    os.closerange(last + 1, 2 * MAX_DESCRIPTORS)
 
 
-def keep_descriptors(report: int, others: list[int]) -> list[int]:
-    """Put the report in its place, close all that is not in `others`, and say where those are now."""
-    moved = [os.dup2(descriptor, DESCRIPTORS + 2 + place) for place, descriptor in enumerate([report, *others])]
-    os.closerange(REPORT, DESCRIPTORS + 2)
-    os.dup2(moved[0], REPORT)
+def keep_descriptors(reports: int, others: list[int]) -> list[int]:
+    """Move `reports` to its fixed number, close all descriptors but `others`, and return the new numbers of those."""
+    moved = [os.dup2(descriptor, MAX_DESCRIPTORS + 2 + i) for i, descriptor in enumerate([reports, *others])]
+    os.closerange(REPORTS, MAX_DESCRIPTORS + 2)
+    os.dup2(moved[0], REPORTS)
     os.close(moved[0])
-    os.closerange(moved[-1] + 1, 2 * DESCRIPTORS)
+    os.closerange(moved[-1] + 1, 2 * MAX_DESCRIPTORS)
     return moved[1:]
 
 
 def give_stdin(text: str) -> None:
-    """Make `text` what the program reads."""
+    """Make `text` the standard input of the program."""
     if not text:
-        return  # as `settle` left it
+        return  # `settle` left it empty
     content = text.encode("utf-8", "replace")
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("stdin")  # not a pipe: programs ask for its size
@@ -84,49 +85,48 @@ def give_stdin(text: str) -> None:
 
 
 def settle() -> None:
-    """What every program and all tests find alike, made once for all processes that come from this one."""
+    """Prepare what all programs and tests have in common, once for all processes forked from this one."""
     null, (reader, writer) = os.dup(STDOUT), os.pipe()
-    os.dup2(writer, STDOUT)  # a stream asks what it writes to, and for a program that will be a pipe
+    os.dup2(writer, STDOUT)  # so that the stream finds a pipe, as it will in a program
     sys.stdin = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="replace")
     sys.stdout = os.fdopen(STDOUT, "w", encoding="utf-8", errors="replace", closefd=False)
     os.dup2(null, STDOUT)
     for descriptor in (null, reader, writer):
         os.close(descriptor)
     sys.argv = ["solution.py"]
-    for name in ("exit", "quit"):  # what the loader of site-packages would have defined
+    for name in ("exit", "quit"):  # the import of site-packages would define them
         setattr(builtins, name, sys.exit)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
-    here = os.path.dirname(__file__)
-    for name, module in list(sys.modules.items()):  # a program's imports shall find none of these
-        if name != "__main__" and os.path.dirname(getattr(module, "__file__", None) or "") == here:
+    for name in list(sys.modules):  # a program's imports must not find this package
+        if name.partition(".")[0] == __name__.partition(".")[0]:
             del sys.modules[name]
 
 
 def set_up(steps: Callable[[], None]) -> None:
-    """Take the steps that come ahead of a program, and report how that went: "ready" is a report's first line.
+    """Take the steps before a program, and report how that went: the first line of reports is "ready".
 
-    No program can keep that line back, for none has run before it; so a report without it means a broken machine.
+    No program has run before this line, so none can suppress it. Reports without it mean a broken machine.
     """
     try:
         steps()
     except Exception as error:
-        os.write(REPORT, f"{described(error)}\n".encode())
+        os.write(REPORTS, f"{described(error)}\n".encode())
         os._exit(1)
-    os.write(REPORT, READY)
+    os.write(REPORTS, READY)
 
 
 def take_limits(seconds: float | None, memory_mb: int, threads: bool) -> None:
-    """The resource limits of one run, without one on CPU time if `seconds` is `None`.
+    """Take the resource limits of one run; a `seconds` of `None` sets no limit on CPU time.
 
-    Without `threads`, no new process or thread can be made.
+    Without `threads`, the process can start neither threads nor processes.
     """
     limits = [
         ("file size", resource.RLIMIT_FSIZE, 0, 0),
         ("open files", resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
         ("processes", resource.RLIMIT_NPROC, _TASKS if threads else 0, _TASKS if threads else 0),
     ]
-    if sys.platform == "linux":  # elsewhere the kernel does not keep it
+    if sys.platform == "linux":  # other kernels do not enforce it
         limits.append(("address space", resource.RLIMIT_AS, memory_mb << 20, memory_mb << 20))
     if seconds is not None:
         limits.append(("CPU time", resource.RLIMIT_CPU, math.ceil(seconds), math.ceil(seconds) + 1))
@@ -139,9 +139,9 @@ def take_limits(seconds: float | None, memory_mb: int, threads: bool) -> None:
 
 
 def run(body: Callable[[], bool]) -> NoReturn:
-    """Run `body` and leave; "done" is reported last, when `body` says that it came to its end."""
+    """Run `body` and exit; the last report is "done" if `body` returns that it reached its end."""
     random.seed(0)  # a fork seeds it anew; verdicts repeat
-    leave = os._exit
+    exit_now = os._exit  # the program may replace it
     try:
         finished = body()
     except SystemExit:
@@ -158,19 +158,19 @@ def run(body: Callable[[], bool]) -> NoReturn:
     except (OSError, ValueError, AttributeError):  # the program closed or replaced it
         finished = False
     if finished:
-        os.write(REPORT, DONE)
-    leave(0)
+        os.write(REPORTS, DONE)
+    exit_now(0)
 
 
-def report(frame: dict[str, Any]) -> None:
-    """Tell the judge about one test."""
-    data = memoryview((json.dumps(frame) + "\n").encode())
+def report(content: dict[str, Any]) -> None:
+    """Write one report for the judge: on a test, or on why there will be no more."""
+    data = memoryview((json.dumps(content) + "\n").encode())
     while data:
-        data = data[os.write(REPORT, data) :]
+        data = data[os.write(REPORTS, data) :]
 
 
 def message_of(error: BaseException) -> str:
-    """What an exception says, cut short."""
+    """Return the beginning of an exception's message."""
     try:
         return str(error)[:_MESSAGE_CHARS]
     except BaseException as second:  # the program's own __str__ may raise anything
@@ -178,6 +178,6 @@ def message_of(error: BaseException) -> str:
 
 
 def described(error: BaseException) -> str:
-    """An exception as a message shows it."""
+    """Return an exception's type and message as one text."""
     name, text = type(error).__name__, message_of(error)
     return f"{name}: {text}" if text else name

@@ -1,14 +1,11 @@
-"""Values as JSON text: what programs get, and what comes back. No pickle, no marshal, no eval.
+"""Values as JSON text: inputs of programs and their answers. No pickle, no marshal, no eval.
 
-`None`, `bool`, `int`, `float`, `str` and `list` are themselves in JSON; the rest is an object with one key, its tag:
-`t` tuple, `d` dict (pairs), `s` set, `f` frozenset, `b` bytes and `a` bytearray (hex), `c` complex, `i` an int too long
-for decimal digits (hex), `u` a str with lone surrogates (hex of UTF-32), `r` range, `y` a type by its name (a builtin,
-or one of the standard library's below), `x` a value of one of those (name and contents), `n` an iterator (what it
-yields, up to a cap), `o` anything else. Only exact types count: an instance of a subclass of `int` is "anything else",
-and the judge holds that equal to no value.
+In a tree, `None`, `bool`, `int`, `float`, `str` and `list` are themselves; any other value is a dict with one key, its
+`Tag`. Only exact types count: an instance of a subclass of `int` is opaque, and the judge compares opaque values as
+unequal to everything.
 
-`parse` stops at the tree, which hashes nothing: a program may choose values whose hashes collide, and a dict or set of
-them would keep its reader busy for minutes. `decode` makes the values; it is for where time is limited.
+`parse` returns the tree and hashes nothing of it: a program may choose values with equal hashes, and to put those into
+a dict or set would take minutes. `decode` makes the values of a tree, in processes whose time is limited.
 """
 
 from __future__ import annotations
@@ -29,7 +26,26 @@ _LONG_INT = 10**4000
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 Opaque = Callable[[Any], Any]
-"""What to write for a value of no known type, or to make of what was written (the body of the tag `o`)."""
+"""From a value of no known type to the body of its `Tag.OPAQUE`, or from such a body to a value."""
+
+
+class Tag:
+    """The keys of trees, each with the form of its body."""
+
+    TUPLE = "t"  # the items, like the next two
+    SET = "s"
+    FROZENSET = "f"
+    ITERATOR = "n"  # the items it yields, up to MAX_ITEMS
+    DICT = "d"  # pairs of key and value
+    BYTES = "b"  # hex digits, like the next two
+    BYTEARRAY = "a"
+    LONG_INT = "i"  # too long for decimal digits
+    SURROGATES = "u"  # a str with lone surrogates: hex digits of UTF-32
+    COMPLEX = "c"  # real and imaginary part
+    RANGE = "r"  # start, stop, step
+    TYPE = "y"  # the name of a builtin type or one of `_LIBRARY`
+    LIBRARY = "x"  # a value of a type of `_LIBRARY`: its name and contents
+    OPAQUE = "o"
 
 
 class DecodeError(ValueError):
@@ -37,17 +53,17 @@ class DecodeError(ValueError):
 
 
 def dumps(value: Any, opaque: Opaque = lambda value: type(value).__name__) -> str:
-    """`value` as one line of ASCII. Sets are sorted by their members' text, so equal sets give equal text."""
+    """Return `value` as one line of ASCII, with the members of sets sorted, so that equal sets give equal text."""
     return _to_json(encode(value, opaque))
 
 
 def loads(text: str, opaque: Opaque) -> Any:
-    """The value that `dumps` was given; `DecodeError` on text that it cannot have written."""
+    """Return the value that `dumps` wrote; `DecodeError` on text that it cannot have written."""
     return decode(parse(text), opaque)
 
 
 def parse(text: str) -> Any:
-    """The tree of `text`, in which every dict has one key, the tag; `DecodeError` when it is not JSON of this form."""
+    """Return the tree of `text`; `DecodeError` when it is not JSON in which every object has one key."""
     try:
         return _decoder.decode(text)
     except DecodeError:
@@ -57,12 +73,12 @@ def parse(text: str) -> Any:
 
 
 def encode(value: Any, opaque: Opaque) -> Any:
-    """The tree of `value`; a container nested deeper than `MAX_DEPTH` counts as opaque."""
+    """Return the tree of `value`; a container nested deeper than `MAX_DEPTH` counts as opaque."""
     return _encode(value, opaque, 0)
 
 
 def decode(tree: Any, opaque: Opaque) -> Any:
-    """The value of a tree; `DecodeError` when a tag does not hold what it should."""
+    """Return the value of a tree; `DecodeError` when the body of a tag has the wrong form."""
     try:
         return _decode(tree, opaque, 0)
     except DecodeError:
@@ -72,7 +88,7 @@ def decode(tree: Any, opaque: Opaque) -> Any:
 
 
 def text_of(tree: Any) -> str:
-    """A tree as the line of text it stands for."""
+    """Return a tree as one line of text."""
     return _to_json(tree)
 
 
@@ -84,8 +100,8 @@ def _one_tag(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _decoder = json.JSONDecoder(object_pairs_hook=_one_tag)
 
-# Types of the standard library: where each is from, and what to call it with for an equal one. None is imported before
-# it is met: a program has such a value only if it imported the module, and small processes are quickly forked.
+# Types of the standard library: their modules, and the arguments that make an equal value. The modules are not imported
+# here: a program that has such a value imported them itself, and small processes fork faster.
 _LIBRARY: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
     "Counter": ("collections", lambda counts: [dict(counts)]),
     "OrderedDict": ("collections", lambda pairs: [list(pairs.items())]),
@@ -107,53 +123,52 @@ def _encode(value: Any, opaque: Opaque, depth: int) -> Any:
         try:
             value.encode()
         except UnicodeEncodeError:
-            return {"u": value.encode("utf-32-le", "surrogatepass").hex()}
+            return {Tag.SURROGATES: value.encode("utf-32-le", "surrogatepass").hex()}
         return value
     if kind is int:
-        return value if -_LONG_INT < value < _LONG_INT else {"i": hex(value)}
+        return value if -_LONG_INT < value < _LONG_INT else {Tag.LONG_INT: hex(value)}
     if depth < MAX_DEPTH:
         if kind is list:
             return _encode_items(value, opaque, depth)
         if kind is tuple:
-            return {"t": _encode_items(value, opaque, depth)}
+            return {Tag.TUPLE: _encode_items(value, opaque, depth)}
         if kind is dict:
+            pairs = value.items()
             return {
-                "d": [
-                    [_encode(key, opaque, depth + 1), _encode(item, opaque, depth + 1)] for key, item in value.items()
-                ]
+                Tag.DICT: [[_encode(key, opaque, depth + 1), _encode(item, opaque, depth + 1)] for key, item in pairs]
             }
         if kind is set or kind is frozenset:
             members = [_encode(item, opaque, depth + 1) for item in value]
-            return {"s" if kind is set else "f": sorted(members, key=_to_json)}
+            return {Tag.SET if kind is set else Tag.FROZENSET: sorted(members, key=_to_json)}
         if kind.__name__ in _LIBRARY:
             _, take_apart = _LIBRARY[kind.__name__]
             if _known_type(kind.__name__) is kind:
-                return {"x": [kind.__name__, _encode(take_apart(value), opaque, depth + 1)]}
+                return {Tag.LIBRARY: [kind.__name__, _encode(take_apart(value), opaque, depth + 1)]}
         if isinstance(value, Iterator):
             items = itertools.islice(value, MAX_ITEMS)
-            return {"n": [_encode(item, opaque, depth + 1) for item in items]}
+            return {Tag.ITERATOR: [_encode(item, opaque, depth + 1) for item in items]}
     if kind is bytes:
-        return {"b": value.hex()}
+        return {Tag.BYTES: value.hex()}
     if kind is bytearray:
-        return {"a": value.hex()}
+        return {Tag.BYTEARRAY: value.hex()}
     if kind is complex:
-        return {"c": [value.real, value.imag]}
+        return {Tag.COMPLEX: [value.real, value.imag]}
     if isinstance(value, type) and _known_type(value.__name__) is value:
-        return {"y": value.__name__}
+        return {Tag.TYPE: value.__name__}
     if kind is range:
-        return {"r": [_encode(part, opaque, depth) for part in (value.start, value.stop, value.step)]}
-    return {"o": opaque(value)}
+        return {Tag.RANGE: [_encode(part, opaque, depth) for part in (value.start, value.stop, value.step)]}
+    return {Tag.OPAQUE: opaque(value)}
 
 
 def _known_type(name: str) -> Any:
-    """The builtin type of this name, or the library's where its module was imported; `None` where there is none."""
+    """Return the type of this name, builtin or of an imported module of `_LIBRARY`; `None` if there is none."""
     if name in _LIBRARY:
         return getattr(sys.modules.get(_LIBRARY[name][0]), name, None)
     return getattr(builtins, name, None)
 
 
 def _type_named(name: str) -> Any:
-    """`_known_type` that imports what it needs; `DecodeError` when there is no such type."""
+    """Return the type of this name and import its module if necessary; `DecodeError` when there is no such type."""
     if name in _LIBRARY:
         importlib.import_module(_LIBRARY[name][0])
     kind = _known_type(name)
@@ -163,7 +178,7 @@ def _type_named(name: str) -> Any:
 
 
 def _encode_items(items: Any, opaque: Opaque, depth: int) -> list[Any]:
-    """The trees of a list's or tuple's items; at once where all are atoms that stand for themselves, as most are."""
+    """Return the trees of items. Usually all are atoms, which are their own trees; that case is fast."""
     kinds = set(map(type, items))
     if kinds <= _ATOMS and not (int in kinds and any(type(item) is int and abs(item) >= _LONG_INT for item in items)):
         with contextlib.suppress(UnicodeEncodeError):
@@ -182,39 +197,41 @@ def _decode(tree: Any, opaque: Opaque, depth: int) -> Any:
     if type(tree) is not dict:
         return tree
     ((tag, body),) = tree.items()
-    if tag == "o":
+    if tag == Tag.OPAQUE:
         return opaque(body)
-    if tag in ("b", "a", "u", "i", "y"):
+    if tag in (Tag.BYTES, Tag.BYTEARRAY, Tag.SURROGATES, Tag.LONG_INT, Tag.TYPE):
         if type(body) is not str:
             raise DecodeError(f"tag {tag!r} needs a string")
-        if tag == "y":
+        if tag == Tag.TYPE:
             return _type_named(body)
-        if tag == "i":
+        if tag == Tag.LONG_INT:
             return int(body, 16)
         raw = bytes.fromhex(body)
-        return raw if tag == "b" else bytearray(raw) if tag == "a" else raw.decode("utf-32-le", "surrogatepass")
+        if tag == Tag.SURROGATES:
+            return raw.decode("utf-32-le", "surrogatepass")
+        return raw if tag == Tag.BYTES else bytearray(raw)
     if type(body) is not list:
         raise DecodeError(f"tag {tag!r} needs a list")
-    if tag == "d":
+    if tag == Tag.DICT:
         return {_decode(key, opaque, depth + 1): _decode(item, opaque, depth + 1) for key, item in body}
-    if tag == "x":
+    if tag == Tag.LIBRARY:
         name, contents = body
         if name not in _LIBRARY:
             raise DecodeError(f"unknown type {str(name)[:80]!r}")
         return _type_named(name)(*_decode(contents, opaque, depth + 1))
-    if tag == "c":
+    if tag == Tag.COMPLEX:
         real, imaginary = body
         return complex(float(real), float(imaginary))
     items = [_decode(item, opaque, depth + 1) for item in body]
     match tag:
-        case "t":
+        case Tag.TUPLE:
             return tuple(items)
-        case "s":
+        case Tag.SET:
             return set(items)
-        case "f":
+        case Tag.FROZENSET:
             return frozenset(items)
-        case "n":
+        case Tag.ITERATOR:
             return iter(items)
-        case "r":
+        case Tag.RANGE:
             return range(*items)
     raise DecodeError(f"unknown tag {tag!r}")

@@ -1,6 +1,6 @@
 """Plain processes instead of a zygote: a fresh interpreter for every run, for machines without namespaces.
 
-Started like `zygote.py`. It forks from nothing and shuts in nothing: `single.py` takes its own limits.
+`start.py` starts it as it does `zygote`. It isolates nothing itself: `interpreter` takes the limits of its own run.
 """
 
 from __future__ import annotations
@@ -10,16 +10,11 @@ import json
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ra3gym.verify.sandbox import child, serving
-else:
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    import child
-    import serving
+from . import child, server
 
-_SINGLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "single.py")
+_START = os.path.join(os.path.dirname(os.path.abspath(__file__)), "start.py")
 _FLAGS = ("-s", "-P", "-S", "-B")  # as isolated as -I, which would ignore PYTHONHASHSEED: verdicts repeat
 
 
@@ -29,23 +24,23 @@ class Spawner:
     def __init__(self, role: str) -> None:
         self._role = role
 
-    def start(self, run: dict[str, Any], file: int, places: child.Places) -> int:
-        """See `serving.Starter`."""
-        arguments = json.dumps({"role": self._role, "run": run, "places": places, "file": file})
-        for descriptor in (file, *places):
+    def start(self, run: dict[str, Any], file: int, descriptors: child.Descriptors) -> int:
+        """See `server.Starter`."""
+        argument = json.dumps({"role": self._role, "run": run, "descriptors": descriptors, "file": file})
+        for descriptor in (file, *descriptors):
             if descriptor is not None:
                 os.set_inheritable(descriptor, True)
-        command = [sys.executable, *_FLAGS, _SINGLE, arguments]
+        command = [sys.executable, *_FLAGS, _START, "interpreter", argument]
         return os.posix_spawn(sys.executable, command, dict(os.environ), setsid=True)
 
     def end(self, pid: int) -> None:
-        """See `serving.Starter`."""
+        """See `server.Starter`."""
         for kill in (os.killpg, os.kill):
             with contextlib.suppress(ProcessLookupError):
                 kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
 
-if __name__ == "__main__":
-    _channel, _role = serving.connect()
-    serving.Server(_channel, _role, Spawner(_role)).serve()
+def main(role: str) -> None:
+    """Serve batches until the judge closes the channel."""
+    server.Server(server.connect(), role, Spawner(role)).serve()

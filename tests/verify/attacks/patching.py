@@ -106,7 +106,8 @@ import types
 
 impostor = types.ModuleType("impostor")
 impostor.__getattr__ = lambda name: lambda *args, **kwargs: True
-for name in list(sys.modules) + ["child", "calls", "encoding", "solution", "tester", "zygote", "tests"]:
+own = ["child", "calls", "encoding", "program", "tests", "zygote"]
+for name in [*sys.modules, *own, "sandbox", *(f"sandbox.{name}" for name in own), "solution"]:
     if name not in ("builtins", "sys"):
         sys.modules[name] = impostor
 """,
@@ -133,7 +134,7 @@ import sys
 frame, patched = sys._getframe(), 0
 while frame is not None:
     for module in [value for value in frame.f_globals.values() if type(value) is type(sys)]:
-        if module.__name__ in ("child", "calls", "encoding", "solution"):
+        if module.__name__.rpartition(".")[2] in ("child", "calls", "encoding", "program"):
             module.dumps = module.text_of = lambda *args, **kwargs: '{"ok": true}'
             module.encode = lambda *args, **kwargs: True
             module.described = lambda error: "ok"
@@ -150,7 +151,7 @@ import sys
 
 
 def trace(frame, event, arg):
-    for name in ("value", "answer", "finished", "frame"):
+    for name in ("value", "answer", "finished", "result", "content"):
         if name in frame.f_locals:
             frame.f_locals[name] = {"ok": True}
             ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))

@@ -1,7 +1,7 @@
 """Running assert-style tests against a program in another process.
 
-The tests see stand-ins for the names they use of the program: calling one asks the program, and what comes back is
-decoded into values of exact builtin types, so no object of the program's making takes part in a comparison. Expected
+The tests get stand-ins for the program's names that they use. Calling a stand-in sends a request to the program. The
+answer is decoded into values of exact builtin types, so no object of the program takes part in a comparison. Expected
 values never leave this process.
 """
 
@@ -9,47 +9,47 @@ from __future__ import annotations
 
 import builtins
 import types
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from ra3gym.verify.sandbox import calls, child, encoding
-else:
-    import calls
-    import child
-    import encoding
+from . import calls, child, encoding
 
 _FILE = "<tests>"
-# Raised out of a call in the middle of a loop, these would end it quietly.
+# Raised by a call inside a loop, these would end the loop silently.
 _ENDS_LOOPS = (StopIteration, StopAsyncIteration)
 
 
-class Exam(NamedTuple):
-    """Tests, compiled.
+class Tests(NamedTuple):
+    """Compiled tests of one task.
 
-    `context` is the task's own prompt, whose helpers the tests may call. `names` are the program's to define; without
-    the `entry_point` there is nothing to test.
+    Attributes:
+        context: the task's prompt, whose helpers the tests may call.
+        setup: runs before the first test.
+        statements: one for each test.
+        source: the lines of `setup`, which holds the asserts of tests in HumanEval's form.
+        names: names that the program may define and the tests use.
+        entry_point: the name that the program must define.
+        stop_early: stop after the first failed test.
     """
 
     context: types.CodeType
     setup: types.CodeType
     statements: list[types.CodeType]
     source: list[str]
-    """The lines of `setup`, where an assert of HumanEval's stands."""
     names: list[str]
     entry_point: str
     stop_early: bool
 
 
-def compiled(exam: dict[str, Any]) -> Exam:
-    """An exam from its JSON form."""
-    return Exam(
-        context=_compiled(exam["context"], "<prompt>"),
-        setup=_compiled(exam["setup"], _FILE),
-        statements=[_compiled(statement, "<statement>") for statement in exam["statements"]],
-        source=exam["setup"].splitlines(),
-        names=exam["names"],
-        entry_point=exam["entry_point"],
-        stop_early=exam["stop_early"],
+def compiled(tests: dict[str, Any]) -> Tests:
+    """Compile tests from their JSON form."""
+    return Tests(
+        context=_compiled(tests["context"], "<prompt>"),
+        setup=_compiled(tests["setup"], _FILE),
+        statements=[_compiled(statement, "<statement>") for statement in tests["statements"]],
+        source=tests["setup"].splitlines(),
+        names=tests["names"],
+        entry_point=tests["entry_point"],
+        stop_early=tests["stop_early"],
     )
 
 
@@ -57,23 +57,23 @@ def _compiled(source: str, file: str) -> types.CodeType:
     return compile(source, file, "exec", dont_inherit=True)
 
 
-def run(exam: Exam) -> bool:
-    """Run the tests and report each; whether all were run."""
-    program = _Program(calls.Line(child.CALLS))
+def run(tests: Tests) -> bool:
+    """Run the tests, report on each, and return whether all were run."""
+    program = _Program(calls.Connection(child.CALLS))
     namespace: dict[str, Any] = {"__name__": "tests"}
     try:
         defined = program.names()
-        if exam.entry_point not in defined:
-            child.report({"missing": exam.entry_point})
+        if tests.entry_point not in defined:
+            child.report({"missing": tests.entry_point})
             return False
-        exec(exam.context, namespace)
-        namespace.update({name: Remote(program, name) for name in exam.names if name in defined})
-        namespace["candidate"] = Remote(program, exam.entry_point)
-        exec(exam.setup, namespace)
-        for statement in exam.statements:
-            frame = _outcome(statement, namespace, exam, program)
-            child.report(frame)
-            if exam.stop_early and "ok" not in frame:
+        exec(tests.context, namespace)
+        namespace.update({name: Remote(program, name) for name in tests.names if name in defined})
+        namespace["candidate"] = Remote(program, tests.entry_point)
+        exec(tests.setup, namespace)
+        for statement in tests.statements:
+            result = _result(statement, namespace, tests, program)
+            child.report(result)
+            if tests.stop_early and "ok" not in result:
                 return False
     except calls.TooLong:
         child.report({"flood": True})
@@ -84,8 +84,8 @@ def run(exam: Exam) -> bool:
     return True
 
 
-def _outcome(statement: types.CodeType, namespace: dict[str, Any], exam: Exam, program: _Program) -> dict[str, Any]:
-    """The report on one test; `Gone` passes through."""
+def _result(statement: types.CodeType, namespace: dict[str, Any], tests: Tests, program: _Program) -> dict[str, Any]:
+    """Run one test and return the report on it; raises `Gone` when the program cannot be asked."""
     try:
         exec(statement, namespace)
     except calls.Gone:
@@ -95,40 +95,40 @@ def _outcome(statement: types.CodeType, namespace: dict[str, Any], exam: Exam, p
     except BaseException as error:
         if program.gone is not None:
             raise program.gone from None
-        said: str | None = getattr(error, "program_said", None)
-        if said is None and isinstance(error, AssertionError):
-            return {"wrong": str(error)[:300] or _line_of(error, exam)}
-        return {"error": said or child.described(error)}
-    if program.gone is not None:  # a bare `except` of the test's swallowed it
+        raised: str | None = getattr(error, "raised_by_program", None)
+        if raised is None and isinstance(error, AssertionError):
+            return {"wrong": str(error)[:300] or _line_of(error, tests)}
+        return {"error": raised or child.described(error)}
+    if program.gone is not None:  # the test has a bare `except`
         raise program.gone
     return {"ok": True}
 
 
-def _line_of(error: BaseException, exam: Exam) -> str:
-    """The line of the set-up that an exception came through, empty when it came through none."""
+def _line_of(error: BaseException, tests: Tests) -> str:
+    """Return the line of `setup` in which an exception was raised, empty when it was raised elsewhere."""
     number, trace = 0, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == _FILE:
             number = trace.tb_lineno
         trace = trace.tb_next
-    return exam.source[number - 1].strip()[:300] if number else ""
+    return tests.source[number - 1].strip()[:300] if number else ""
 
 
 class _Program:
     """The program in the other process."""
 
-    def __init__(self, line: calls.Line) -> None:
-        self._line = line
+    def __init__(self, connection: calls.Connection) -> None:
+        self._connection = connection
         self._remotes: dict[int, Remote] = {}
         self.gone: calls.Gone | None = None
 
     def names(self) -> set[str]:
-        """What the program defines of the names asked for; its first word."""
+        """Receive the program's first message: the names that it defines."""
         names = self._answer()
         return {name for name in names if type(name) is str}
 
     def ask(self, kind: str, target: str | int, /, *args: Any, **kwargs: Any) -> Any:
-        """Do something with a target; arguments that it changed in place are changed here as well."""
+        """Send a request and return the answer; arguments that the program changed in place change here as well."""
         try:
             return self._ask(kind, target, args, kwargs)
         except calls.Gone as gone:
@@ -137,7 +137,7 @@ class _Program:
 
     def _ask(self, kind: str, target: str | int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         trees = [encoding.encode(part, _sent) for part in (list(args), kwargs)]
-        self._line.send(encoding.text_of([kind, target, *trees]))
+        self._connection.send(encoding.text_of([kind, target, *trees]))
         try:
             match self._answer():
                 case ["value", tree, [*changed]]:
@@ -153,7 +153,7 @@ class _Program:
         raise error
 
     def _answer(self) -> list[Any]:
-        text = self._line.receive()
+        text = self._connection.receive()
         if text is None:
             raise calls.Gone("the program has ended")
         try:
@@ -174,7 +174,7 @@ class _Program:
 
 
 class Remote:
-    """Stands for a function, class or object of the program's; equal to itself alone."""
+    """Stands for a function, class or object of the program; equal only to itself."""
 
     def __init__(self, program: _Program, target: str | int, kind: str = "function") -> None:
         self.__dict__.update(_remote=program, _target=target, _kind=kind)
@@ -183,7 +183,7 @@ class Remote:
         return self._remote.ask("call", self._target, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # such as what copy and pickle look for
+        if name.startswith("__"):  # copy and pickle look for such names
             raise AttributeError(name)
         return self._remote.ask("get", self._target, name)
 
@@ -204,7 +204,7 @@ def _sent(value: Any) -> Any:
 
 
 def _replace(argument: Any, new: Any) -> None:
-    """Give a mutable argument the contents that the program left in it."""
+    """Copy what the program left in a mutable argument into the argument itself."""
     if type(argument) is not type(new):
         raise calls.Gone("a changed argument is of another type")
     if type(argument) in (list, bytearray):
@@ -215,15 +215,15 @@ def _replace(argument: Any, new: Any) -> None:
 
 
 def _raised(names: list[Any], text: str) -> Exception:
-    """An exception like the one that the program raised: of the nearest builtin class."""
+    """Make an exception like the one that the program raised, of the nearest builtin class."""
     kinds = [getattr(builtins, name, None) for name in names if type(name) is str]
     kind = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)), Exception)
     if issubclass(kind, _ENDS_LOOPS):
         kind = RuntimeError
     try:
         error = kind(text)
-    except TypeError:  # such as UnicodeDecodeError, which takes five arguments
+    except TypeError:  # UnicodeDecodeError takes five arguments, for example
         error = Exception(text)
     # The ignore: it must be of the builtin class itself, which declares no such attribute.
-    error.program_said = f"{names[0]}: {text}"[:300] if names else text[:300]  # type: ignore[attr-defined]
+    error.raised_by_program = f"{names[0]}: {text}"[:300] if names else text[:300]  # type: ignore[attr-defined]
     return error

@@ -12,12 +12,9 @@ import re
 import signal
 import sysconfig
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-if TYPE_CHECKING:
-    from ra3gym.verify.sandbox import linux
-else:
-    import linux
+from . import linux
 
 NOBODY = 65534
 _PRIVATE_UIDS = (61184, 65519)  # what systemd sets aside for users that exist as long as a service runs

@@ -1,6 +1,6 @@
-"""Running the program under test: its functions on given inputs, as a whole script, or called by tests elsewhere.
+"""Running the program under test: its function on given inputs, as a whole script, or called by tests elsewhere.
 
-It runs in its process with nothing beside it but its own inputs: no expected answer, no test, no other program.
+The process holds nothing but the program and its inputs: no expected answer, no test, no other program.
 """
 
 from __future__ import annotations
@@ -9,21 +9,16 @@ import functools
 import sys
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ra3gym.verify.sandbox import calls, child, encoding
-else:
-    import calls
-    import child
-    import encoding
+from . import calls, child, encoding
 
 _MUTABLE = (list, dict, set, bytearray)
 _ACTIONS: dict[str, Callable[..., Any]] = {"get": getattr, "set": setattr, "truth": bool}
 
 
 def run(job: dict[str, Any]) -> bool:
-    """Run the job's program; whether it came to its end. What it does on the way is reported."""
+    """Run the program of a job, reporting its results, and return whether it reached its end."""
     code = _compiled(job["source"])
     if code is None:
         return False
@@ -34,10 +29,10 @@ def run(job: dict[str, Any]) -> bool:
     if job["kind"] == "function":
         exec(code, module.__dict__)
         return _answer_inputs(module.__dict__, job["entry_point"], job["inputs"])
-    line = calls.Line(child.CALLS)  # made first: the program cannot put its own in the place
+    tests = calls.Connection(child.CALLS)  # before the program runs, which could replace the class
     exec(code, module.__dict__)
     try:
-        _Service(line, module.__dict__, job["names"]).serve()
+        _Service(tests, module.__dict__, job["names"]).serve()
     except calls.Gone:  # the tests ended in the middle of an answer
         return False
     return True
@@ -56,8 +51,8 @@ def _run_script(code: types.CodeType) -> bool:
     sys.modules["__main__"] = main
     try:
         exec(code, main.__dict__)
-    except SystemExit as leave:  # how a whole program may well end
-        if leave.code not in (None, 0):
+    except SystemExit as end:  # a usual end of a whole program
+        if end.code not in (None, 0):
             raise
     return True
 
@@ -70,19 +65,22 @@ def _answer_inputs(namespace: dict[str, Any], entry_point: str, inputs: list[str
     for text in inputs:
         arguments = encoding.loads(text, lambda body: body)
         try:
-            frame: dict[str, Any] = {"value": encoding.dumps(function(*arguments))}
+            result: dict[str, Any] = {"value": encoding.dumps(function(*arguments))}
         except SystemExit:
             raise
         except MemoryError:
-            frame = {"memory": True}
+            result = {"memory": True}
         except BaseException as error:
-            frame = {"error": child.described(error)}
-        child.report(frame)
+            result = {"error": child.described(error)}
+        child.report(result)
     return True
 
 
 def _resolved(namespace: dict[str, Any], name: str) -> Any:
-    """What the program defines under a name; `Class.method`, as LeetCode has it, is of a class without arguments."""
+    """Return what the program defines under a name, `None` for nothing.
+
+    `Class.method`, the form of LeetCode's entry points, is the method of an instance made without arguments.
+    """
     owner, _, method = name.partition(".")
     if owner not in namespace:
         return None
@@ -90,25 +88,25 @@ def _resolved(namespace: dict[str, Any], name: str) -> Any:
 
 
 class _Service:
-    """Answers the tests' calls, and keeps the objects it gave out by number."""
+    """Answers the tests' requests, and keeps the objects that it returned, by number."""
 
-    def __init__(self, line: calls.Line, namespace: dict[str, Any], names: list[str]) -> None:
-        self._line = line
+    def __init__(self, tests: calls.Connection, namespace: dict[str, Any], names: list[str]) -> None:
+        self._tests = tests
         self._objects: list[Any] = []
         self._numbers: dict[int, int] = {}
         self._named = {name: _resolved(namespace, name) for name in names}
         self._named = {name: value for name, value in self._named.items() if value is not None}
 
     def serve(self) -> None:
-        """Say what is there, then answer until the tests hang up."""
-        self._line.send(encoding.text_of(list(self._named)))
-        while (request := self._line.receive()) is not None:
+        """List the names that are defined, then answer until the tests close the connection."""
+        self._tests.send(encoding.text_of(list(self._named)))
+        while (request := self._tests.receive()) is not None:
             kind, target, *rest = encoding.parse(request)
             subject = self._named[target] if type(target) is str else self._objects[target]
             args, kwargs = (encoding.decode(tree, self._object) for tree in rest)
             action = subject if kind == "call" else functools.partial(_ACTIONS[kind], subject)
             answer = self._attempt(functools.partial(action, *args, **kwargs), args, rest[0])
-            self._line.send(answer)
+            self._tests.send(answer)
 
     def _attempt(self, action: Callable[[], Any], args: list[Any], before: list[Any]) -> str:
         try:
@@ -130,7 +128,7 @@ class _Service:
         number = self._numbers.get(id(value))
         if number is None:
             number = self._numbers[id(value)] = len(self._objects)
-            self._objects.append(value)  # kept, so its id stays its own
+            self._objects.append(value)  # kept alive, so that no other object gets its id
         return [number, type(value).__name__]
 
     def _object(self, body: Any) -> Any:

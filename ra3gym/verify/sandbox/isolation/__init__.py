@@ -1,0 +1,1 @@
+"""Taking rights away from processes: namespaces, seccomp and Landlock on Linux, an audit hook elsewhere."""
