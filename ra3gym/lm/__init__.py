@@ -2,7 +2,7 @@
 
 from ra3gym.lm.allocator import keep_freed_memory
 from ra3gym.lm.completion import Completions, complete
-from ra3gym.lm.fast.group_scoring import CompletionScores, group_scores
+from ra3gym.lm.fast.group_scoring import CompletionScores, group_logits, group_scores
 from ra3gym.lm.loss import training_loss
 from ra3gym.lm.model import LoadedModel, load, quiet_libraries, save, tiny_llama
 from ra3gym.lm.packing import TokenBatch, batches, pack
@@ -31,6 +31,7 @@ __all__ = [
     "completion_logprobs",
     "encode_prompt",
     "generate",
+    "group_logits",
     "group_scores",
     "keep_freed_memory",
     "latent_ids",

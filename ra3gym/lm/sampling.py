@@ -134,8 +134,8 @@ def generate(
         length = 0
         for length in range(1, max_new_tokens + 1):
             t = length - 1
-            prob_BV = _distribution(decoder.logits_BV, temperature, banned_V)
-            token_B = prob_BV.argmax(-1) if greedy else _inverse_cdf(prob_BV, uniform_RT[rows, t])
+            prob_BV = distribution(decoder.logits_BV, temperature, banned_V)
+            token_B = prob_BV.argmax(-1) if greedy else inverse_cdf(prob_BV, uniform_RT[rows, t])
             tokens_RT[rows, t] = torch.where(active_B, token_B, pad_id)
             logp_RT[rows, t] = prob_BV.gather(1, token_B[:, None])[:, 0].log().masked_fill(~active_B, 0.0)
             length_R[rows] += active_B
@@ -216,7 +216,8 @@ def _banned_tokens(allowed_mask_V: Tensor, logits_BV: Tensor) -> Tensor:
     return ~allowed_mask_V.to(logits_BV.device)
 
 
-def _distribution(logits_BV: Tensor, temperature: float, banned_V: Tensor | None) -> Tensor:
+def distribution(logits_BV: Tensor, temperature: float, banned_V: Tensor | None) -> Tensor:
+    """Return the next-token probabilities `prob_BV` in float32; 0 for banned tokens."""
     logits_BV = logits_BV.float()
     if temperature != 1.0:
         logits_BV = logits_BV / temperature
@@ -225,7 +226,7 @@ def _distribution(logits_BV: Tensor, temperature: float, banned_V: Tensor | None
     return torch.softmax(logits_BV, dim=-1)
 
 
-def _inverse_cdf(prob_BV: Tensor, uniform_B: Tensor) -> Tensor:
+def inverse_cdf(prob_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """One draw per row, never a token of probability 0; any token where a row's probabilities are NaN.
 
     Much faster on the CPU than `torch.multinomial`.
@@ -289,14 +290,26 @@ class CacheDecoder:
 
     def read(self, token_B: Tensor) -> None:
         """Append one token to each row."""
-        position_B1 = self._mask_BX.sum(1, keepdim=True)
-        self._mask_BX = torch.cat([self._mask_BX, torch.ones_like(position_B1)], dim=1)
+        self._read(token_B[:, None], torch.ones_like(token_B)[:, None])
+
+    def append(self, tokens: Sequence[Sequence[int]]) -> None:
+        """Append several tokens to each row, or none: the logits of such a row stay as they are."""
+        if any(tokens):
+            # Padded on the left, so that the last column holds the last token of each row that has any.
+            before = self.logits_BV
+            ids_BT, real_BT = _left_pad(self._model, tokens)
+            self._read(ids_BT, real_BT)
+            self.logits_BV = torch.where(real_BT[:, -1:].bool(), self.logits_BV, before)
+
+    def _read(self, ids_BT: Tensor, real_BT: Tensor) -> None:
+        self._mask_BX = torch.cat([self._mask_BX, real_BT], dim=1)
         output = self._model(
-            input_ids=token_B[:, None],
+            input_ids=ids_BT,
             attention_mask=self._mask_BX,
-            position_ids=position_B1,
+            position_ids=(self._mask_BX.cumsum(1) - 1)[:, -ids_BT.shape[1] :].clamp_(min=0),
             past_key_values=self._cache,
             use_cache=True,
+            logits_to_keep=1,
         )
         self.logits_BV = output.logits[:, -1]
 

@@ -82,6 +82,18 @@ def test_the_lean_decoder_equals_the_models_own_forward(model: Any, monkeypatch:
     assert_same(lean, sample(model))
 
 
+@torch.no_grad()
+def test_rows_that_grow_by_different_numbers_of_tokens(model: Any) -> None:
+    prompt, appended = [5, 6, 7], ([[8, 9], [], [10]], [[], [], []], [[11], [12, 13, 14], []])
+    decoder = sampling.CacheDecoder(model, torch.tensor([prompt]), torch.ones(1, 3, dtype=torch.int64), 3, 8)
+    for tokens in appended:
+        decoder.append(tokens)
+    for row, logits_V in enumerate(decoder.logits_BV):
+        ids = [*prompt, *(token for tokens in appended for token in tokens[row])]
+        expected_V = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+        torch.testing.assert_close(logits_V, expected_V, atol=1e-4, rtol=1e-4)
+
+
 def test_sharing_the_prompt_in_a_group_changes_nothing(model: Any) -> None:
     alone = sample(model, [prompt for prompt in PROMPTS for _ in range(4)], group_size=1)
     assert_same(sample(model), alone)
@@ -216,7 +228,7 @@ def test_drawing_by_blocks_inverts_the_same_distribution_function(vocab_size: in
     prob_BV = logits_BV.softmax(-1)
     uniform_B = torch.rand(64)
     uniform_B[0], uniform_B[1:3] = 0.0, 1 - 2.0**-23
-    token_B = sampling._inverse_cdf(prob_BV, uniform_B)
+    token_B = sampling.inverse_cdf(prob_BV, uniform_B)
     cdf_BV = prob_BV.double().cumsum(-1)
     at_B1, point_B = token_B[:, None], uniform_B * cdf_BV[:, -1]
     assert (prob_BV.gather(1, at_B1) > 0).all()

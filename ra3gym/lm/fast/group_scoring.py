@@ -75,25 +75,9 @@ def group_scores(
     Raises:
         ConfigError: an empty prompt, not one prompt per completion, or a mask of the wrong type or size.
     """
-    if not prompts or not all(len(prompt) for prompt in prompts):
-        raise ConfigError("group_scores needs at least one prompt, and at least one token in each; see encode_prompt")
-    if len(completions) != len(prompt_of_row) or not all(0 <= i < len(prompts) for i in prompt_of_row):
-        raise ConfigError(
-            f"{len(completions)} completions and {len(prompt_of_row)} entries of prompt_of_row: give one for each, "
-            f"from 0 to {len(prompts) - 1}"
-        )
-    device = next(model.parameters()).device
     states = _States(model, want_hidden=hidden)
-    if model.training and any(getattr(part, "gradient_checkpointing", False) for part in model.modules()):
-        parts = list(_read_whole_rows(states, prompts, completions, prompt_of_row))
-    else:
-        # Models of other kinds may ask more of their attention (a cap of its scores, sinks).
-        with plain_attention(states.body) if states.has_linear_head else nullcontext():
-            parts = list(_read_shared(states, prompts, completions, prompt_of_row))
-    row_C, column_C = (torch.cat([part[i] for part in parts]).to(device) for i in (0, 1))
-    output_C = torch.cat([part[2] for part in parts])
-    hidden_CD = torch.cat([part[3] for part in parts]) if hidden else None
-
+    row_C, column_C, output_C, hidden_CD = _read(states, prompts, completions, prompt_of_row)
+    device = states.device
     num_columns = max(map(len, completions), default=0)
     ids_RT = torch.zeros(len(completions), num_columns, dtype=torch.int64)
     for row, completion in enumerate(completions):
@@ -110,16 +94,59 @@ def group_scores(
     return CompletionScores(
         as_rows(logp_C),
         None if entropy_C is None else as_rows(entropy_C),
-        None if hidden_CD is None else as_rows(hidden_CD),
+        as_rows(hidden_CD) if hidden else None,
         mask_RT,
     )
+
+
+def group_logits(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    prompt_of_row: Sequence[int],
+) -> tuple[Tensor, ...]:
+    """Return the logits that predict each token of each completion: R tensors of shape (tokens, V), with gradient.
+
+    For what `group_scores` does not compute: conditions and choices among a few tokens. Arguments, errors and the way
+    of reading are those of `group_scores`; all logits are in memory at once.
+    """
+    states = _States(model, want_hidden=False)
+    row_C, column_C, output_C, _ = _read(states, prompts, completions, prompt_of_row)
+    lengths = [len(completion) for completion in completions]
+    order = (row_C * max(lengths, default=0) + column_C).argsort()
+    return states.logits(output_C[order]).split(lengths)
+
+
+def _read(
+    states: _States,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    prompt_of_row: Sequence[int],
+) -> Part:
+    """Read all completions; the parts of all passes, one after the other, on the model's device."""
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise ConfigError("group_scores needs at least one prompt, and at least one token in each; see encode_prompt")
+    if len(completions) != len(prompt_of_row) or not all(0 <= i < len(prompts) for i in prompt_of_row):
+        raise ConfigError(
+            f"{len(completions)} completions and {len(prompt_of_row)} entries of prompt_of_row: give one for each, "
+            f"from 0 to {len(prompts) - 1}"
+        )
+    if states.checkpoints_activations:
+        parts = list(_read_whole_rows(states, prompts, completions, prompt_of_row))
+    else:
+        # Models of other kinds may ask more of their attention (a cap of its scores, sinks).
+        with plain_attention(states.body) if states.has_linear_head else nullcontext():
+            parts = list(_read_shared(states, prompts, completions, prompt_of_row))
+    row_C, column_C = (torch.cat([part[i] for part in parts]).to(states.device) for i in (0, 1))
+    output_C = torch.cat([part[2] for part in parts])
+    return row_C, column_C, output_C, torch.cat([part[3] for part in parts]) if states.want_hidden else output_C
 
 
 class _States:
     """A model's forward pass, up to what its output layer reads where that layer is linear, else up to the logits."""
 
     def __init__(self, model: Any, want_hidden: bool) -> None:
-        self.model, self._want_hidden = model, want_hidden
+        self.model, self.want_hidden = model, want_hidden
         self.device = next(model.parameters()).device
         # Adapters of peft sit inside the model that they wrap; FSDP2 gives modules a class of its own.
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -130,6 +157,9 @@ class _States:
         self.config = base.config
         # Ranks that share out a model's weights must run the same number of passes.
         self.one_pass = any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+        self.checkpoints_activations = model.training and any(
+            getattr(part, "gradient_checkpointing", False) for part in model.modules()
+        )
 
     def read(self, ids: Tensor, mask: Tensor, position: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
         """For each position what `scores` reads, and the hidden state (the same, or nothing, if not wanted)."""
@@ -138,8 +168,12 @@ class _States:
         if self._head is not None:
             states: Tensor = self.body(**inputs).last_hidden_state
             return states, states
-        output = self.body(**inputs, output_hidden_states=self._want_hidden)
-        return output.logits, output.hidden_states[-1] if self._want_hidden else output.logits
+        output = self.body(**inputs, output_hidden_states=self.want_hidden)
+        return output.logits, output.hidden_states[-1] if self.want_hidden else output.logits
+
+    def logits(self, output_C: Tensor) -> Tensor:
+        """Return the next-token logits of what `read` gave, shape (C, V)."""
+        return output_C if self._head is None else self._head(output_C)
 
     def scores(
         self, output_C: Tensor, target_C: Tensor, temperature: float, allowed_mask_V: Tensor | None, entropy: bool

@@ -238,6 +238,15 @@ def test_impossible_requests_are_refused(
         lm.group_scores(llama, prompts, [[4, 5]], of_row, allowed_mask_V=allowed)
 
 
+def test_logits_are_those_of_whole_sequences(scored: Any) -> None:
+    found = lm.group_logits(scored, PROMPTS, COMPLETIONS, PROMPT_OF_ROW)
+    logps, _, _ = reference(scored, 1.0, None)
+    for logits_TV, completion, logp_T in zip(found, COMPLETIONS, logps, strict=True):
+        assert logits_TV.shape == (len(completion), VOCAB)
+        ids_T1 = torch.tensor(completion, dtype=torch.int64)[:, None]
+        torch.testing.assert_close(logits_TV.log_softmax(-1).gather(1, ids_T1)[:, 0], logp_T, atol=1e-4, rtol=1e-4)
+
+
 def test_completions_without_tokens(llama: Any) -> None:
     scores = lm.group_scores(llama, [[5], [6]], [[], []], [1, 0], entropy=True, hidden=True)
     assert scores.logp_RT.shape == scores.mask_RT.shape == (2, 0)
