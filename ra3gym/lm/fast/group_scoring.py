@@ -114,7 +114,8 @@ def group_logits(
     row_C, column_C, output_C, _ = _read(states, prompts, completions, prompt_of_row)
     lengths = [len(completion) for completion in completions]
     order = (row_C * max(lengths, default=0) + column_C).argsort()
-    return states.logits(output_C[order]).split(lengths)
+    rows: tuple[Tensor, ...] = states.logits(output_C[order]).split(lengths)
+    return rows
 
 
 def _read(

@@ -1,13 +1,13 @@
-"""How rationales are sampled, rewarded and learned: the knobs of `ra3gym.agents.mid_training.rationale.training`."""
+"""How rationales are sampled, rewarded and learned."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from ra3gym.agents.mid_training.rationale.scoring import Normalise
 from ra3gym.errors import ConfigError, UnknownNameError
 
+Normalise = Literal["token", "line", "none"]
 RewardModel = Literal["reference", "current"]
 
 
@@ -22,8 +22,9 @@ class RationaleConfig:
         switch_penalty: the paper's `c`, paid for each comment, in the units of the normalised log-likelihood; 0 to 0.2
             with "token". Large values lead to no comments, that is, next-token prediction.
         format_penalty: paid for a comment that is cut off, empty, or no single line; 0.1 to 2 with "token".
-        normalise: what a line's log-likelihood is divided by: "token" (its tokens), "line" (the mean number of tokens
-            of the trace's lines) or "none"; see `step_rewards`.
+        normalise: what a line's log-likelihood is divided by. "token": the line's tokens, so that every line has the
+            same say; "line": the mean number of tokens of the trace's lines (the ELBO up to a factor); "none": nothing
+            (the ELBO itself). How the paper normalises is not known to us.
         horizon: how many lines a decision answers for; `None`: to the end of the trace. Short ones have less noise and
             forget what a comment does for later lines.
         always_think: a comment above each line, without a choice (BRiTE's form).

@@ -16,26 +16,20 @@ from hypothesis import strategies as st
 
 from ra3gym import lm
 from ra3gym.agents.mid_training import MStepConfig, distill
-from ra3gym.agents.mid_training.rationale.layout import Comment, comment_vocabulary, lay_out
-from ra3gym.agents.mid_training.rationale.scoring import (
-    assemble,
-    expert_logp,
-    format_failure,
-    leave_one_out,
-    rewards_to_go,
-    step_rewards,
-)
-from ra3gym.agents.mid_training.rationale.training import (
+from ra3gym.agents.mid_training.rationale import (
     RationaleConfig,
     RationaleStep,
-    _group,
-    _score,
-    _update,
     annotate,
     brite_config,
-    rationale_documents,
     train_rationales,
 )
+from ra3gym.agents.mid_training.rationale.layout import lay_out
+from ra3gym.agents.mid_training.rationale.rewards import rewards_to_go, step_rewards
+from ra3gym.agents.mid_training.rationale.rollouts import CommentPolicy
+from ra3gym.agents.mid_training.rationale.rows import assemble
+from ra3gym.agents.mid_training.rationale.scoring import expert_logp
+from ra3gym.agents.mid_training.rationale.training import advantages, sample_group, update
+from ra3gym.agents.mid_training.rationale.vocabulary import Comment, comment_vocabulary
 from ra3gym.errors import ConfigError, DataError, UnknownNameError
 from ra3gym.tasks import CodeTask, ExpertTrace, FunctionTests
 
@@ -70,15 +64,14 @@ QUICK = RationaleConfig(max_latent_tokens=6, steps=40, traces_per_step=1, group_
 
 
 def test_rewards_by_hand() -> None:
-    logp_GD = torch.tensor([[-2.0, -6.0], [-4.0, -3.0]])
-    tokens_D = torch.tensor([2, 6])
-    thinks_GD = torch.tensor([[True, False], [True, True]])
-    failed_GD = torch.tensor([[False, False], [True, False]])
+    logp_GQ = torch.tensor([[-2.0, -6.0], [-4.0, -3.0]])
+    tokens_Q = torch.tensor([2, 6])
+    thinks_GQ = torch.tensor([[True, False], [True, True]])
+    failed_GQ = torch.tensor([[False, False], [True, False]])
 
     def rewards(normalise: Any) -> torch.Tensor:
-        return step_rewards(
-            logp_GD, tokens_D, thinks_GD, failed_GD, normalise=normalise, switch_penalty=0.25, format_penalty=0.5
-        )
+        config = RationaleConfig(normalise=normalise, switch_penalty=0.25, format_penalty=0.5)
+        return step_rewards(logp_GQ, tokens_Q, thinks_GQ, failed_GQ, config)
 
     torch.testing.assert_close(rewards("token"), torch.tensor([[-1.25, -1.0], [-2.75, -0.75]]))
     torch.testing.assert_close(rewards("line"), torch.tensor([[-0.75, -1.5], [-1.75, -1.0]]))
@@ -86,23 +79,23 @@ def test_rewards_by_hand() -> None:
 
 
 def test_returns_and_advantages_by_hand() -> None:
-    reward_GD = torch.tensor([[1.0, 2.0, 4.0, 8.0], [0.0, 1.0, 0.0, 1.0], [3.0, 0.0, 0.0, 0.0]])
+    reward_GQ = torch.tensor([[1.0, 2.0, 4.0, 8.0], [0.0, 1.0, 0.0, 1.0], [3.0, 0.0, 0.0, 0.0]])
     torch.testing.assert_close(
-        rewards_to_go(reward_GD, None), torch.tensor([[15.0, 14, 12, 8], [2, 2, 1, 1], [3, 0, 0, 0]])
+        rewards_to_go(reward_GQ, None), torch.tensor([[15.0, 14, 12, 8], [2, 2, 1, 1], [3, 0, 0, 0]])
     )
-    torch.testing.assert_close(rewards_to_go(reward_GD, 2), torch.tensor([[3.0, 6, 12, 8], [1, 1, 1, 1], [3, 0, 0, 0]]))
-    torch.testing.assert_close(rewards_to_go(reward_GD, 1), reward_GD)
-    torch.testing.assert_close(rewards_to_go(reward_GD, 9), rewards_to_go(reward_GD, None))
-    advantage_GD = leave_one_out(torch.tensor([[15.0, 14], [2, 2], [3, 0]]))
-    torch.testing.assert_close(advantage_GD, torch.tensor([[12.5, 13], [-7, -5], [-5.5, -8]]))
+    torch.testing.assert_close(rewards_to_go(reward_GQ, 2), torch.tensor([[3.0, 6, 12, 8], [1, 1, 1, 1], [3, 0, 0, 0]]))
+    torch.testing.assert_close(rewards_to_go(reward_GQ, 1), reward_GQ)
+    torch.testing.assert_close(rewards_to_go(reward_GQ, 9), rewards_to_go(reward_GQ, None))
+    advantage_GQ = advantages(torch.tensor([[15.0, 14], [2, 2], [3, 0]]), 1)
+    torch.testing.assert_close(advantage_GQ, torch.tensor([[12.5, 13], [-7, -5], [-5.5, -8]]))
 
 
 @given(st.lists(st.lists(st.integers(-8, 8), min_size=5, max_size=5), min_size=2, max_size=5), st.integers(1, 7))
 def test_returns_satisfy_their_recursion(rewards: list[list[int]], horizon: int) -> None:
-    reward_GD = torch.tensor(rewards, dtype=torch.float32)
-    windows = torch.stack([reward_GD[:, t : t + horizon].sum(1) for t in range(5)], dim=1)
-    torch.testing.assert_close(rewards_to_go(reward_GD, horizon), windows)
-    torch.testing.assert_close(leave_one_out(reward_GD).sum(0), torch.zeros(5))
+    reward_GQ = torch.tensor(rewards, dtype=torch.float32)
+    windows = torch.stack([reward_GQ[:, t : t + horizon].sum(1) for t in range(5)], dim=1)
+    torch.testing.assert_close(rewards_to_go(reward_GQ, horizon), windows)
+    torch.testing.assert_close(advantages(reward_GQ, horizon).sum(0), torch.zeros(5))
 
 
 def test_the_update_has_the_gradient_of_the_stated_loss(tokenizer: Any, planted: Any) -> None:
@@ -111,18 +104,17 @@ def test_the_update_has_the_gradient_of_the_stated_loss(tokenizer: Any, planted:
     model = copy.deepcopy(planted)
     vocabulary = comment_vocabulary(tokenizer, model)
     layout = lay_out(tokenizer, trace_of(UP))
-    with torch.no_grad():
-        group = _group(model, vocabulary, layout, config, torch.Generator().manual_seed(4))
-        scores = _score(planted, group, config)
+    policy = CommentPolicy(model, vocabulary, config)
+    group = sample_group(policy, planted, layout, torch.Generator().manual_seed(4))
     (place,) = layout.places
-    advantages = leave_one_out(scores.reward_GD)[:, 0]
-    assert {True, False} <= set(group.thinks_GD.flatten().tolist())
+    assert {(True,), (False,)} <= {row.thinks for row in group.rows}
     total, num_actions = torch.zeros(()), 0
-    for rollout, row, advantage in zip(group.rollouts, group.rows, advantages, strict=True):
+    for (comment,), row, advantage in zip(
+        group.comments, group.rows, advantages(group.reward_GQ, 1)[:, 0], strict=True
+    ):
         ids = torch.tensor([[*layout.prefix_ids, *row.ids]])
         logits = model(ids, use_cache=False).logits[0, len(layout.prefix_ids) - 1 :] / 0.8
         pair = logits[place.split, [place.starter, place.act_ids[place.split]]].log_softmax(0)
-        comment = rollout.comments[0]
         actions = [pair[0 if comment else 1]]
         if comment:
             written = (logits + torch.where(vocabulary.allowed_V, 0.0, -torch.inf)).log_softmax(-1)
@@ -135,7 +127,7 @@ def test_the_update_has_the_gradient_of_the_stated_loss(tokenizer: Any, planted:
     expected = torch.autograd.grad(total / num_actions, list(model.parameters()))
     trained = copy.deepcopy(model)
     optimizer = torch.optim.SGD(trained.parameters(), lr=1.0)
-    assert _update(trained, planted, optimizer, vocabulary, [group], [scores], config) == 0
+    assert update(replace(policy, model=trained), planted, optimizer, [group]) == 0
     for before, after, want in zip(model.parameters(), trained.parameters(), expected, strict=True):
         torch.testing.assert_close((before - after).detach(), want, atol=2e-5, rtol=1e-3)
 
@@ -217,18 +209,15 @@ def test_annotations_are_comment_only_and_add_up(tokenizer: Any, planted: Any) -
             else:
                 assert annotated.comments[place] is None
                 assert reward == pytest.approx(logp, abs=1e-4)
-    document = rationale_documents(tokenizer, group[:1])[0]
-    assert document[-1] == tokenizer.eos_token_id
-    assert tokenizer.decode(document[:-1]) == group[0].text
 
 
 def test_what_counts_as_a_failure_of_form(tokenizer: Any, planted: Any) -> None:
-    vocabulary, layout = comment_vocabulary(tokenizer, planted), lay_out(tokenizer, trace_of(UP))
+    vocabulary, (place,) = comment_vocabulary(tokenizer, planted), lay_out(tokenizer, trace_of(UP)).places
 
     def failed(text: str, ended: bool = True) -> bool:
-        return format_failure(layout, vocabulary, 0, Comment(tuple(tokenizer.encode(text)), ended))
+        return vocabulary.is_malformed(place, Comment(tuple(tokenizer.encode(text)), ended))
 
-    assert not format_failure(layout, vocabulary, 0, None)
+    assert not vocabulary.is_malformed(place, None)
     assert [failed(" up"), failed("up"), failed(" up", ended=False)] == [False, False, True]
     assert [failed(""), failed("  # "), failed(" a\u2028b"), failed(" a\0")] == [True, True, True, True]
 
@@ -259,7 +248,7 @@ def test_the_reward_model_stays_as_it_was(tokenizer: Any, planted: Any) -> None:
     model = copy.deepcopy(planted)
     history = train_rationales(model, tokenizer, [trace_of(UP)], QUICK, seed=0)
     layout = lay_out(tokenizer, trace_of(UP))
-    plain = assemble(layout, comment_vocabulary(tokenizer, planted), [None])
+    plain = assemble(layout, [None])
     logp = float(expert_logp(planted, layout, [plain]).sum())
     assert [step.logp_without for step in history] == pytest.approx([logp] * 40, abs=1e-4)
     assert not torch.equal(model.lm_head.weight, planted.lm_head.weight)

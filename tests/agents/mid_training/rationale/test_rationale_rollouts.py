@@ -10,9 +10,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from ra3gym import lm
-from ra3gym.agents.mid_training.rationale.layout import Comment, comment_vocabulary, lay_out
-from ra3gym.agents.mid_training.rationale.rollouts import Rollout, group_logits, roll_out
-from ra3gym.agents.mid_training.rationale.scoring import action_logp, assemble, line_logp
+from ra3gym.agents.mid_training.rationale import RationaleConfig
+from ra3gym.agents.mid_training.rationale.layout import lay_out
+from ra3gym.agents.mid_training.rationale.rollouts import CommentPolicy, Rollout, roll_out
+from ra3gym.agents.mid_training.rationale.rows import assemble
+from ra3gym.agents.mid_training.rationale.scoring import action_logp, line_logp, row_logits
+from ra3gym.agents.mid_training.rationale.vocabulary import Comment, comment_vocabulary
 from ra3gym.errors import DataError, ModelError
 from ra3gym.tasks import CodeTask, ExpertTrace, FunctionTests
 
@@ -74,11 +77,14 @@ def make_model(kind: str, vocab_size: int) -> Any:
     return model.eval()
 
 
+def policy_of(model: Any, tokenizer: Any, **options: Any) -> CommentPolicy:
+    defaults = {"group_size": 5, "max_latent_tokens": 6, "min_think": 0.125, "temperature": 0.9}
+    return CommentPolicy(model, comment_vocabulary(tokenizer, model), RationaleConfig(**(defaults | options)))
+
+
 def sampled(model: Any, tokenizer: Any, trace: ExpertTrace, seed: int = 0, **options: Any) -> list[Rollout]:
-    defaults = {"group_size": 5, "max_latent_tokens": 6, "always_think": False, "min_think": 0.125, "temperature": 0.9}
-    vocabulary = comment_vocabulary(tokenizer, model)
     generator = torch.Generator().manual_seed(seed)
-    return roll_out(model, vocabulary, lay_out(tokenizer, trace), **(defaults | options), generator=generator)
+    return roll_out(policy_of(model, tokenizer, **options), lay_out(tokenizer, trace), generator)
 
 
 def test_pieces_join_to_the_tokens_of_the_whole_program(tokenizer: Any) -> None:
@@ -110,24 +116,23 @@ def test_the_side_of_the_line_break() -> None:
 def test_log_probabilities_match_whole_sequences_without_cache(kind: str, always_think: bool, tokenizer: Any) -> None:
     """Stepwise decoding with padding, and scoring behind a shared prefix, against one plain pass for each row."""
     model = make_model(kind, len(tokenizer))
-    layout, vocabulary = lay_out(tokenizer, trace_of(PROMPT, BODY)), comment_vocabulary(tokenizer, model)
-    rollouts = sampled(model, tokenizer, layout.trace, always_think=always_think, group_size=24)
-    rows = [assemble(layout, vocabulary, rollout.comments) for rollout in rollouts]
+    layout = lay_out(tokenizer, trace_of(PROMPT, BODY))
+    policy = policy_of(model, tokenizer, always_think=always_think, group_size=24)
+    rollouts = roll_out(policy, layout, torch.Generator().manual_seed(0))
+    rows = [assemble(layout, rollout.comments) for rollout in rollouts]
     assert len({len(row.ids) for row in rows}) > 1
     with torch.no_grad():
-        shared_GTV = group_logits(model, layout.prefix_ids, [row.ids for row in rows])
-        for rollout, row, shared_TV in zip(rollouts, rows, shared_GTV, strict=True):
+        for rollout, row, shared_TV in zip(rollouts, rows, row_logits(model, layout, rows), strict=True):
             ids = torch.tensor([[*layout.prefix_ids, *row.ids]])
             logits_TV = model(ids, use_cache=False).logits[0, len(layout.prefix_ids) - 1 : -1]
-            torch.testing.assert_close(shared_TV[: len(row.ids)], logits_TV, atol=1e-4, rtol=1e-4)
-            logp_A, place_A = action_logp(
-                logits_TV, row, layout, vocabulary, temperature=0.9, always_think=always_think, min_think=0.125
-            )
-            by_place_D = torch.zeros(len(layout.places)).index_add(0, place_A, logp_A)
-            torch.testing.assert_close(by_place_D, torch.tensor(rollout.logp), atol=1e-4, rtol=0)
-            assert len(logp_A) == sum(e - s for s, e in row.comment) + sum(row.end_drawn) + (
-                0 if always_think else len(layout.places)
-            )
+            torch.testing.assert_close(shared_TV, logits_TV, atol=1e-4, rtol=1e-4)
+            logp, place = action_logp(policy, layout, row, logits_TV)
+            logp_Q = torch.zeros(len(layout.places)).index_add(0, place, logp)
+            torch.testing.assert_close(logp_Q, torch.tensor(rollout.logp), atol=1e-4, rtol=0)
+            num_decisions = 0 if always_think else len(layout.places)
+            assert len(logp) == len(row.sampled) + len(row.ends) + num_decisions
+            written = [comment for comment in rollout.comments if comment is not None]
+            assert len(row.sampled) == sum(len(comment.ids) for comment in written)
 
 
 def test_gradients_flow_through_the_shared_prefix() -> None:
@@ -137,8 +142,10 @@ def test_gradients_flow_through_the_shared_prefix() -> None:
     def gradient(loss: torch.Tensor) -> list[torch.Tensor]:
         return list(torch.autograd.grad(loss, list(model.parameters())))
 
-    shared_GTV = group_logits(model, prefix, rows)
-    shared = sum(shared_GTV[g, len(row) - 1].log_softmax(-1)[row[-1]] for g, row in enumerate(rows))
+    shared = sum(
+        logits_TV[-1].log_softmax(-1)[row[-1]]
+        for logits_TV, row in zip(lm.group_logits(model, [prefix], rows, [0, 0, 0]), rows, strict=True)
+    )
     whole = sum(
         model(torch.tensor([prefix + row]), use_cache=False).logits[0, -2].log_softmax(-1)[row[-1]] for row in rows
     )
@@ -152,16 +159,16 @@ def test_a_line_is_scored_on_condition_that_no_comment_begins() -> None:
     """By hand: at the first token of a line, the comment's start is taken out of the distribution."""
     tokenizer = TOKENIZERS["own"]
     model = make_model("llama", len(tokenizer))
-    layout, vocabulary = lay_out(tokenizer, trace_of("", "x = 1\n")), comment_vocabulary(tokenizer, model)
+    layout = lay_out(tokenizer, trace_of("", "x = 1\n"))
     (place,) = layout.places
     comment = Comment(tuple(tokenizer.encode(" up")), ended=True)
-    acted, thought = (assemble(layout, vocabulary, [written]) for written in (None, comment))
+    acted, thought = (assemble(layout, [written]) for written in (None, comment))
     hash_id, break_id = tokenizer.encode("#")[0], tokenizer.encode("\n")[0]
     assert (place.split, place.starter) == (0, hash_id)
     assert thought.ids == (hash_id, *comment.ids, break_id, *place.act_ids)
     for row, at, start in ((acted, 0, 0), (thought, len(thought.ids) - len(acted.ids), -1)):
         with torch.no_grad():
-            logits_TV = group_logits(model, layout.prefix_ids, [row.ids])[0]
+            (logits_TV,) = row_logits(model, layout, [row])
         logp_TV = logits_TV.log_softmax(-1)
         expected = sum(float(logp_TV[t, row.ids[t]]) for t in range(at + start, len(row.ids)))
         expected -= float(torch.log1p(-logp_TV[at, hash_id].exp()))

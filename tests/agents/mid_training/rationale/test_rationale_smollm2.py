@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ra3gym import lm
-from ra3gym.agents.mid_training.rationale.training import (
+from ra3gym.agents.mid_training.rationale import (
     RationaleConfig,
     RationaleStep,
     annotate,
