@@ -1,11 +1,12 @@
-"""Files and folders that appear whole or not at all: a reader, or a crash, sees the old or the new one, never a part.
+"""Files and folders that appear whole or not at all: a reader, or a crash, sees the old one or the new one.
 
 This is the only place in the package that replaces files. While something is being written it has a name that matches
-`UNFINISHED`, beside its final place and so on the same file system.
+`UNFINISHED`, next to its final place and so on the same file system.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gzip
 import json
 import os
@@ -17,7 +18,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 UNFINISHED = ".*.tmp"
-"""What a killed process may leave beside its files and folders, as a glob pattern."""
+"""Glob pattern of what a killed process may leave next to its files and folders."""
+
+_REPLACED = ".*.replaced"
+"""Folders that make room for a new one, on systems that cannot swap two folders in one step."""
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 @contextmanager
@@ -38,22 +44,23 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a new, empty folder; it takes the place of the folder `path` at the end, or is removed after an error.
 
-    Missing parents are made. A folder that stood at `path` is removed once the new one is there.
+    Missing parents are made. If the process is killed, `path` is the old folder or the new one; `remove_unfinished`
+    clears up the rest (and on systems without an atomic swap it may have to put the old folder back).
     """
-    temporary = _temporary(path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    old = _temporary(path.with_name(f"{path.name}.old"))
+    fresh = _temporary(path)
+    _restore(_replaced(path))
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
     try:
-        yield temporary
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
+        yield fresh
+        if not path.exists():
+            fresh.rename(path)
+        elif not _swap(fresh, path):
+            path.rename(_replaced(path))
+            fresh.rename(path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not path.exists() and old.exists():
-            old.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)  # after a swap, this is the old folder
+        _restore(_replaced(path))
 
 
 @contextmanager
@@ -63,6 +70,19 @@ def replacing_text(path: Path) -> Iterator[TextIO]:
         opened = gzip.open if path.suffix == ".gz" else open
         with opened(temporary, "wt", encoding="utf-8") as file:
             yield file
+
+
+@contextmanager
+def completing_text(path: Path) -> Iterator[TextIO]:
+    """Yield a new UTF-8 text file, `NAME.part`, that is renamed to `path` at the end.
+
+    After an error the part that was written stays, for files whose beginning is of use. `FileExistsError` when there
+    is a part already.
+    """
+    part = path.with_name(f"{path.name}.part")
+    with part.open("x", encoding="utf-8") as file:
+        yield file
+    os.replace(part, path)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -82,16 +102,38 @@ def to_json(content: Any) -> str:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left half written anywhere below `folder`."""
+    """Remove what killed processes left half written anywhere below `folder`, and put back what they had set aside."""
     for unfinished in list(folder.rglob(UNFINISHED)):
         if unfinished.is_dir():
             shutil.rmtree(unfinished, ignore_errors=True)
         else:
             unfinished.unlink(missing_ok=True)
+    for replaced in list(folder.rglob(_REPLACED)):
+        _restore(replaced)
 
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _replaced(path: Path) -> Path:
+    return path.with_name(f".{path.name}.replaced")
+
+
+def _restore(replaced: Path) -> None:
+    """Give a folder that was set aside its name back, or remove it when its successor is there."""
+    path = replaced.with_name(replaced.name.removeprefix(".").removesuffix(".replaced"))
+    if replaced.is_dir() and not path.exists():
+        replaced.rename(path)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Swap two folders in one step; false where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    return bool(renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
 
 
 def _jsonable(value: object) -> Any:

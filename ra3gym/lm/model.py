@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ra3gym.errors import MissingExtraError, ModelError
+from ra3gym.files import replacing_folder
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -130,18 +129,12 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
         ModelError: `folder` exists and holds something other than a model.
     """
     target = Path(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp") as scratch:
-        fresh, old = Path(scratch, "new"), Path(scratch, "old")
+    if target.exists() and (target.is_file() or (any(target.iterdir()) and not (target / "config.json").is_file())):
+        raise ModelError(f"{target} holds something other than a model; save to a new folder")
+    with replacing_folder(target) as fresh:
         with _no_progress_bars():
             model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
-        if target.exists():
-            if target.is_file() or (any(target.iterdir()) and not (target / "config.json").is_file()):
-                raise ModelError(f"{target} holds something other than a model; save to a new folder")
-            target.rename(old)
-        fresh.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _align(model: torch.nn.Module) -> None:
