@@ -1,13 +1,14 @@
-"""The run folder: one study's configuration, provenance, metrics, results and report, each written atomically.
+"""The run folder: one run's configuration, provenance, metrics, checkpoints and results, each written atomically.
 
-root/STUDY-YYYYmmdd-HHMMSS/
+Studies, RLVR, mid-training and evaluation all keep their runs in one.
+
+root/KIND-YYYYmmdd-HHMMSS/
     config.json      the configuration, complete
-    manifest.json    command, seeds, start, versions, git revision, machine; one entry more per resumption
-    metrics/         one file per unit of work (see `MetricsLogger`); merged into metrics.jsonl at the end
+    manifest.json    command, seeds, start, versions, git revision, machine; one more entry for each resumption
+    metrics.jsonl    one line per step; a study merges it from metrics/ at the end (`ra3gym.runs.metrics`)
     tensorboard/     the same numbers for TensorBoard
-    results/         one file per seed and arm (see `ra3gym.experiments.report.results`)
-    checkpoints/
-    summary.json, report.html
+    checkpoints/     folders that are whole, each under its name
+    summary.json     written last
 """
 
 from __future__ import annotations
@@ -15,62 +16,70 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from ra3gym.errors import ConfigError, RunFolderError
-from ra3gym.files import UNFINISHED, to_json, write_atomic, write_json
+from ra3gym.files import remove_unfinished, replacing_folder, to_json, write_json
 from ra3gym.runs.manifest import describe_start
+from ra3gym.runs.metrics import MetricsFile
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-    from torch.utils.tensorboard import SummaryWriter
 
-
-def quote_name(name: object) -> str:
-    """`name` as one path component that can neither climb out of its folder nor collide with another name."""
-    return quote(str(name), safe="@+ ").replace(".", "%2E")
+    Config: TypeAlias = DataclassInstance | Mapping[str, Any]
 
 
 class RunFolder:
-    """One run of a study on disk; get one from `create` or `open`.
+    """One run on disk; get one from `create`, `create_at`, `open` or `resume`.
 
-    `path` is the folder, `config` and `manifest` are the parsed JSON files.
+    Attributes:
+        path: the folder.
+        kind: what kind of run it is: a study's name, "rlvr", "eval", ...
+        config: the parsed config.json.
+        manifest: the parsed manifest.json.
+        metrics: the run's metrics.jsonl.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], manifest: dict[str, Any]) -> None:
         self.path = path
         self.config = config
         self.manifest = manifest
+        self.kind = str(manifest["kind"])
+        self.metrics = MetricsFile(path / "metrics.jsonl")
 
     @classmethod
-    def create(cls, root: Path, study: str, config: DataclassInstance) -> Self:
-        """A new folder below `root`, which is made if missing; an earlier run is never overwritten.
+    def create(cls, root: Path, kind: str, config: Config) -> Self:
+        """Make a new folder below `root`, which is made if missing; an earlier run is never overwritten.
 
-        `ConfigError` when a value of `config` has no JSON form; nothing is created then.
+        `ConfigError` when a value of `config` has no JSON form; nothing is created in that case.
         """
-        try:
-            config_json = json.loads(to_json(dataclasses.asdict(config)))
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"the configuration of study {study!r} cannot be written as JSON ({error}); "
-                "use finite numbers, strings, paths, and lists or dicts of these"
-            ) from error
-        manifest = {"study": study, "seeds": list(config_json.get("seeds", [])), **describe_start(), "resumed": []}
-        path = _new_folder(Path(root), f"{study}-{datetime.now():%Y%m%d-%H%M%S}")
-        write_json(path / "config.json", config_json)
-        write_json(path / "manifest.json", manifest)
-        return cls(path, config_json, manifest)
+        described = _described(kind, config)
+        return cls._write(_new_folder(Path(root), f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"), kind, described)
 
     @classmethod
-    def open(cls, path: Path, expect_study: str | None = None) -> Self:
-        """The run at `path`; `RunFolderError` when it is not a run, is damaged, or is of another study."""
+    def create_at(cls, path: Path, kind: str, config: Config) -> Self:
+        """Make `path` itself the folder of a new run; other files may lie in it.
+
+        `RunFolderError` when there is a run already; `ConfigError` as for `create`.
+        """
+        path = Path(path)
+        described = _described(kind, config)
+        for name in ("config.json", "manifest.json"):
+            if (path / name).exists():
+                raise RunFolderError(
+                    f"{path} holds a run already, see its {name}: give a new folder, or resume the run"
+                )
+        path.mkdir(parents=True, exist_ok=True)
+        return cls._write(path, kind, described)
+
+    @classmethod
+    def open(cls, path: Path, expect_kind: str | None = None) -> Self:
+        """Return the run at `path`; `RunFolderError` when it is not a run, is damaged, or is of another kind."""
         path = Path(path)
         contents = {}
         for name in ("config.json", "manifest.json"):
@@ -86,18 +95,24 @@ class RunFolder:
                 raise RunFolderError(f"{file} is damaged ({error}); restore it or start a new run") from error
             if not isinstance(contents[name], dict):
                 raise RunFolderError(f"{file} holds no JSON object; restore it or start a new run")
-        config, manifest = contents["config.json"], contents["manifest.json"]
-        study = manifest.get("study")
-        if expect_study is not None and study != expect_study:
+        manifest = contents["manifest.json"]
+        manifest.setdefault("kind", manifest.pop("study", None))  # its name in runs of earlier versions
+        if expect_kind is not None and manifest["kind"] != expect_kind:
             raise RunFolderError(
-                f"{path} is a run of {study!r}, not of {expect_study!r}: name that study, or give another folder"
+                f"{path} is a run of {manifest['kind']!r}, not of {expect_kind!r}: name that one, or give another "
+                "folder"
             )
-        return cls(path, config, manifest)
+        return cls(path, contents["config.json"], manifest)
 
-    @property
-    def study(self) -> str:
-        """The study's name."""
-        return str(self.manifest["study"])
+    @classmethod
+    def resume(cls, path: Path, kind: str, config: Config) -> Self:
+        """Return the run at `path` to continue it: hold it with `exclusive`, then call `record_resume`.
+
+        `RunFolderError` names the values of the configuration that are not those the run was started with.
+        """
+        run = cls.open(path, kind)
+        run._refuse_changes(run.config, _described(kind, config), "config.json")
+        return run
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -112,13 +127,26 @@ class RunFolder:
     def record_resume(self) -> None:
         """Append this start (time, command, versions, revision, machine) to the manifest's `resumed` list."""
         self.manifest.setdefault("resumed", []).append(describe_start())
-        write_json(self.path / "manifest.json", self.manifest)
+        self._write_manifest()
+
+    def pin(self, **facts: Any) -> None:
+        """Keep in the manifest what the configuration leads to, such as the tasks that were loaded.
+
+        `RunFolderError` names the facts that were different at an earlier start.
+        """
+        facts = json.loads(to_json(facts))
+        pinned = self.manifest.setdefault("pinned", {})
+        self._refuse_changes(pinned, {name: facts[name] for name in facts if name in pinned}, "manifest.json")
+        if facts.keys() - pinned.keys():
+            pinned |= facts
+            self._write_manifest()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the run for this process and its forks; `RunFolderError` when another process holds it.
 
-        The lock dies with its holders, so a killed run can be resumed at once; what they had half written is removed.
+        The lock ends with the processes that hold it, so a killed run can be resumed at once. What a killed process
+        had half written is removed.
         """
         with (self.path / ".lock").open("w") as lock:
             try:
@@ -127,101 +155,56 @@ class RunFolder:
                 raise RunFolderError(
                     f"another process is working on {self.path}; wait for it or end it, then resume again"
                 ) from error
-            for unfinished in list(self.path.rglob(UNFINISHED)):
-                if unfinished.is_dir():
-                    shutil.rmtree(unfinished)
-                else:
-                    unfinished.unlink(missing_ok=True)
+            remove_unfinished(self.path)
             yield
 
-    def merge_metrics(self) -> Path:
-        """Write all units' metrics into one `metrics.jsonl`, ordered by seed, arm and stage; the path comes back."""
-        lines: list[str] = []
-        for folder in sorted((self.path / "metrics").glob("seed-*"), key=lambda path: int(path.name[5:])):
-            for file in sorted(folder.glob("*/*.jsonl")):
-                lines += _complete_lines(file)
-        target = self.path / "metrics.jsonl"
-        write_atomic(target, "".join(lines))
-        return target
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The folders of the checkpoints, ordered by name."""
+        return sorted(path for path in (self.path / "checkpoints").glob("*") if not path.name.startswith("."))
+
+    @contextmanager
+    def checkpoint(self, name: str) -> Iterator[Path]:
+        """Yield an empty folder; it becomes `checkpoints/NAME` at the end, or is removed after an error."""
+        with replacing_folder(self.path / "checkpoints" / name) as folder:
+            yield folder
+
+    def keep_checkpoints(self, newest: int) -> None:
+        """Remove all checkpoints but the last `newest` (at least 1) by name."""
+        for old in self.checkpoints[:-newest]:
+            shutil.rmtree(old)
+
+    @classmethod
+    def _write(cls, path: Path, kind: str, config: dict[str, Any]) -> Self:
+        seeds = config.get("seeds", [config["seed"]] if "seed" in config else [])
+        run = cls(path, config, {"kind": kind, "seeds": seeds, **describe_start(), "resumed": []})
+        write_json(path / "config.json", config)
+        run._write_manifest()
+        return run
+
+    def _write_manifest(self) -> None:
+        write_json(self.path / "manifest.json", self.manifest)
+
+    def _refuse_changes(self, stored: Mapping[str, Any], given: Mapping[str, Any], file: str) -> None:
+        changed = sorted(name for name in given if stored.get(name) != given[name])
+        if changed:
+            raise RunFolderError(
+                f"{self.path} was started with another {', '.join(changed)} (see its {file}): resume with the same, "
+                "or give a new folder"
+            )
 
 
-class MetricsLogger:
-    """Writes metrics as JSON lines and mirrors them to TensorBoard.
-
-    Every unit (seed, arm, stage) has a file of its own, `metrics/seed-SEED/ARM/STAGE.jsonl`. So processes that
-    work on different units need no lock, and a unit that is run again starts by `drop`ping its file. Lines are
-    flushed one by one; a line torn by a kill is cut off before the next one is written. JSON lines are the record;
-    TensorBoard may lose the last seconds before a kill. Make one logger per process, in that process.
-    """
-
-    def __init__(self, run: RunFolder, *, tensorboard: bool = True) -> None:
-        self._run = run
-        self._tensorboard = tensorboard
-        self._repaired: set[Path] = set()
-        self._writers: dict[tuple[int, str, str], SummaryWriter] = {}
-
-    def log(self, step: int, *, seed: int, arm: str, stage: str, **values: float | None) -> None:
-        """Append one record. A value that is not finite is stored as null: JSON has no NaN."""
-        numbers = {name: _finite(value) for name, value in values.items()}
-        file = self._file(seed, arm, stage)
-        if file not in self._repaired:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if file.is_file():
-                write_atomic(file, "".join(_complete_lines(file)))
-            self._repaired.add(file)
-        record = {"seed": seed, "arm": arm, "stage": stage, "step": step, **numbers}
-        with file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record, allow_nan=False) + "\n")
-        if self._tensorboard:
-            writer = self._writer(seed, arm, stage)
-            for name, number in numbers.items():
-                if number is not None:
-                    writer.add_scalar(f"{stage}/{name}", number, step)
-
-    def drop(self, seed: int, arm: str, stage: str, *, from_step: int = 0) -> None:
-        """Forget a unit's records from `from_step` on, because the unit is run again from there.
-
-        TensorBoard forgets the whole unit when `from_step` is 0, and else hides what follows `from_step`.
-        """
-        file = self._file(seed, arm, stage)
-        if file.is_file():
-            kept = [line for line in _complete_lines(file) if json.loads(line)["step"] < from_step]
-            write_atomic(file, "".join(kept))
-        if (writer := self._writers.pop((seed, arm, stage), None)) is not None:
-            writer.close()
-        folder = self._tensorboard_folder(seed, arm, stage)
-        if from_step == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-        elif self._tensorboard:
-            self._writer(seed, arm, stage, purge_step=from_step)
-
-    def close(self) -> None:
-        """Flush and close TensorBoard's files; the logger may still be used and opens new ones."""
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _file(self, seed: int, arm: str, stage: str) -> Path:
-        return self._run.path / "metrics" / f"seed-{seed}" / quote_name(arm) / f"{quote_name(stage)}.jsonl"
-
-    def _tensorboard_folder(self, seed: int, arm: str, stage: str) -> Path:
-        return self._run.path / "tensorboard" / f"seed-{seed}" / quote_name(arm) / quote_name(stage)
-
-    def _writer(self, seed: int, arm: str, stage: str, purge_step: int | None = None) -> SummaryWriter:
-        key = (seed, arm, stage)
-        if key not in self._writers:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.close()  # units of one process follow one another: an earlier one's file is complete
-            folder = self._tensorboard_folder(*key)
-            self._writers[key] = SummaryWriter(str(folder), purge_step=purge_step)
-        return self._writers[key]
+def _described(kind: str, config: Config) -> dict[str, Any]:
+    """Return a configuration as JSON holds it."""
+    values = dict(config) if isinstance(config, Mapping) else dataclasses.asdict(config)
+    try:
+        described: dict[str, Any] = json.loads(to_json(values))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the configuration of {kind!r} cannot be written as JSON ({error}); "
+            "use finite numbers, strings, paths, and lists or dicts of these"
+        ) from error
+    return described
 
 
 def _new_folder(root: Path, name: str) -> Path:
@@ -235,15 +218,3 @@ def _new_folder(root: Path, name: str) -> Path:
             attempt += 1
         else:
             return path
-
-
-def _complete_lines(file: Path) -> list[str]:
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    return lines[:-1] if lines and not lines[-1].endswith("\n") else lines
-
-
-def _finite(value: float | None) -> float | None:
-    if value is None or isinstance(value, int):
-        return value
-    number = float(value)
-    return number if math.isfinite(number) else None

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from ra3gym.errors import ConfigError, RunFolderError
-from ra3gym.files import write_atomic, write_json
-from ra3gym.runs.folder import MetricsLogger, RunFolder, quote_name
+from ra3gym.runs.folder import RunFolder
 from ra3gym.runs.manifest import git_revision
+from ra3gym.runs.metrics import MetricsLogger, merge_metrics, quote_name
 
 
 @dataclass
@@ -34,7 +34,7 @@ def records(file: Path) -> list[dict[str, object]]:
 
 
 def test_a_run_opens_as_it_was_created(run: RunFolder) -> None:
-    opened = RunFolder.open(run.path, expect_study="quickstart")
+    opened = RunFolder.open(run.path, expect_kind="quickstart")
     assert (
         opened.config
         == run.config
@@ -46,7 +46,7 @@ def test_a_run_opens_as_it_was_created(run: RunFolder) -> None:
         }
     )
     assert opened.manifest == run.manifest
-    assert opened.study == "quickstart"
+    assert opened.kind == "quickstart"
     assert opened.summary is None
 
 
@@ -80,8 +80,8 @@ def test_a_folder_that_is_no_run_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_run_of_another_study_is_refused_with_the_way_out(run: RunFolder) -> None:
-    with pytest.raises(RunFolderError, match="a run of 'quickstart', not of 'baseline': name that study"):
-        RunFolder.open(run.path, expect_study="baseline")
+    with pytest.raises(RunFolderError, match="a run of 'quickstart', not of 'baseline': name that one"):
+        RunFolder.open(run.path, expect_kind="baseline")
 
 
 def test_a_damaged_run_is_refused(run: RunFolder) -> None:
@@ -91,6 +91,77 @@ def test_a_damaged_run_is_refused(run: RunFolder) -> None:
     (run.path / "manifest.json").write_text("[]")
     with pytest.raises(RunFolderError, match="no JSON object"):
         RunFolder.open(run.path)
+
+
+def test_runs_of_earlier_versions_open(run: RunFolder) -> None:
+    manifest = dict(run.manifest)
+    manifest["study"] = manifest.pop("kind")
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    assert RunFolder.open(run.path, "quickstart").kind == "quickstart"
+
+
+def test_a_run_in_a_folder_of_the_users_choice(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("the user's")
+    run = RunFolder.create_at(tmp_path, "rlvr", {"seed": 3, "tasks": ("a", "b")})
+    assert run.path == tmp_path
+    assert run.config == {"seed": 3, "tasks": ["a", "b"]}
+    assert run.manifest["seeds"] == [3]
+    with pytest.raises(RunFolderError, match=r"holds a run already, see its config\.json"):
+        RunFolder.create_at(tmp_path, "rlvr", {"seed": 3})
+
+
+def test_another_configuration_cannot_be_resumed(tmp_path: Path) -> None:
+    config = {"seed": 3, "tasks": ("a", "b"), "rate": 0.1}
+    created = RunFolder.create_at(tmp_path, "rlvr", config)
+    assert RunFolder.resume(tmp_path, "rlvr", config).manifest == created.manifest
+    with pytest.raises(RunFolderError, match=r"started with another rate, tasks \(see its config\.json\)"):
+        RunFolder.resume(tmp_path, "rlvr", {**config, "tasks": ["b"], "rate": 0.2})
+    with pytest.raises(RunFolderError, match="a run of 'rlvr', not of 'eval'"):
+        RunFolder.resume(tmp_path, "eval", config)
+
+
+def test_facts_are_pinned_once(run: RunFolder) -> None:
+    run.pin(tasks=("a", "b"))
+    again = RunFolder.open(run.path)
+    again.pin(tasks=["a", "b"], algorithm={"name": "grpo"})
+    with pytest.raises(RunFolderError, match=r"another tasks \(see its manifest\.json\)"):
+        RunFolder.open(run.path).pin(tasks=["b"], algorithm={"name": "grpo"})
+
+
+def test_checkpoints_are_whole_and_the_newest_stay(run: RunFolder) -> None:
+    assert run.checkpoints == []
+    for step in (1, 2, 10):
+        with run.checkpoint(f"step-{step:06d}") as folder:
+            (folder / "state").write_text(str(step))
+
+    def interrupted() -> None:
+        with run.checkpoint("step-000010") as folder:
+            (folder / "state").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [(path.name, (path / "state").read_text()) for path in run.checkpoints] == [
+        ("step-000001", "1"),
+        ("step-000002", "2"),
+        ("step-000010", "10"),
+    ]
+    run.keep_checkpoints(2)
+    assert [path.name for path in run.checkpoints] == ["step-000002", "step-000010"]
+
+
+def test_a_runs_metrics_are_cut_back_to_a_step(run: RunFolder) -> None:
+    for step in (1, 2, 3):
+        run.metrics.append({"step": step, "loss": float("inf") if step == 2 else 0.5, "note": "n"})
+    run.metrics.path.write_text(run.metrics.path.read_text() + '{"step": 4, "lo')
+    again = RunFolder.open(run.path).metrics
+    again.cut(3)
+    again.append({"step": 3, "loss": 0.25})
+    assert again.records() == [
+        {"step": 1, "loss": 0.5, "note": "n"},
+        {"step": 2, "loss": None, "note": "n"},
+        {"step": 3, "loss": 0.25},
+    ]
 
 
 @dataclass
@@ -110,16 +181,6 @@ def test_the_summary_is_strict_json(run: RunFolder) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         run.write_summary({"pass@1": float("nan")})
     assert run.summary == {"pass@1": 0.5}
-
-
-def test_writing_replaces_whole_files_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    target = tmp_path / "a.json"
-    write_atomic(target, "old")
-    write_atomic(target, b"new")
-    assert target.read_bytes() == b"new"
-    with pytest.raises(TypeError):
-        write_json(target, {"x": object()})
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_two_processes_cannot_work_on_one_run(run: RunFolder) -> None:
@@ -162,7 +223,7 @@ def test_metrics_are_merged_in_order(run: RunFolder) -> None:
         metrics.log(1, seed=11, arm="ntp", stage="midtrain", loss=2.0)
         metrics.log(1, seed=9, arm="ntp", stage="midtrain", loss=3.0, reward=None)
         metrics.log(2, seed=9, arm="ntp", stage="midtrain", loss=float("nan"))
-    assert records(run.merge_metrics()) == [
+    assert records(merge_metrics(run)) == [
         {"seed": 9, "arm": "ntp", "stage": "midtrain", "step": 1, "loss": 3.0, "reward": None},
         {"seed": 9, "arm": "ntp", "stage": "midtrain", "step": 2, "loss": None},
         {"seed": 11, "arm": "ntp", "stage": "midtrain", "step": 1, "loss": 2.0},
@@ -178,7 +239,7 @@ def test_a_unit_run_again_forgets_its_old_lines_and_no_others(run: RunFolder) ->
         metrics.drop(9, "ra3", "rlvr", from_step=2)
         metrics.drop(9, "never-logged", "rlvr")
         metrics.log(0, seed=9, arm="ntp", stage="rlvr", reward=1.0)
-    steps = [(record["arm"], record["step"], record["reward"]) for record in records(run.merge_metrics())]
+    steps = [(record["arm"], record["step"], record["reward"]) for record in records(merge_metrics(run))]
     assert steps == [("ntp", 0, 1.0), ("ra3", 0, 0.0), ("ra3", 1, 0.0)]
 
 
@@ -187,21 +248,22 @@ def test_a_line_torn_by_a_kill_is_dropped(run: RunFolder) -> None:
         metrics.log(1, seed=9, arm="ntp", stage="midtrain", loss=3.0)
     [file] = (run.path / "metrics").glob("*/*/*.jsonl")
     file.write_text(file.read_text() + '{"seed": 9, "arm": "nt')
-    assert len(records(run.merge_metrics())) == 1
+    assert len(records(merge_metrics(run))) == 1
     with MetricsLogger(run, tensorboard=False) as metrics:
         metrics.log(2, seed=9, arm="ntp", stage="midtrain", loss=2.0)
-    assert [record["step"] for record in records(run.merge_metrics())] == [1, 2]
+    assert [record["step"] for record in records(merge_metrics(run))] == [1, 2]
 
 
 def test_processes_log_different_units_of_one_seed_at_once(run: RunFolder) -> None:
     log_many = (
-        "import sys; from pathlib import Path; from ra3gym.runs.folder import MetricsLogger, RunFolder\n"
+        "import sys; from pathlib import Path; from ra3gym.runs.folder import RunFolder\n"
+        "from ra3gym.runs.metrics import MetricsLogger\n"
         "metrics = MetricsLogger(RunFolder.open(Path(sys.argv[1])), tensorboard=False)\n"
         "for step in range(200): metrics.log(step, seed=9, arm=sys.argv[2], stage='rlvr', reward=step / 200)\n"
     )
     workers = [subprocess.Popen([sys.executable, "-c", log_many, run.path, arm]) for arm in ("ntp", "ra3")]
     assert [worker.wait() for worker in workers] == [0, 0]
-    merged = records(run.merge_metrics())
+    merged = records(merge_metrics(run))
     assert [(r["arm"], r["step"]) for r in merged] == [(arm, step) for arm in ("ntp", "ra3") for step in range(200)]
 
 

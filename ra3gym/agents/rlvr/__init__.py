@@ -17,7 +17,7 @@ from ra3gym.agents.rlvr.algorithms.registry import (
 )
 from ra3gym.agents.rlvr.algorithms.scope import Scope, register_scope, scope_names
 from ra3gym.agents.rlvr.config import RLVRConfig
-from ra3gym.agents.rlvr.rollouts.rewards import FunctionReward, Graded, JudgeReward, Reward
+from ra3gym.agents.rlvr.rollouts.rewards import FunctionReward, Reward
 from ra3gym.agents.rlvr.rollouts.sampler import ModelSampler, Sampler
 from ra3gym.agents.rlvr.steps import RLVRStep
 from ra3gym.agents.rlvr.training import RLVRResult, train
@@ -26,8 +26,6 @@ from ra3gym.tasks.answers import answer_reader, without_latents
 __all__ = [
     "Algorithm",
     "FunctionReward",
-    "Graded",
-    "JudgeReward",
     "ModelSampler",
     "RLVRConfig",
     "RLVRResult",

@@ -8,9 +8,10 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from ra3gym.agents.rlvr.checkpoint import RUN_KIND
 from ra3gym.errors import RunFolderError
 from ra3gym.experiments.commands.eval import EVALUATION, show_summary
-from ra3gym.experiments.commands.rlvr import POST_TRAINING, show_post_training
+from ra3gym.experiments.commands.rlvr import show_post_training
 from ra3gym.experiments.studies.config import config_from_json
 from ra3gym.experiments.studies.e_step import E_STEP_STUDY, show_e_step_study
 from ra3gym.experiments.studies.grid import is_grid
@@ -41,12 +42,12 @@ def show_run(config: ReportConfig, console: Console) -> None:
     folder = config.run
     run = RunFolder.open(folder)
     if is_grid(run):
-        (show_e_step_study if run.study == E_STEP_STUDY else show_regimes)(run, console)
-    elif run.study == POST_TRAINING:
+        (show_e_step_study if run.kind == E_STEP_STUDY else show_regimes)(run, console)
+    elif run.kind == RUN_KIND:
         if run.summary is None:
             raise RunFolderError(f"{folder} has not finished: continue it with ra3gym rlvr --resume {folder}")
         show_post_training(run, console)
-    elif run.study == EVALUATION:
+    elif run.kind == EVALUATION:
         if run.summary is None:
             raise RunFolderError(
                 f"{folder} is an evaluation that did not finish: it has no summary.json. Start a new one"

@@ -10,7 +10,6 @@ root/rlvr-YYYYmmdd-HHMMSS/
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import time
 from collections import Counter
@@ -29,6 +28,7 @@ from rich.table import Table
 
 from ra3gym.abstractions.pruning.rules import PrunedActions
 from ra3gym.agents.rlvr import Algorithm, RLVRConfig, RLVRStep, algorithm, train
+from ra3gym.agents.rlvr.checkpoint import RUN_KIND, step_of
 from ra3gym.agents.rlvr.rollouts.sampler import Sampler
 from ra3gym.agents.rlvr.training import check_fit
 from ra3gym.errors import ConfigError, DataError, UnknownNameError
@@ -45,9 +45,6 @@ from ra3gym.runs.folder import RunFolder
 from ra3gym.tasks import CodeTask, load_tasks
 from ra3gym.tasks.public.benchmarks import BENCHMARKS
 from ra3gym.verify import Judge, Limits
-
-POST_TRAINING = "rlvr"
-"""The name of such runs, where a study has its own."""
 
 _SHOWN_STEPS = 5
 
@@ -128,7 +125,7 @@ def start_post_training(config: PostTrainingConfig, console: Console) -> bool:
 
 def resume_post_training(folder: Path, console: Console) -> bool:
     """Go on with a run after a kill or Ctrl-C, under its own configuration."""
-    run = RunFolder.open(folder, POST_TRAINING)
+    run = RunFolder.open(folder, RUN_KIND)
     return _run(typed_config(PostTrainingConfig, run.config, folder / "config.json"), folder, console)
 
 
@@ -168,18 +165,18 @@ def _run_among(process: Any, config: PostTrainingConfig, folder: Path | None, co
         if sampler is not None:
             stack.callback(sampler.close)
         if process.is_main_process:
-            run = RunFolder.create(config.output, POST_TRAINING, config) if folder is None else RunFolder.open(folder)
+            run = RunFolder.create(config.output, RUN_KIND, config) if folder is None else RunFolder.open(folder)
             stack.enter_context(run.exclusive())
             if resumed:
                 run.record_resume()
-            folder = run.path
             if pruned is not None:
-                write_json(folder / "pruned_actions.json", dataclasses.asdict(pruned))
-            resumed = (folder / "rlvr.json").is_file()  # not where it was killed ahead of its first step
-        # The main process has looked for all: a moment later the file is there in any case.
-        folder, resumed = broadcast_object_list([folder, resumed])
+                write_json(run.path / "pruned_actions.json", dataclasses.asdict(pruned))
+            folder = run.path
+        (folder,) = broadcast_object_list([folder])
+        if not process.is_main_process:
+            run = RunFolder.open(folder)
         console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
-        finished = _train(config, folder, resumed, tasks, loaded, pruned, sampler, console)
+        finished = _train(config, run, resumed, tasks, loaded, pruned, sampler, console)
         if not finished:
             console.print(
                 f"\nStopped, and stored. Go on with: ra3gym rlvr --resume {folder}", highlight=False, soft_wrap=True
@@ -192,7 +189,7 @@ def _run_among(process: Any, config: PostTrainingConfig, folder: Path | None, co
 
 def _train(
     config: PostTrainingConfig,
-    folder: Path,
+    run: RunFolder,
     resumed: bool,
     tasks: Sequence[CodeTask],
     loaded: LoadedModel,
@@ -205,18 +202,18 @@ def _train(
 
     accelerator = Accelerator(
         log_with=list(config.trackers) or None,
-        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "tensorboard")),
+        project_config=ProjectConfiguration(str(run.path), logging_dir=str(run.path / "tensorboard")),
     )
     # Steps behind the last checkpoint are done again: TensorBoard is to forget them.
-    done = max((int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*")), default=0)
+    done = step_of(run.checkpoints[-1]) if run.checkpoints else 0
     redo = {"tensorboard": {"purge_step": done + 1}} if resumed else {}
-    accelerator.init_trackers(POST_TRAINING, config=_flat(config), init_kwargs=redo)
-    unit = (config.seed, config.algorithm, POST_TRAINING)
+    accelerator.init_trackers(RUN_KIND, config=_flat(config), init_kwargs=redo)
+    unit = (config.seed, config.algorithm, RUN_KIND)
     with ExitStack() as stack:
         for tracker in accelerator.trackers:
             stack.callback(tracker.finish)
         judge = stack.enter_context(Judge(workers=config.workers, limits=_limits(config)))
-        progress = stack.enter_context(StudyProgress([unit], title=POST_TRAINING, console=console))
+        progress = stack.enter_context(StudyProgress([unit], title=RUN_KIND, console=console))
         started, tokens = time.perf_counter(), 0
 
         def on_step(step: RLVRStep) -> None:
@@ -243,7 +240,7 @@ def _train(
             sampler=sampler,
             allowed_mask_V=None if pruned is None else token_mask(pruned),
             seed=config.seed,
-            folder=folder,
+            folder=run,
             resume=resumed,
             on_step=on_step,
             accelerator=accelerator,
@@ -332,8 +329,7 @@ def _flat(config: PostTrainingConfig) -> dict[str, Any]:
 
 def summary_of(config: PostTrainingConfig, run: RunFolder) -> dict[str, Any]:
     """First and last steps of a finished run."""
-    lines = (run.path / "metrics.jsonl").read_text().splitlines()
-    steps = [RLVRStep(**json.loads(line)) for line in lines]
+    steps = [RLVRStep(**record) for record in run.metrics.records()]
     shown = ("reward", "pass_rate", "informative", "entropy", "length", "truncated", "decisions")
     parts = {"first": steps[:_SHOWN_STEPS], "last": steps[-_SHOWN_STEPS:]}
     seconds = sum(step.sample_seconds + step.train_seconds for step in steps)

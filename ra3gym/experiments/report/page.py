@@ -146,7 +146,7 @@ def _page(run: RunFolder, results: Sequence[UnitResult]) -> dict[str, Any]:
     summary = run.summary or {}
     answer = verdict(results)
     return {
-        "study": run.study,
+        "study": run.kind,
         "run_name": run.path.name,
         "manifest": run.manifest,
         "seeds": sorted({result.seed for result in results}),

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from ra3gym.errors import RunFolderError
 from ra3gym.experiments.report.statistics import steps_to_threshold
 from ra3gym.files import write_json
-from ra3gym.runs.folder import RunFolder, quote_name
+from ra3gym.runs.folder import RunFolder
+from ra3gym.runs.metrics import quote_name
 
 Curve = list[tuple[float, float]]
 Role = Literal["base", "baseline", "control", "ablation", "method", "upper bound", "other"]

@@ -89,7 +89,7 @@ def start_e_step_study(name: str, config: EStepStudyConfig, console: Console) ->
 
 def resume_e_step_study(name: str, folder: Path, console: Console) -> RunFolder:
     """Go on with a run, or with a single E-step's study below it: what is measured is kept."""
-    run = RunFolder.open(folder, expect_study=name)
+    run = RunFolder.open(folder, name)
     if not is_grid(run):
         return resume_study(name, folder, console)
     run.record_resume()

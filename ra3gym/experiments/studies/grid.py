@@ -27,9 +27,9 @@ def run_cells(run: RunFolder, cells: Sequence[Cell], console: Console) -> None:
     for cell in cells:
         started = open_cell(run, cell)
         if started is None:
-            start_study(run.study, replace(cell.study, output=run.path / cell.place), console)
+            start_study(run.kind, replace(cell.study, output=run.path / cell.place), console)
         elif started.summary is None:
-            resume_study(run.study, started.path, console)
+            resume_study(run.kind, started.path, console)
 
 
 def open_cell(run: RunFolder, cell: Cell) -> RunFolder | None:

@@ -73,7 +73,7 @@ def start_regimes(name: str, config: RegimesConfig, console: Console) -> RunFold
 
 def resume_regimes(name: str, folder: Path, console: Console) -> RunFolder:
     """Go on with a run of regimes, or with a single one: what is finished is kept."""
-    run = RunFolder.open(folder, expect_study=name)
+    run = RunFolder.open(folder, name)
     if not is_grid(run):
         return resume_study(name, folder, console)
     run.record_resume()

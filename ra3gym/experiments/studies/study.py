@@ -19,7 +19,8 @@ from ra3gym.experiments.report.summary import summarise
 from ra3gym.experiments.report.tables import final_table, paired_table
 from ra3gym.experiments.studies.config import StudyConfig, config_from_json
 from ra3gym.experiments.studies.progress import ProgressReporter, StudyProgress
-from ra3gym.runs.folder import MetricsLogger, RunFolder
+from ra3gym.runs.folder import RunFolder
+from ra3gym.runs.metrics import MetricsLogger, merge_metrics
 
 _STAGE_COST = {"pre-train": 0.2, "mid-train": 1.0, "rlvr": 1.5}
 
@@ -32,7 +33,7 @@ def start_study(name: str, config: StudyConfig, console: Console) -> RunFolder:
 
 def resume_study(name: str, folder: Path, console: Console) -> RunFolder:
     """Go on with a run: finished units are kept, an unfinished one starts again, to the same final numbers."""
-    run = RunFolder.open(folder, expect_study=name)
+    run = RunFolder.open(folder, name)
     config = config_from_json(run.config, run.path / "config.json")
     run.record_resume()
     return _run(run, config, console)
@@ -44,7 +45,7 @@ def _run(run: RunFolder, config: StudyConfig, console: Console) -> RunFolder:
         try:
             _run_units(run, config, console)
         except (KeyboardInterrupt, BrokenProcessPool) as error:
-            resume = f"Finished units are kept; go on with:\n  ra3gym run {run.study} --resume {run.path}"
+            resume = f"Finished units are kept; go on with:\n  ra3gym run {run.kind} --resume {run.path}"
             if isinstance(error, BrokenProcessPool):
                 raise WorkerDied(f"a worker process was killed (out of memory?). {resume}") from error
             console.print(f"Stopped. {resume}", highlight=False, soft_wrap=True)
@@ -65,7 +66,7 @@ def finish(run: RunFolder, config: StudyConfig, console: Console, threshold: flo
         results[index] = with_steps(result, config.evaluation.threshold, config.evaluation.threshold_window)
         if results[index] != result:
             save_result(run, results[index])
-    run.merge_metrics()
+    merge_metrics(run)
     run.write_summary(summarise(results, config))
     report = write_report(run)
     console.print(final_table(results, config.arms))
@@ -86,7 +87,7 @@ def _run_units(run: RunFolder, config: StudyConfig, console: Console) -> None:
     context = multiprocessing.get_context("spawn")
     # Workers inherit this when they start: one thread each, for as many processes as there are cores.
     os.environ["OMP_NUM_THREADS"] = "1"
-    with StudyProgress(units, title=run.study, weights=_STAGE_COST, console=console, context=context) as progress:
+    with StudyProgress(units, title=run.kind, weights=_STAGE_COST, console=console, context=context) as progress:
         pool = ProcessPoolExecutor(
             min(config.workers, max(1, len(waiting))),
             mp_context=context,

@@ -27,7 +27,7 @@ from ra3gym.experiments.studies.config import StudyConfig, rlvr_stage
 from ra3gym.experiments.studies.evaluation import Evaluation, evaluate, shown_programs
 from ra3gym.experiments.studies.progress import ProgressReporter
 from ra3gym.lm import LoadedModel, add_latents, load, save, tiny_llama, train_tokenizer
-from ra3gym.runs.folder import MetricsLogger
+from ra3gym.runs.metrics import MetricsLogger
 from ra3gym.tasks import CodeTask, ExpertTrace
 from ra3gym.tasks.idioms import LABELS, Split
 from ra3gym.verify import Judge, Limits

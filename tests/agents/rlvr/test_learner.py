@@ -13,14 +13,14 @@ from accelerate import Accelerator
 
 from ra3gym import lm
 from ra3gym.agents.mid_training import MStepConfig, distill
-from ra3gym.agents.rlvr import JudgeReward, RLVRConfig, Scope, algorithm, train
+from ra3gym.agents.rlvr import RLVRConfig, Scope, algorithm, train
 from ra3gym.agents.rlvr.learner import Learner
 from ra3gym.agents.rlvr.policy import Policy
 from ra3gym.agents.rlvr.rollouts.rollouts import Rollouts, RolloutSettings, TaskOrder, roll_out
 from ra3gym.agents.rlvr.rollouts.sampler import ModelSampler
 from ra3gym.lm import LoadedModel
 from ra3gym.tasks import CodeTask, FunctionTests
-from ra3gym.verify import Judge, Limits
+from ra3gym.verify import Grader, Judge, Limits
 
 PROMPT = "def f(x):\n"
 CHOICES = ("    return x\n", "    return -x\n")
@@ -118,7 +118,7 @@ def judged(model: Any, tokenizer: Any, tasks: list[CodeTask], judge: Judge, rows
     sampler = ModelSampler()
     sampler.update(model)
     settings = RolloutSettings(group_size=32, max_new_tokens=12, temperature=1.0, rows_per_sample=rows_per_sample)
-    return roll_out(sampler, tokenizer, model, tasks, range(len(tasks)), JudgeReward(judge), settings)
+    return roll_out(sampler, tokenizer, model, tasks, range(len(tasks)), Grader(judge), settings)
 
 
 def test_samples_are_judged_without_their_latents(undecided: Any, tokenizer: Any, judge: Judge) -> None:
@@ -143,7 +143,7 @@ def test_rollouts_do_not_depend_on_how_many_are_sampled_at_once(undecided: Any, 
 def test_partial_credit(undecided: Any, tokenizer: Any, judge: Judge) -> None:
     """Of two tests, one passes whatever the program returns: x and -x agree on 0."""
     task = CodeTask("choice/half", PROMPT, "f", FunctionTests(((0,), (1,)), (0, 1)))
-    verdicts = JudgeReward(judge, "score").submit([task] * 2, list(CHOICES)).result()
+    verdicts = Grader(judge, reward="score").submit([task] * 2, list(CHOICES)).result()
     assert [(one.reward, one.passed) for one in verdicts] == [(1.0, True), (0.5, False)]
 
 

@@ -20,7 +20,6 @@ import pytest
 from ra3gym import lm
 from ra3gym.agents.rlvr import (
     Algorithm,
-    JudgeReward,
     ModelSampler,
     RLVRConfig,
     algorithm,
@@ -30,7 +29,7 @@ from ra3gym.agents.rlvr import (
 from ra3gym.agents.rlvr.rollouts.rollouts import RolloutSettings, roll_out, stream_seed
 from ra3gym.lm import LoadedModel
 from ra3gym.tasks import CodeTask, load_tasks
-from ra3gym.verify import Judge, Limits
+from ra3gym.verify import Grader, Judge, Limits
 
 CONFIG = RLVRConfig(
     steps=9,
@@ -62,7 +61,7 @@ def pass_rates(loaded: LoadedModel, tasks: list[CodeTask], judge: Judge, samples
     sampler = ModelSampler()
     sampler.update(loaded.model)
     seeds = [stream_seed(stream, index) for index in range(len(tasks))]
-    programs = roll_out(sampler, loaded.tokenizer, loaded.model, tasks, seeds, JudgeReward(judge), settings)
+    programs = roll_out(sampler, loaded.tokenizer, loaded.model, tasks, seeds, Grader(judge), settings)
     rates: list[float] = programs.passed_R.view(len(tasks), samples).float().mean(1).tolist()
     return rates
 

@@ -80,7 +80,8 @@ def test_an_algorithm_of_ones_own(folder: Path, capsys: pytest.CaptureFixture[st
     options = f"{line} {sizes} --workers 1 --device cpu --learning-rate 1e-2 --min-entropy 0".split()
     assert main(options) == 0, capsys.readouterr().err
     (run,) = Path("runs").iterdir()
-    assert json.loads((run / "rlvr.json").read_text())["algorithm"]["advantage"] == "best_of_group"
+    pinned = json.loads((run / "manifest.json").read_text())["pinned"]
+    assert pinned["algorithm"]["advantage"] == "best_of_group"
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any(step["informative"] > 0 for step in steps)
     assert all((step["grad_norm"] > 0) == (step["informative"] > 0) for step in steps)

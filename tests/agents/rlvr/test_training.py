@@ -148,7 +148,7 @@ def test_checkpoints_are_plain_models_and_old_ones_go(tmp_path: Path) -> None:
 
 
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="no run"):
+    with pytest.raises(RunFolderError, match="is not a run"):
         train(tiny(), TASKS, config=QUICK, reward=writes_an_a, folder=tmp_path / "new", resume=True)
     train(tiny(), TASKS, config=QUICK, reward=writes_an_a, folder=tmp_path / "old")
     with pytest.raises(RunFolderError, match="holds a run already"):
@@ -289,7 +289,7 @@ def test_kill_9_five_times_at_random_moments(tmp_path: Path) -> None:
     random_moment = random.Random(0)
     folder = tmp_path / "run"
     for attempt in range(6):
-        mode = "resume" if (folder / "rlvr.json").exists() else "start"
+        mode = "resume" if (folder / "manifest.json").exists() else "start"
         process = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(folder), mode],
             cwd=root,

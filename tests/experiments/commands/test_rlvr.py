@@ -22,13 +22,14 @@ from accelerate.tracking import LoggerType
 from rich.console import Console
 
 from ra3gym import lm
-from ra3gym.agents.rlvr import Graded, RLVRConfig, RLVRStep, algorithm, train
+from ra3gym.agents.rlvr import RLVRConfig, RLVRStep, algorithm, train
 from ra3gym.agents.rlvr.algorithms import composition
 from ra3gym.agents.rlvr.training import check_fit
 from ra3gym.cli import main
 from ra3gym.errors import ConfigError, DataError, RunFolderError
 from ra3gym.experiments.commands.rlvr import PostTrainingConfig, resume_post_training, start_post_training
 from ra3gym.tasks import CodeTask, load_tasks
+from ra3gym.verify import Graded
 
 # Whatever is an expression passes: random tokens do so now and then, and can learn to.
 TASKS = [
@@ -145,7 +146,7 @@ def test_a_whole_run(tiny_model_folder: Path, folder: Path, capsys: pytest.Captu
     assert done.returncode == 0, done.stderr
     run = run_of(done.stdout)
     assert {path.name for path in run.iterdir()} == {
-        *("config.json", "manifest.json", "rlvr.json", "metrics.jsonl", "summary.json", ".lock"),
+        *("config.json", "manifest.json", "metrics.jsonl", "summary.json", ".lock"),
         *("tensorboard", "checkpoints", "model"),
     }
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000004"]
@@ -154,11 +155,10 @@ def test_a_whole_run(tiny_model_folder: Path, folder: Path, capsys: pytest.Captu
     assert config["tasks"] == ["jsonl:guess.jsonl"]
     assert config["training"]["tasks_per_step"] == 4
     manifest = json.loads((run / "manifest.json").read_text())
-    assert manifest["study"] == "rlvr"
+    assert manifest["kind"] == "rlvr"
     assert manifest["resumed"] == []
-    described = json.loads((run / "rlvr.json").read_text())
-    assert described["algorithm"]["name"] == "grpo"
-    assert described["tasks"] == [task["task_id"] for task in TASKS]
+    assert manifest["pinned"]["algorithm"]["name"] == "grpo"
+    assert manifest["pinned"]["tasks"] == [task["task_id"] for task in TASKS]
 
     steps = history(run)
     assert [step.step for step in steps] == [1, 2, 3, 4, 5]
@@ -231,11 +231,15 @@ def test_a_run_that_was_ended_early_goes_on_as_if_it_had_not(
 
 def test_a_run_killed_ahead_of_its_first_step_can_be_resumed(tiny_model_folder: Path, folder: Path) -> None:
     whole, _ = in_process(tiny_model_folder, set=("kl_coefficient=0.1",))
-    for left in (("rlvr.json", "reference"), ("reference",)):
+    for before_pinning in (True, False):
         run, _ = in_process(tiny_model_folder, set=("kl_coefficient=0.1",))
         for path in run.iterdir():
-            if path.name not in {"config.json", "manifest.json", "rlvr.json"} - set(left):
+            if path.name not in {"config.json", "manifest.json"}:
                 path.rename(folder / f"{run.name}-{path.name}")
+        if before_pinning:
+            manifest = json.loads((run / "manifest.json").read_text())
+            del manifest["pinned"]
+            (run / "manifest.json").write_text(json.dumps(manifest))
         assert resume_post_training(run, Console(file=StringIO()))
         assert history(run) == history(whole)
         assert all(step.kl is not None for step in history(run))
@@ -250,7 +254,7 @@ def test_what_cannot_be_resumed(tiny_model_folder: Path, folder: Path, capsys: p
     assert line.endswith("under the run's own configuration: leave --steps out")
     run, _ = in_process(tiny_model_folder, replace(TRAINING, steps=1))
     manifest = json.loads((run / "manifest.json").read_text())
-    (run / "manifest.json").write_text(json.dumps(manifest | {"study": "quickstart"}))
+    (run / "manifest.json").write_text(json.dumps(manifest | {"kind": "quickstart"}))
     with pytest.raises(RunFolderError, match="a run of 'quickstart'"):
         resume_post_training(run, Console(file=StringIO()))
 
@@ -367,7 +371,8 @@ def test_prompts_without_room_are_left_out(tiny_model_folder: Path, folder: Path
     write_jsonl(folder / "guess.jsonl", [long, *TASKS])
     run, printed = in_process(tiny_model_folder, replace(TRAINING, steps=1))
     assert "1 task(s) left out: their prompts leave less than max_new_tokens=2" in printed
-    assert json.loads((run / "rlvr.json").read_text())["tasks"] == [task["task_id"] for task in TASKS]
+    pinned = json.loads((run / "manifest.json").read_text())["pinned"]
+    assert pinned["tasks"] == [task["task_id"] for task in TASKS]
 
 
 def test_no_steps_store_the_model_as_it_is(tiny_model_folder: Path, folder: Path) -> None:

@@ -170,6 +170,11 @@ class Algorithm:
         return _ADVANTAGES[self.advantage].needs_value
 
     @property
+    def compares_samples(self) -> bool:
+        """Whether the advantage is relative to the other samples of the task, so that a group needs two of them."""
+        return _ADVANTAGES[self.advantage].compares_samples
+
+    @property
     def needs_reference(self) -> bool:
         """Whether a reference model has to score the tokens."""
         return self.kl_coefficient > 0
@@ -227,6 +232,7 @@ ObjectiveFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Algorithm], tuple[
 class _Advantage:
     function: AdvantageFunction
     needs_value: bool
+    compares_samples: bool
 
 
 _RANGES = (
@@ -310,12 +316,18 @@ _ADVANTAGES: dict[str, _Advantage] = {}
 _OBJECTIVES: dict[str, ObjectiveFunction] = {}
 
 
-def register_advantage(name: str, function: AdvantageFunction, *, needs_value: bool = False) -> None:
+def register_advantage(
+    name: str, function: AdvantageFunction, *, needs_value: bool = False, compares_samples: bool = False
+) -> None:
     """Make `function(batch, algorithm) -> (R, T)` available as an algorithm's `advantage`; replaces one of that name.
 
-    With `needs_value` a value head is trained, and `batch.value_RT` is there.
+    Args:
+        name: what an `Algorithm` calls it.
+        function: computes the advantages.
+        needs_value: train a value head; its estimates are `batch.value_RT`.
+        compares_samples: the advantage is 0 or undefined for a task's only sample, so groups of one are refused.
     """
-    _ADVANTAGES[name] = _Advantage(function, needs_value)
+    _ADVANTAGES[name] = _Advantage(function, needs_value, compares_samples)
 
 
 def register_objective(name: str, function: ObjectiveFunction) -> None:

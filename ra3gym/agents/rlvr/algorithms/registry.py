@@ -129,12 +129,12 @@ def _gae_normalised(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
     return advantages.batch_normalised(gae_of(batch, algorithm), batch.acts_RT)
 
 
-register_advantage("group_standardised", _group_standardised)
-register_advantage("group_centred", _group_centred)
-register_advantage("leave_one_out", _leave_one_out)
+register_advantage("group_standardised", _group_standardised, compares_samples=True)
+register_advantage("group_centred", _group_centred, compares_samples=True)
+register_advantage("leave_one_out", _leave_one_out, compares_samples=True)
 register_advantage("return", _return)
 register_advantage("batch_normalised", _batch_normalised)
-register_advantage("group_batch_normalised", _group_batch_normalised)
+register_advantage("group_batch_normalised", _group_batch_normalised, compares_samples=True)
 register_advantage("gae", gae_of, needs_value=True)
 register_advantage("gae_normalised", _gae_normalised, needs_value=True)
 

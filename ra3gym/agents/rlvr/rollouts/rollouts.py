@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ra3gym.agents.rlvr.rollouts.rewards import Graded, Reward
+from ra3gym.agents.rlvr.rollouts.rewards import Reward
 from ra3gym.agents.rlvr.rollouts.sampler import Sampler
 from ra3gym.errors import DataError
 from ra3gym.lm import LoadedModel, Samples, encode_prompt
@@ -26,6 +26,7 @@ from ra3gym.lm.stopping import StopRule
 from ra3gym.lm.stream import end_ids
 from ra3gym.lm.tokenizer import decode_completion
 from ra3gym.tasks import CodeTask
+from ra3gym.verify import Graded
 
 
 @dataclass(frozen=True)

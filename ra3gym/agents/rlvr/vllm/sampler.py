@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ra3gym.agents.rlvr.vllm.client import VLLMClient
 from ra3gym.agents.rlvr.vllm.completions import CompletionRequest, Row
-from ra3gym.agents.rlvr.vllm.weights import WeightPusher, on_first_process, whole_weights
+from ra3gym.agents.rlvr.vllm.weights import WeightPusher, gathered_weights, on_first_process
 from ra3gym.errors import ConfigError, SamplerError
 from ra3gym.lm import Samples, completion_logprobs
 
@@ -100,7 +100,7 @@ class VLLMSampler:
         self._vocab_size = _vocab_size(model)
         self._device = next(model.parameters()).device
         self._holds_policy = False
-        weights = whole_weights(model)
+        weights = gathered_weights(model)
         answers = on_first_process(lambda: self._push(model, weights))
         if answers:
             self.logp_gap = _logp_gap(model, self._probes(), answers)

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ra3gym.agents.rlvr.checkpoint import whole_weights
 from ra3gym.agents.rlvr.vllm.client import VLLMClient
 from ra3gym.errors import SamplerError
 
@@ -100,15 +101,16 @@ class WeightPusher:
         return fresh
 
 
-def whole_weights(model: Any) -> dict[str, Tensor] | None:
-    """Sharded weights (FSDP2) put together on the first process, all taking part; `None` where none are sharded."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+def gathered_weights(model: Any) -> dict[str, Tensor] | None:
+    """Return the weights of a sharded model (FSDP2) on the first process; `None` for a model that is not sharded.
+
+    Every process must call this.
+    """
     from torch.distributed.tensor import DTensor
 
     if not any(isinstance(weight, DTensor) for weight in model.parameters()):
         return None
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+    return whole_weights(model)
 
 
 def on_first_process(work: Callable[[], T]) -> T:
