@@ -1,4 +1,4 @@
-"""What sampled paths say of a posterior: the expected counts that an EM iteration needs, without forward-backward.
+"""Estimate a posterior from sampled paths: the expected counts that an EM iteration needs, without forward-backward.
 
 Shape letters: see CONTRIBUTING.md (G paths sampled of every trace).
 """
@@ -12,9 +12,9 @@ from ra3gym.errors import DataError
 
 
 def switch_probabilities(chain: LatentChain, latent_GN: IntArray) -> FloatArray:
-    """The probability that a line's latent was drawn afresh, given the path it lies on, shape (G, N).
+    """Return the probability that each line's latent was drawn afresh, given its path, `(G, N)`.
 
-    It is 1 in first lines and wherever the latent changes. Where it stays, the same latent may have been drawn again:
+    It is 1 at first lines and wherever the latent changes. Where the latent stays, it may have been drawn again:
 
         p(drawn | same) = (1 - keep_t) fresh(z_t) / (keep_t + (1 - keep_t) fresh(z_t)).
     """
@@ -28,20 +28,20 @@ def switch_probabilities(chain: LatentChain, latent_GN: IntArray) -> FloatArray:
 
 
 def counts_of_paths(chain: LatentChain, latent_GN: IntArray, elbo_GM: FloatArray) -> Posterior:
-    """Averages over sampled paths in the place of forward-backward's expectations.
+    """Average over sampled paths, as an estimate of what `posterior` computes exactly.
 
     Args:
-        chain: what the paths belong to.
+        chain: the traces.
         latent_GN: G paths of every trace.
-        elbo_GM: an estimate of each trace's evidence from each path, in nats; their mean stands for the log evidence.
+        elbo_GM: an estimate of each trace's log evidence from each path, in nats; the mean over paths is returned.
 
     Raises:
-        DataError: paths of other traces than the chain's.
+        DataError: paths or estimates whose shapes do not fit the chain.
     """
     G, N = latent_GN.shape
     if len(chain.row_N) != N or elbo_GM.shape != (G, chain.num_traces):
         raise DataError(
-            f"paths of shape {latent_GN.shape} and bounds of shape {elbo_GM.shape}: this chain has {len(chain.row_N)} "
+            f"paths of shape {latent_GN.shape}, estimates of shape {elbo_GM.shape}: this chain has {len(chain.row_N)} "
             f"lines in {chain.num_traces} traces"
         )
     switch_GN = switch_probabilities(chain, latent_GN)

@@ -1,13 +1,13 @@
 """Exact inference over latents under a sticky prior: ragged batches of traces, O(lines x latents), float64.
 
-A trace's latents follow `p(z_1) = fresh(z_1)` and, for t > 1,
+The latents of a trace follow `p(z_1) = fresh(z_1)` and, for t > 1,
 
     p(z_t | z_{t-1}) = keep_t [z_t = z_{t-1}] + (1 - keep_t) fresh(z_t),
 
 the sticky prior of RA3 (arXiv 2509.25810) with a stickiness `keep_t` for each line and a distribution of fresh latents
-for each trace; `StickyPrior` is the special case of one stickiness and uniform fresh latents. Line t is emitted with
-`p(line_t | z_t)`. A switch forgets where it came from, so the K x K transition needs sums only. Forward, with a_t the
-filtered distribution, r_t the predicted one and c_t the normaliser,
+for each trace. `StickyPrior` is the special case of one stickiness and uniform fresh latents. Line t is emitted with
+`p(line_t | z_t)`. A switch does not depend on the previous latent, so no K x K matrix is needed. Forward, with a_t the
+filtered distribution, r_t the predicted one and c_t the normalizer,
 
     r_t(k) = keep_t a_{t-1}(k) + (1 - keep_t) fresh(k),   a_t(k) = r_t(k) b_t(k) / c_t,   log evidence = sum_t log c_t,
 
@@ -15,8 +15,8 @@ and backward, with g_t the smoothed distribution, which needs no emission again:
 
     g_{t-1}(k) = a_{t-1}(k) (keep_t g_t(k) / r_t(k) + (1 - keep_t) sum_j fresh(j) g_t(j) / r_t(j)).
 
-Seen as control, choosing latents with reward `log p(line_t | z_t) + log p(z_t | z_{t-1})` at temperature 1 is
-maximum-entropy RL: the soft-optimal value is the log evidence of the lines to come (`soft_values`), and the
+As control: choosing latents with reward `log p(line_t | z_t) + log p(z_t | z_{t-1})` at temperature 1 is
+maximum-entropy RL. The soft-optimal value is the log evidence of the remaining lines (`soft_values`), and the
 soft-optimal policy is the posterior (`soft_policy`).
 
 Shape letters: see CONTRIBUTING.md (U rows of emissions, P distributions of fresh latents). The lines of trace m are
@@ -41,6 +41,7 @@ from ra3gym.errors import ConfigError, DataError
 __all__ = [
     "BoolArray",
     "FloatArray",
+    "Infer",
     "IntArray",
     "LatentChain",
     "Posterior",
@@ -60,20 +61,24 @@ _TYPES = {
     "fresh_row_M": np.int64,
     "offsets": np.int64,
 }
-"""One compilation serves all chains: other types and layouts are copied into these, contiguous."""
+"""Other types and layouts are copied into these, contiguous, so that one compilation serves all chains."""
 
 
 @dataclass(frozen=True)
 class LatentChain:
     """A batch of traces, with all that the posterior over their latents depends on.
 
-    log_emission_UK: rows of `log p(line | latent)`, in nats; `-inf` is allowed, NaN is not. row_N: the row of each
-    line, so that equal lines share one. keep_N: the probability that a line keeps its latent without a fresh draw
-    (unread for first lines). fresh_PK: distributions of fresh latents; fresh_row_M: each trace's. offsets: M + 1 ints.
-    Arrays of other types than float64 and int64 are copied into these.
+    Arrays of other types than float64 and int64 are copied into these. Inference is exact to rounding wherever each
+    latent may be drawn afresh. Where that is impossible (a `keep_N` of 1, or 0 in `fresh_PK`), a latent more than about
+    660 nats below the others counts as impossible from there on.
 
-    Inference is exact to rounding wherever each latent may be drawn afresh. Where that is ruled out (a `keep_N` of 1,
-    or 0 in `fresh_PK`), a latent more than some 660 nats behind the others counts as impossible from there on.
+    Attributes:
+        log_emission_UK: rows of `log p(line | latent)`, in nats; may hold `-inf`, but no NaN.
+        row_N: the row of each line; equal lines may share one.
+        keep_N: the probability that a line keeps its latent without a fresh draw; ignored at first lines.
+        fresh_PK: distributions of fresh latents.
+        fresh_row_M: the distribution of each trace, a row of `fresh_PK`.
+        offsets: M + 1 ints, where traces begin and the last one ends.
 
     Raises:
         DataError: shapes that do not fit, indices out of range, NaN, no traces or an empty one, or values that are no
@@ -95,9 +100,9 @@ class LatentChain:
                 f"emissions of shape {self.log_emission_UK.shape}: give (lines, latents), at least 2 latents"
             )
         if self.offsets.ndim != 1 or len(self.offsets) < 2 or (np.diff(self.offsets) < 1).any():
-            raise DataError("there is no trace, or one without lines: drop it before inference")
+            raise DataError("there is no trace, or a trace without lines: drop it before inference")
         self._check_shapes()
-        # One pass without a copy: the maximum of what holds NaN is NaN.
+        # One pass without a copy: with a NaN among the values, the maximum is NaN.
         if not self.log_emission_UK.max() < np.inf:
             row = int(np.flatnonzero(~(self.log_emission_UK < np.inf).all(axis=1))[0])
             raise DataError(f"row {row} of the emissions holds NaN or +inf: they must be log-probabilities")
@@ -109,7 +114,7 @@ class LatentChain:
     def _check_shapes(self) -> None:
         N, M, (U, K) = len(self.row_N), self.num_traces, self.log_emission_UK.shape
         if self.offsets[0] != 0 or self.offsets[-1] != N:
-            raise DataError(f"offsets run from {self.offsets[0]} to {self.offsets[-1]}: row_N has the lines 0 to {N}")
+            raise DataError(f"offsets run from {self.offsets[0]} to {self.offsets[-1]}: row_N has lines 0 to {N}")
         for name, shape in {"row_N": (N,), "keep_N": (N,), "fresh_row_M": (M,)}.items():
             if getattr(self, name).shape != shape:
                 raise DataError(f"{name} has shape {getattr(self, name).shape}: the chain needs {shape}")
@@ -122,7 +127,7 @@ class LatentChain:
 
     @classmethod
     def under(cls, prior: StickyPrior, log_emissions: Sequence[npt.ArrayLike]) -> LatentChain:
-        """The chain of traces whose emissions are given one (T, K) array each, under one sticky prior.
+        """Make the chain of traces under one sticky prior, from one `(T, K)` array of log emissions for each trace.
 
         Raises:
             DataError: no traces, an empty one, NaN, or another K than the prior's.
@@ -160,7 +165,7 @@ class LatentChain:
 
     @property
     def _kernel_arrays(self) -> ChainArrays:
-        """Rows that several lines share are exponentiated here, once; else each line's where it is read."""
+        """What the kernels read; rows that several lines share are exponentiated here, once."""
         if len(self.log_emission_UK) < len(self.row_N):
             table_UK, highest_U = kernels.exponentiate(self.log_emission_UK)
             return ChainArrays(table_UK, highest_U, True, *self.arrays[1:])
@@ -169,11 +174,14 @@ class LatentChain:
 
 @dataclass(frozen=True)
 class Posterior:
-    """What forward-backward finds.
+    """The result of forward-backward.
 
-    log_evidence_M: `log p(trace)` in nats. marginal_NK: `p(z_t = k | trace)`. switch_N: the probability that the line
-    starts a segment, that is, that its latent was drawn afresh (1 for first lines). fresh_MK: expected number of fresh
-    draws of each latent in each trace.
+    Attributes:
+        log_evidence_M: `log p(trace)` in nats.
+        marginal_NK: `p(z_t = k | trace)`.
+        switch_N: the probability that the line starts a segment, that is, that its latent was drawn afresh; 1 at first
+            lines.
+        fresh_MK: the expected number of fresh draws of each latent in each trace.
     """
 
     log_evidence_M: FloatArray
@@ -182,32 +190,36 @@ class Posterior:
     fresh_MK: FloatArray
 
 
+Infer = Callable[[LatentChain], Posterior]
+"""An E-step inside EM: returns expected counts under a posterior, and its evidence or a bound on it."""
+
+
 def posterior(chain: LatentChain, *, out: FloatArray | None = None, threads: int = 1) -> Posterior:
-    """Forward-backward.
+    """Run forward-backward.
 
     Args:
         chain: the traces.
-        out: float64, contiguous, (N, K): is filled with the marginals and becomes `marginal_NK`. Large batches take
-            less time in memory that is used again (`benchmarks/posterior.py` measures how much).
-        threads: share the traces out to so many; the result is the same, bit for bit.
+        out: float64, contiguous, `(N, K)`: filled with the marginals, it becomes `marginal_NK`. Large batches take less
+            time in memory that is used again (`benchmarks/posterior.py` measures how much).
+        threads: how many threads share the traces; the result is the same, bit for bit.
 
     Raises:
         DataError: a trace is impossible under every path.
-        ConfigError: an `out` of another kind, or less than one thread.
+        ConfigError: an `out` of another type or shape, or less than one thread.
     """
     N, M, K = len(chain.row_N), chain.num_traces, chain.num_latents
     if out is not None and not (out.shape == (N, K) and out.dtype == np.float64 and out.flags.carray):
         raise ConfigError(f"out is {out.dtype} of shape {out.shape}: give contiguous float64 of shape {(N, K)}")
-    found = Posterior(np.empty(M), np.empty((N, K)) if out is None else out, np.empty(N), np.empty((M, K)))
+    result = Posterior(np.empty(M), np.empty((N, K)) if out is None else out, np.empty(N), np.empty((M, K)))
     arrays = chain._kernel_arrays
-    filled = found.marginal_NK, found.log_evidence_M, found.switch_N, found.fresh_MK
+    filled = result.marginal_NK, result.log_evidence_M, result.switch_N, result.fresh_MK
     _share_out(lambda first, last: kernels.forward_backward(arrays, first, last, *filled), chain, threads)
-    _refuse_impossible(found.log_evidence_M)
-    return found
+    _refuse_impossible(result.log_evidence_M)
+    return result
 
 
 def log_evidence(chain: LatentChain, *, threads: int = 1) -> FloatArray:
-    """`log p(trace)` of each trace in nats, shape (M,); `-inf` where it is impossible. `threads`: see `posterior`."""
+    """Return `log p(trace)` in nats, `(M,)`; `-inf` where a trace is impossible. `threads`: see `posterior`."""
     log_evidence_M = np.empty(chain.num_traces)
     arrays = chain._kernel_arrays
     _share_out(lambda first, last: kernels.forward(arrays, first, last, log_evidence_M), chain, threads)
@@ -215,7 +227,7 @@ def log_evidence(chain: LatentChain, *, threads: int = 1) -> FloatArray:
 
 
 def sample_paths(chain: LatentChain, rng: np.random.Generator) -> tuple[IntArray, BoolArray]:
-    """One path per trace from the posterior: `(latent_N, switch_N)`; `DataError` as in `posterior`."""
+    """Sample one path per trace from the posterior: `(latent_N, switch_N)`; raises `DataError` as `posterior` does."""
     N = len(chain.row_N)
     log_evidence_M, latent_N, switch_N = np.empty(chain.num_traces), np.empty(N, np.int64), np.empty(N, np.bool_)
     kernels.sample(chain._kernel_arrays, rng.random((N, 2)), log_evidence_M, latent_N, switch_N)
@@ -224,10 +236,12 @@ def sample_paths(chain: LatentChain, rng: np.random.Generator) -> tuple[IntArray
 
 
 def viterbi_paths(chain: LatentChain) -> tuple[IntArray, BoolArray]:
-    """The most probable path of each trace: `(latent_N, switch_N)`.
+    """Return the most probable path of each trace: `(latent_N, switch_N)`.
 
-    Keeping a latent and drawing the same one afresh are different events: a path says which it was. `DataError` when a
-    trace is impossible under every path.
+    Keeping a latent and drawing the same one afresh are different events; `switch_N` says which of them a path has.
+
+    Raises:
+        DataError: a trace is impossible under every path.
     """
     log_joint_M, latent_N, switch_N = kernels.viterbi(*chain.arrays)
     _refuse_impossible(log_joint_M)
@@ -235,30 +249,30 @@ def viterbi_paths(chain: LatentChain) -> tuple[IntArray, BoolArray]:
 
 
 def soft_values(chain: LatentChain) -> FloatArray:
-    """`V_t(k) = log p(line_t, ... | z_{t-1} = k)` in nats, shape (N, K); in first lines, the same for every k.
+    """Return `V_t(k) = log p(line_t, ... | z_{t-1} = k)` in nats, `(N, K)`; at first lines, the same for every k.
 
-    With lines as steps and `log p(line | z) + log p(z | previous)` as reward, this is the soft-optimal value ahead of
-    the choice of z_t; at a first line it is the trace's log evidence.
+    With lines as steps and `log p(line | z) + log p(z | previous)` as reward, this is the soft-optimal value before the
+    choice of z_t. At a first line it is the trace's log evidence.
     """
     return kernels.soft_values(*chain.arrays)
 
 
 def soft_policy(chain: LatentChain, values_NK: FloatArray) -> FloatArray:
-    """The soft-optimal policy `p(z_t = k | z_{t-1} = j, lines)`, shape (N, K previous, K).
+    """Return the soft-optimal policy `p(z_t = k | z_{t-1} = j, lines)`, which is the posterior: `(N, K previous, K)`.
 
-    `exp(log p(line_t | k) + log p(k | j) + V_{t+1}(k) - V_t(j))`: the posterior. For analysis, it is of size N K^2.
+    It is `exp(log p(line_t | k) + log p(k | j) + V_{t+1}(k) - V_t(j))`. Its size of N K^2 makes it a tool for analysis.
     """
     K = chain.num_latents
     last_N = np.zeros(len(chain.row_N), dtype=bool)
     last_N[chain.offsets[1:] - 1] = True
     first_N = np.zeros_like(last_N)
     first_N[chain.offsets[:-1]] = True
-    ahead_NK = np.where(last_N[:, None], 0.0, np.roll(values_NK, -1, axis=0))
+    next_NK = np.where(last_N[:, None], 0.0, np.roll(values_NK, -1, axis=0))
     trace_N = np.repeat(np.arange(chain.num_traces), np.diff(chain.offsets))
     fresh_NK = chain.fresh_PK[chain.fresh_row_M[trace_N]]
     keep_N = np.where(first_N, 0.0, chain.keep_N)
     prior_NKK = keep_N[:, None, None] * np.eye(K) + (1 - keep_N)[:, None, None] * fresh_NK[:, None, :]
-    gain_NK = chain.log_emission_UK[chain.row_N] + ahead_NK
+    gain_NK = chain.log_emission_UK[chain.row_N] + next_NK
     with np.errstate(divide="ignore"):
         return np.asarray(np.exp(np.log(prior_NKK) + gain_NK[:, None, :] - values_NK[:, :, None]))
 

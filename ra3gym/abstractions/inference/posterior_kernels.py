@@ -1,18 +1,18 @@
 """The compiled loops of `posterior`: forward-backward, sampling, Viterbi and soft values, a range of traces per call.
 
-Rows are handed to functions of their own, `_filter_line` and `_smooth_line`: over 1-D arrays that come in as arguments
-the compiler makes vector instructions, written out in the loop over lines it often does not. Three more things make
-them fast. The exponential is a polynomial, which vectorises (the C library's does not), over all lines of a trace in
-one loop, so that a few latents do not waste it. Filtered distributions stay unnormalised beside their scale, which
-saves a pass. And the smoothed distribution is the filtered one times
+The work on one line is in functions of their own, `_filter_line` and `_smooth_line`: for 1-D arrays that are arguments
+the compiler makes vector instructions, for the same code inside the loop over lines often not. Three more things make
+them fast. The exponential is a polynomial, which vectorizes (the C library's does not), in one loop over all lines
+of a trace, so that few latents do not waste it. Filtered distributions stay unnormalized, with their scale beside them,
+which saves a pass. And the smoothed distribution is the filtered one times
 
     beta_t(k) = p(lines after t | z_t = k) / p(lines after t | lines up to t),   beta_{t-1}(k) = keep_t q_t(k) + d_t,
     q_t(k) = b_t(k) beta_t(k) / c_t,   d_t = (1 - keep_t) sum_j fresh(j) q_t(j),
 
-with b_t the emission and c_t the normaliser, so nothing is divided. d_t is the probability of a fresh draw at line t.
+with b_t the emission and c_t the normalizer, so nothing is divided. d_t is the probability of a fresh draw at line t.
 
-Sums may be reassociated (`fastmath` of `_SUMS`), but nothing assumes that values are finite: `-inf` emissions count.
-They all live in one file because numba's cache looks for changes in a function's own file only.
+Sums may be reassociated (`fastmath` of `_SUMS`), but nothing assumes finite values: emissions may be `-inf`. All are in
+one file because numba's cache looks for changes in a function's own file only.
 
 Shape letters: see CONTRIBUTING.md (U rows of emissions, P distributions of fresh latents, T lines of a trace).
 """
@@ -34,18 +34,19 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 NEGLIGIBLE = 1e-290
-"""A latent whose joint with the line is not above this, the line's best emission being 1, counts as impossible.
+"""A latent counts as impossible unless its joint with the line is above this, in units of the line's best emission.
 
-So what the backward pass multiplies stays below `1 / NEGLIGIBLE`."""
+So the factors of the backward pass stay below `1 / NEGLIGIBLE`."""
 
 _SUMS = {"reassoc", "contract", "nsz"}
 
 
 class ChainArrays(NamedTuple):
-    """What the kernels read: the arrays of a `LatentChain`, the emissions as they are or exponentiated.
+    """What the kernels read: the arrays of a `LatentChain`, with the emissions as they are or exponentiated.
 
-    emission_UK: `log p(line | latent)`, or, if `exponentiated`, `p(line | latent)` over its row's highest, whose
-    logarithm is then `highest_U` (else empty).
+    Attributes:
+        emission_UK: `log p(line | latent)`; if `exponentiated`, `p(line | latent)` over the highest of its row.
+        highest_U: if `exponentiated`, the logarithm of each row's highest; else empty.
     """
 
     emission_UK: FloatArray
@@ -60,20 +61,19 @@ class ChainArrays(NamedTuple):
 
 # --- exp --------------------------------------------------------------------------------------------------------------
 
-# exp(x) = 2^n exp(r) with |r| <= log(2) / 2, where Taylor's series to r^13 is exact to 4e-18. n is rounded by adding
-# 1.5 * 2^52, which leaves it in the low bits; log 2 comes in two parts, the first with trailing zeros, so n * _LOG_2 is
-# exact (Cody and Waite 1980).
+# exp(x) = 2^n exp(r) with |r| <= log(2) / 2, where Taylor's series to r^13 is exact to 4e-18. Adding 1.5 * 2^52 rounds
+# n and leaves it in the low bits. log 2 has two parts (Cody and Waite 1980), the first with zeros: n * _LOG_2 is exact.
 _ROUND = 1.5 * 2.0**52
 _LOG_2, _LOG_2_REST = 0.693147180369123816490, 1.90821492927058770002e-10
 _LOG_2_E = 1.0 / math.log(2.0)
 _C2, _C3, _C4, _C5, _C6, _C7, _C8, _C9, _C10, _C11, _C12, _C13 = (1.0 / math.factorial(n) for n in range(2, 14))
 _LOWEST = -708.0
-"""Where exp leaves the normal numbers; below, it is taken as 0."""
+"""Below this, exp(x) is no normal number any more and is taken as 0."""
 
 
 @intrinsic
 def _bits_of(typing_context: Any, number: Any) -> Any:
-    """The int64 with the bits of a float64."""
+    """Return the int64 with the bits of a float64."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.IntType(64))
@@ -83,7 +83,7 @@ def _bits_of(typing_context: Any, number: Any) -> Any:
 
 @intrinsic
 def _float_of(typing_context: Any, bits: Any) -> Any:
-    """The float64 with the bits of an int64."""
+    """Return the float64 with the bits of an int64."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.DoubleType())
@@ -93,7 +93,7 @@ def _float_of(typing_context: Any, bits: Any) -> Any:
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def exp_in_place(values: FloatArray) -> None:
-    """exp of numbers that are at most 0, `-inf` among them, to 1 unit in the last place; 0 below -708."""
+    """Exponentiate numbers that are at most 0 (or `-inf`), to 1 unit in the last place; 0 below -708."""
     for i in range(len(values)):
         x = values[i]
         rounded = x * _LOG_2_E + _ROUND
@@ -116,7 +116,7 @@ def _highest(row_K: FloatArray) -> float:
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _relative(log_K: FloatArray, out_K: FloatArray) -> float:
-    """Write what lies how far below the highest, and return that; all `-inf`: `out_K` is not to be read."""
+    """Fill `out_K` with the differences to the highest, which is returned; do not read `out_K` where that is `-inf`."""
     highest = _highest(log_K)
     for k in range(len(log_K)):
         out_K[k] = log_K[k] - highest
@@ -125,7 +125,7 @@ def _relative(log_K: FloatArray, out_K: FloatArray) -> float:
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def exponentiate(log_UK: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """`(exp(log_UK - highest), highest_U)` for `ChainArrays`: worth it when several lines share a row."""
+    """Return `(exp(log_UK - highest), highest_U)` for `ChainArrays`; this pays when several lines share a row."""
     table_UK = np.empty_like(log_UK)
     highest_U = np.empty(len(log_UK))
     for r in range(len(log_UK)):
@@ -139,7 +139,7 @@ def exponentiate(log_UK: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _load_emissions(chain: ChainArrays, m: int, emission_TK: FloatArray) -> float:
-    """Fill a trace's emissions, each line's over its highest; return the highest's log, summed (-inf: impossible)."""
+    """Fill a trace's emissions, each over its line's highest; return the sum of their logs (-inf: impossible)."""
     emission_UK, highest_U, exponentiated, row_N = chain[:4]  # names are quicker than fields within loops
     start, stop = chain.offsets[m], chain.offsets[m + 1]
     total = 0.0
@@ -162,7 +162,7 @@ def _load_emissions(chain: ChainArrays, m: int, emission_TK: FloatArray) -> floa
 def _filter_line(
     carried: float, before_K: FloatArray, fresh: float, fresh_K: FloatArray, emission_K: FloatArray, out_K: FloatArray
 ) -> float:
-    """Write the joint of latent and line given the lines before; return its sum."""
+    """Fill `out_K` with the joint of latent and line given the previous lines; return its sum."""
     total = 0.0
     for k in range(len(out_K)):
         joint = emission_K[k] * (carried * before_K[k] + fresh * fresh_K[k])
@@ -176,9 +176,9 @@ def _filter_line(
 def _filter_trace(
     chain: ChainArrays, m: int, emission_TK: FloatArray, joint_TK: FloatArray, scale_T: FloatArray
 ) -> float:
-    """The forward pass over a trace; returns its log evidence. `joint_TK[t] * scale_T[t]` is the filtered distribution.
+    """Run the forward pass over a trace; return its log evidence.
 
-    Fills `emission_TK` too. Nothing of the three is to be read where the evidence is `-inf`.
+    Fills the arrays, valid unless the evidence is `-inf`: `joint_TK[t] * scale_T[t]` is the filtered distribution.
     """
     start, keep_N = chain.offsets[m], chain.keep_N
     fresh_K = chain.fresh_PK[chain.fresh_row_M[m]]
@@ -212,7 +212,7 @@ def _longest(offsets: IntArray, first: int, last: int) -> int:
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def forward(chain: ChainArrays, first: int, last: int, log_evidence_M: FloatArray) -> None:
-    """Fill the log evidence of the traces `first` to `last - 1`; the other kernels take ranges likewise."""
+    """Fill the log evidence of the traces `first` to `last - 1`; `forward_backward` takes a range likewise."""
     T, K = _longest(chain.offsets, first, last), chain.emission_UK.shape[1]
     emission_TK, joint_TK, scale_T = np.empty((T, K)), np.empty((T, K)), np.empty(T)
     for m in range(first, last):
@@ -233,15 +233,15 @@ def _smooth_line(
     ratio_K: FloatArray,
     drawn_K: FloatArray,
 ) -> float:
-    """Step back to a line: `keep`, `drawn` and `ratio_K` are keep, d and q of the line after it (see the module's top).
+    """Step back to a line, from `keep`, `drawn` and `ratio_K`: keep, d and q of the next line (see the module's top).
 
-    Turns the line's joint into its marginal and `ratio_K` into its own q, whose mean over fresh latents comes back.
+    Turns the line's joint into its marginal and `ratio_K` into its own q; returns the mean of q over fresh latents.
     """
     mean = 0.0
     for k in range(len(marginal_K)):
         drawn_K[k] += (1.0 - keep) * ratio_K[k]
         joint = marginal_K[k]
-        beta = scale * (keep * ratio_K[k] + drawn) if joint > 0.0 else 0.0  # could overflow where it counts for nothing
+        beta = scale * (keep * ratio_K[k] + drawn) if joint > 0.0 else 0.0  # where the joint is 0, beta could overflow
         marginal_K[k] = joint * beta
         ratio = emission_K[k] * beta
         ratio_K[k] = ratio
@@ -259,7 +259,7 @@ def forward_backward(
     switch_N: FloatArray,
     fresh_MK: FloatArray,
 ) -> None:
-    """Fill what `Posterior` holds; of impossible traces, the evidence alone."""
+    """Fill the arrays of a `Posterior`; for an impossible trace, only its evidence."""
     T, K = _longest(chain.offsets, first, last), chain.emission_UK.shape[1]
     emission_TK, scale_T = np.empty((T, K)), np.empty(T)
     ratio_K, drawn_K = np.empty(K), np.empty(K)
@@ -273,7 +273,7 @@ def forward_backward(
         fresh_K = chain.fresh_PK[chain.fresh_row_M[m]]
         ratio_K[:] = 0.0
         drawn_K[:] = 0.0
-        keep, drawn = 1.0, 1.0  # behind the last line nothing is known: beta = 1
+        keep, drawn = 1.0, 1.0  # no line follows the last one: beta = 1
         for t in range(stop - start - 1, -1, -1):
             mean = _smooth_line(keep, drawn, scale_T[t], fresh_K, emission_TK[t], marginal_TK[t], ratio_K, drawn_K)
             keep = keep_N[start + t]
@@ -305,7 +305,7 @@ def sample(
         draw = True
         for n in range(chain.offsets[m + 1] - 1, start - 1, -1):
             t = n - start
-            if draw:  # the next line's latent tells nothing about this one's
+            if draw:  # the next line drew a fresh latent, which is independent of this line's
                 target, k = uniform_N2[n, 0] / scale_T[t], 0
                 reached = joint_TK[t, 0]
                 while reached <= target and k < K - 1:
@@ -333,7 +333,7 @@ def viterbi(
     fresh_row_M: IntArray,
     offsets: IntArray,
 ) -> tuple[FloatArray, IntArray, BoolArray]:
-    """`(log_joint_M, latent_N, switch_N)` of the best paths; see `posterior.viterbi_paths`."""
+    """Return `(log_joint_M, latent_N, switch_N)` of the best paths; see `posterior.viterbi_paths`."""
     K = log_emission_UK.shape[1]
     N = offsets[-1]
     log_joint_M = np.empty(len(offsets) - 1)
@@ -376,7 +376,7 @@ def soft_values(
     fresh_row_M: IntArray,
     offsets: IntArray,
 ) -> FloatArray:
-    """See `posterior.soft_values`."""
+    """Return `V_t(k)`; see `posterior.soft_values`."""
     K = log_emission_UK.shape[1]
     value_NK = np.empty((offsets[-1], K))
     gain_K = np.empty(K)
@@ -385,8 +385,8 @@ def soft_values(
         for n in range(offsets[m + 1] - 1, offsets[m] - 1, -1):
             keep = keep_N[n] if n > offsets[m] else 0.0
             for k in range(K):
-                ahead = value_NK[n + 1, k] if n + 1 < offsets[m + 1] else 0.0
-                gain_K[k] = log_emission_UK[row_N[n], k] + ahead
+                rest = value_NK[n + 1, k] if n + 1 < offsets[m + 1] else 0.0
+                gain_K[k] = log_emission_UK[row_N[n], k] + rest
             highest = _relative(gain_K, gain_K)
             if highest == -np.inf:
                 value_NK[n] = -np.inf

@@ -1,6 +1,6 @@
-"""The E-step as a decision problem: walk through a trace, choose a latent for each line, be paid in nats.
+"""The E-step as a decision problem: walk through a trace and choose a latent for each line, for a reward in nats.
 
-At line t, with the latent z_{t-1} behind, choosing z_t pays
+At line t, after the latent z_{t-1}, choosing z_t earns
 
     r_t = log p(line_t | z_t) + log p(z_t | z_{t-1}),
 
@@ -28,19 +28,21 @@ from ra3gym.errors import DataError
 Float32Array = npt.NDArray[np.float32]
 
 NO_LATENT = -1
-"""The latent behind a first line."""
+"""The previous latent of a first line."""
 
 
 @dataclass(frozen=True)
 class InferenceProblem:
     """Traces to infer latents over, and what a policy sees of them.
 
-    chain: emissions and prior. feature_NF: float32, what is known of each line: its own features and those of the lines
-    around it; none of them may depend on a latent. trace_ids: one name per trace, none twice. line_texts: the lines
-    themselves, N of them, where they are known; they are shown, never learned from.
+    Attributes:
+        chain: emissions and prior.
+        feature_NF: float32, features of each line and of the lines around it; they must not depend on latents.
+        trace_ids: a different name for each trace.
+        line_texts: the N lines as text, or `None`; for display only.
 
     Raises:
-        DataError: features that do not fit the chain or are not finite, or names or texts that do not.
+        DataError: features that do not fit the chain or are not finite, or names or texts that do not fit.
     """
 
     chain: LatentChain
@@ -52,19 +54,17 @@ class InferenceProblem:
         N, M = len(self.chain.row_N), self.chain.num_traces
         if self.feature_NF.ndim != 2 or len(self.feature_NF) != N or self.feature_NF.dtype != np.float32:
             raise DataError(
-                f"features of shape {self.feature_NF.shape} and type {self.feature_NF.dtype}: give float32, a row for "
-                f"each of the {N} lines"
+                f"features of shape {self.feature_NF.shape} and type {self.feature_NF.dtype}: give float32, one row "
+                f"for each of the {N} lines"
             )
         if not np.isfinite(self.feature_NF).all():
             raise DataError(
                 f"the features of line {int(np.argwhere(~np.isfinite(self.feature_NF))[0, 0])} are not finite"
             )
         if len(self.trace_ids) != M or len(set(self.trace_ids)) != M:
-            raise DataError(
-                f"{len(set(self.trace_ids))} different trace ids for {M} traces: give each a name of its own"
-            )
+            raise DataError(f"{len(set(self.trace_ids))} different trace ids for {M} traces: give each trace its own")
         if self.line_texts is not None and len(self.line_texts) != N:
-            raise DataError(f"{len(self.line_texts)} line texts for {N} lines: give one for each, or None")
+            raise DataError(f"{len(self.line_texts)} line texts for {N} lines: give one for each line, or None")
 
     @property
     def num_latents(self) -> int:
@@ -81,13 +81,13 @@ class InferenceProblem:
 
     @cached_property
     def log_evidence_M(self) -> FloatArray:
-        """`log p(trace)` of each trace in nats: the most that any policy can earn."""
+        """`log p(trace)` of each trace in nats: the most that a policy can earn, entropy included."""
         return log_evidence(self.chain)
 
     @cached_property
     def known_ND(self) -> Float32Array:
-        """Observations without the latent behind: features, K zeros, how far the line is into its trace (0 to 1), and
-        `1 / lines left`, the line itself counted."""
+        """Observations without the previous latent: features, K zeros, the line's place in its trace (0 to 1), and
+        `1 / lines left`, where the line itself counts."""
         lengths_M = np.diff(self.chain.offsets)
         index_N = np.arange(len(self.chain.row_N)) - self.chain.offsets[self.trace_N]
         left_N = lengths_M[self.trace_N] - index_N
@@ -96,15 +96,15 @@ class InferenceProblem:
         return np.concatenate([self.feature_NF, blank_NK, position_N2], axis=1, dtype=np.float32)
 
     def observations(self, line_B: IntArray, previous_B: IntArray) -> Float32Array:
-        """What a policy sees, float32 (B, D): features, the latent behind (one-hot, or zeros), position."""
+        """What a policy sees, float32 `(B, D)`: features, the previous latent (one-hot, or zeros), place."""
         observed_BD = self.known_ND[line_B]
         (rows,) = np.nonzero(previous_B >= 0)
         observed_BD[rows, self.feature_NF.shape[1] + previous_B[rows]] = 1.0
         return observed_BD
 
     def end_observations(self, previous_B: IntArray) -> Float32Array:
-        """What is seen behind a trace's last line, float32 (B, D): no features, the last latent (one-hot, or zeros),
-        position (1, 0)."""
+        """What a policy sees after the last line, float32 `(B, D)`: no features, the last latent (one-hot, or zeros),
+        place (1, 0)."""
         observed_BD = np.zeros((len(previous_B), self.observation_size), dtype=np.float32)
         (rows,) = np.nonzero(previous_B >= 0)
         observed_BD[rows, self.feature_NF.shape[1] + previous_B[rows]] = 1.0
@@ -112,16 +112,16 @@ class InferenceProblem:
         return observed_BD
 
     def log_priors(self, line_B: IntArray, previous_B: IntArray) -> FloatArray:
-        """`log p(z_t | z_{t-1})` in nats for every z_t, shape (B, K)."""
+        """Return `log p(z_t | z_{t-1})` in nats for every z_t, `(B, K)`."""
         chain = self.chain
         return _log_priors(chain.keep_N, chain.fresh_PK, chain.fresh_row_M[self.trace_N[line_B]], line_B, previous_B)
 
     def rewards(self, line_B: IntArray, previous_B: IntArray) -> FloatArray:
-        """`log p(line_t | z_t) + log p(z_t | z_{t-1})` in nats for every z_t, shape (B, K)."""
+        """Return `log p(line_t | z_t) + log p(z_t | z_{t-1})` in nats for every z_t, `(B, K)`."""
         return self.chain.log_emission_UK[self.chain.row_N[line_B]] + self.log_priors(line_B, previous_B)
 
     def rewards_of(self, line_B: IntArray, previous_B: IntArray, latent_B: IntArray) -> FloatArray:
-        """The reward of one choice in each line, in nats, shape (B,)."""
+        """Return the reward of one choice in each line, in nats, `(B,)`."""
         chain = self.chain
         return _rewards_of(*chain.arrays[:4], chain.fresh_row_M[self.trace_N[line_B]], line_B, previous_B, latent_B)
 
@@ -161,11 +161,11 @@ def _log_priors(
 
 
 def lookahead_features(chain: LatentChain, ahead: int = 2) -> Float32Array:
-    """Features from the chain itself, enough to act on: what each line, and `ahead` lines that follow, say of latents.
+    """Features from the chain itself, enough to act on: float32 `(N, (K + 1) (ahead + 1) + K)`.
 
-    For each of these lines `log p(k | line)` under equal priors and the line's keep probability; then the trace's log
-    distribution of fresh latents. Every log is raised to at least -20; behind a trace's end stand zeros. float32, shape
-    (N, (K + 1) (ahead + 1) + K).
+    For each line and the `ahead` lines after it: `log p(k | line)` under equal priors, and the line's keep probability.
+    Then the trace's log distribution of fresh latents. Every log is raised to at least -20. After the end of a trace,
+    features are 0.
     """
     trace_N = np.repeat(np.arange(chain.num_traces), np.diff(chain.offsets))
     log_posterior_UK = log_softmax(np.maximum(chain.log_emission_UK, -1e30), axis=1)
@@ -186,7 +186,7 @@ def lookahead_features(chain: LatentChain, ahead: int = 2) -> Float32Array:
 def problem_from_chain(
     chain: LatentChain, trace_ids: Sequence[str] | None = None, feature_NF: Float32Array | None = None
 ) -> InferenceProblem:
-    """The problem of a chain; traces are named "0", "1", ... and seen through `lookahead_features` by default."""
+    """Make the problem of a chain; by default, traces are named "0", "1", ... and features are `lookahead_features`."""
     return InferenceProblem(
         chain,
         lookahead_features(chain) if feature_NF is None else feature_NF,

@@ -1,12 +1,15 @@
-"""The temporal ELBO of RA3 (arXiv 2509.25810) and its parts, in nats: pure functions, one trace at a time.
+"""The temporal ELBO of RA3 (arXiv 2509.25810) and its parts, in nats, for any policy over the latents of a trace.
+
+Call it to score an E-step of your own, or a policy that was not trained here, against the exact log evidence. (The
+E-steps of this package measure their gap from sampled paths.)
 
     log p(x_1..T) >= E_q[ sum_t log p(x_t | z_t) ] - E_q[ sum_t KL(q(z_t | z_{t-1}, x) || p(z_t | z_{t-1})) ],
 
-for any q that is a Markov chain over the trace's latents, with equality when q is the posterior. The limits: for
-`alpha -> 1` a switch costs infinitely much, and RA3 is next-token prediction under one latent a trace; at `alpha -> 0`
-each line has a latent of its own, and the bound is BRiTE's, line by line.
+for any q that is a Markov chain over the trace's latents, with equality when q is the posterior. Two limits: for
+`alpha -> 1` the cost of a switch is infinite, and RA3 is next-token prediction under one latent per trace. At
+`alpha -> 0` each line has its own latent, and the bound is BRiTE's, line by line.
 
-Shapes: T lines, K latents.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -26,8 +29,10 @@ FloatArray = npt.NDArray[np.float64]
 class TemporalElbo:
     """The parts of the bound, in nats.
 
-    reconstruction: `E_q sum_t log p(x_t | z_t)`. log_prior: `E_q sum_t log p(z_t | z_{t-1})`. entropy: q's, that is
-    `-E_q sum_t log q(z_t | z_{t-1}, x)`.
+    Attributes:
+        reconstruction: `E_q sum_t log p(x_t | z_t)`.
+        log_prior: `E_q sum_t log p(z_t | z_{t-1})`.
+        entropy: that of q, `-E_q sum_t log q(z_t | z_{t-1}, x)`.
     """
 
     reconstruction: float
@@ -36,7 +41,7 @@ class TemporalElbo:
 
     @property
     def switch_kl(self) -> float:
-        """`E_q sum_t KL(q(z_t | .) || p(z_t | .))`: what the latents cost."""
+        """`E_q sum_t KL(q(z_t | .) || p(z_t | .))`: the cost of the latents."""
         return -self.log_prior - self.entropy
 
     @property
@@ -46,10 +51,16 @@ class TemporalElbo:
 
 
 def temporal_elbo(log_emission_TK: FloatArray, log_prior_TKK: FloatArray, policy_TKK: FloatArray) -> TemporalElbo:
-    """The ELBO of the policy `q(z_t = k | z_{t-1} = j, x)` in `policy_TKK[t, j, k]`.
+    """Compute the ELBO of a policy.
 
-    `log_prior_TKK[t, j, k]` is `log p(z_t = k | z_{t-1} = j)`; in both, row 0 of `t = 0` stands for the first line.
-    A policy that puts mass where emission or prior is impossible has the bound `-inf`.
+    A policy that puts mass where emission or prior is impossible has the bound `-inf`. A policy that is sure of one
+    path has an entropy of 0, and its bound is the log joint probability of path and trace.
+
+    Args:
+        log_emission_TK: `log p(x_t | z_t = k)` in nats.
+        log_prior_TKK: `log p(z_t = k | z_{t-1} = j)` at `[t, j, k]`; the first line, without a previous latent, is
+            `[0, 0]`.
+        policy_TKK: `q(z_t = k | z_{t-1} = j, x)` at `[t, j, k]`, likewise.
 
     Raises:
         DataError: shapes that do not fit, or rows of the policy that are no distributions.
@@ -74,20 +85,7 @@ def temporal_elbo(log_emission_TK: FloatArray, log_prior_TKK: FloatArray, policy
     return TemporalElbo(reconstruction, log_prior, entropy)
 
 
-def path_log_joint(
-    log_emission_TK: FloatArray, log_prior_TKK: FloatArray, latent_T: npt.NDArray[np.int64]
-) -> TemporalElbo:
-    """The bound of a q that is sure of one path: `log p(x, z)`, with an entropy of 0."""
-    before_T = np.concatenate([[0], latent_T[:-1]])
-    lines = np.arange(len(latent_T))
-    return TemporalElbo(
-        reconstruction=float(log_emission_TK[lines, latent_T].sum()),
-        log_prior=float(log_prior_TKK[lines, before_T, latent_T].sum()),
-        entropy=0.0,
-    )
-
-
 def _expected(mass: FloatArray, values: FloatArray) -> float:
-    """`sum mass * values`, where no mass on an impossible value counts as 0."""
+    """Return `sum mass * values`, where 0 mass times an infinite value is 0."""
     with np.errstate(invalid="ignore"):
         return float(np.where(mass > 0.0, mass * values, 0.0).sum())

@@ -1,11 +1,14 @@
-"""The log evidence of traces under a sticky prior as a torch function that differentiates.
+"""The log evidence of traces under a sticky prior as a differentiable torch function.
 
-On the CPU the numba kernels of `posterior` do the work; on other devices the recursions of `posterior_kernels`, line by
-line to the end of the longest trace, all traces at once. Either way the gradient is exact and nothing is recorded step
-by step: for the log emissions it is the posterior marginals (Fisher's identity), for alpha the expected keeps over
-alpha less the draws over 1 - alpha.
+Call it to train a network that gives emissions on the log evidence itself, by gradient descent in place of EM: exact,
+on any device. (Nothing in this package does so: its E-steps keep emissions fixed.)
 
-Shape suffixes: B traces, T lines of the longest, K latents.
+On the CPU the numba kernels of `posterior` do the work. On other devices it is the recursions of `posterior_kernels`,
+all traces at once, line by line to the end of the longest. In both cases the gradient is exact and autograd records no
+single step: for the log emissions the gradient is the posterior marginals (Fisher's identity), for alpha it is the
+expected keeps over alpha minus the expected draws over 1 - alpha.
+
+Shape letters: see CONTRIBUTING.md (B traces, T lines of the longest).
 """
 
 from __future__ import annotations
@@ -21,17 +24,18 @@ from ra3gym.errors import DataError
 
 
 def sticky_log_evidence(log_emission_BTK: Tensor, length_B: Tensor, alpha: Tensor | float) -> Tensor:
-    """`log p(trace)` in nats, shape (B,), under the sticky prior with stickiness `alpha` and uniform fresh latents.
+    """Return `log p(trace)` in nats, `(B,)`, under the sticky prior `alpha` with uniform fresh latents.
+
+    It is computed in float64 and returned in the dtype of the emissions. It is differentiable, once, in emissions and
+    alpha.
 
     Args:
-        log_emission_BTK: `log p(line | latent)`; what stands behind a trace's end is not read.
+        log_emission_BTK: `log p(line | latent)`; values after the end of a trace are ignored.
         length_B: lines of each trace, at least 1.
         alpha: in (0, 1); a tensor of one element to learn it.
 
     Raises:
         DataError: shapes that do not fit, NaN, or a trace that is impossible under every path.
-
-    Computed in float64; the result has the emissions' dtype. Differentiable in emissions and alpha, once.
     """
     if log_emission_BTK.ndim != 3 or length_B.shape != log_emission_BTK.shape[:1]:
         raise DataError(
@@ -65,11 +69,11 @@ class _LogEvidence(torch.autograd.Function):
 
 
 def _on_cpu(log_emission_BTK: Tensor, length_B: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Evidence, marginals (0 behind the ends) and expected fresh draws after the first line."""
+    """Return evidence, marginals (0 after the end of a trace) and expected fresh draws after the first line."""
     B, T, K = log_emission_BTK.shape
     lengths = length_B.numpy()
     inside_BT = np.arange(T) < lengths[:, None]
-    full = bool(inside_BT.all())  # then nothing has to be picked out, and results go where they belong
+    full = bool(inside_BT.all())  # then no line has to be selected, and results are written in place
     emission_BTK = log_emission_BTK.numpy()
     chain = LatentChain(
         log_emission_UK=emission_BTK.reshape(-1, K) if full else emission_BTK[inside_BT],
@@ -80,15 +84,15 @@ def _on_cpu(log_emission_BTK: Tensor, length_B: Tensor, alpha: float) -> tuple[T
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
     )
     marginal_BTK = np.empty((B, T, K)) if full else np.zeros((B, T, K))
-    found = posterior(chain, out=marginal_BTK.reshape(-1, K) if full else None)
+    result = posterior(chain, out=marginal_BTK.reshape(-1, K) if full else None)
     if not full:
-        marginal_BTK[inside_BT] = found.marginal_NK
-    draws_B = np.add.reduceat(found.switch_N, chain.offsets[:-1]) - 1.0
-    return torch.from_numpy(found.log_evidence_M), torch.from_numpy(marginal_BTK), torch.from_numpy(draws_B)
+        marginal_BTK[inside_BT] = result.marginal_NK
+    draws_B = np.add.reduceat(result.switch_N, chain.offsets[:-1]) - 1.0
+    return torch.from_numpy(result.log_evidence_M), torch.from_numpy(marginal_BTK), torch.from_numpy(draws_B)
 
 
 def _on_device(log_emission_BTK: Tensor, length_B: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """See `_on_cpu`. Behind a trace's end, every latent emits with probability 1: such lines change nothing."""
+    """See `_on_cpu`. After the end of a trace, every latent emits with probability 1: such lines change nothing."""
     B, T, K = log_emission_BTK.shape
     inside_TB = torch.arange(T, device=length_B.device)[:, None] < length_B
     log_b_TBK = log_emission_BTK.double().transpose(0, 1)

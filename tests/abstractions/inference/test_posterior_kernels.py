@@ -157,13 +157,13 @@ def test_an_impossible_trace_has_no_best_path_and_no_value() -> None:
         ({"log_emission_UK": np.array([[0.0, 0.0], [np.inf, 0.0]])}, "row 1 of the emissions holds NaN or \\+inf"),
         ({"row_N": np.array([0, 2])}, "row_N holds 2: there are rows 0 to 1"),
         ({"row_N": np.array([-1, 0])}, "row_N holds -1"),
-        ({"row_N": np.array([0])}, "offsets run from 0 to 2: row_N has the lines 0 to 1"),
+        ({"row_N": np.array([0])}, "offsets run from 0 to 2: row_N has lines 0 to 1"),
         ({"keep_N": np.array([0.5])}, r"keep_N has shape \(1,\)"),
         ({"keep_N": np.array([0.5, np.nan])}, "keep_N holds values"),
         ({"fresh_PK": np.full((1, 3), 1 / 3)}, r"fresh_PK has shape \(1, 3\)"),
         ({"fresh_PK": np.full((1, 2), 0.4)}, "must be a distribution"),
         ({"fresh_row_M": np.array([1])}, "fresh_row_M holds 1: there are rows 0 to 0"),
-        ({"offsets": np.array([0, 0, 2])}, "one without lines"),
+        ({"offsets": np.array([0, 0, 2])}, "a trace without lines"),
     ],
 )
 def test_a_chain_that_does_not_fit_is_refused(change: dict[str, FloatArray], message: str) -> None:

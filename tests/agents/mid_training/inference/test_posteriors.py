@@ -8,7 +8,7 @@ import pytest
 from ra3gym.abstractions.inference.posterior import LatentChain, posterior, soft_policy, soft_values, viterbi_paths
 from ra3gym.abstractions.inference.problem import NO_LATENT, InferenceProblem, problem_from_chain
 from ra3gym.abstractions.inference.sticky_prior import StickyPrior
-from ra3gym.abstractions.inference.temporal_elbo import path_log_joint, temporal_elbo
+from ra3gym.abstractions.inference.temporal_elbo import temporal_elbo
 from ra3gym.agents.mid_training.inference.posteriors import (
     ExactAgent,
     UniformPosterior,
@@ -74,7 +74,8 @@ def test_viterbi_path_is_sampled_with_certainty_and_scored(problem: InferencePro
     prior_TKK = np.stack(
         [problem.log_priors(lines, np.where(lines == 0, NO_LATENT, previous)) for previous in range(K)], axis=1
     )
-    joint = path_log_joint(problem.chain.log_emission_UK[first], prior_TKK, latent_N[first])
+    sure_TKK = np.repeat(np.eye(K)[latent_N[first]][:, None], K, axis=1)
+    joint = temporal_elbo(problem.chain.log_emission_UK[first], prior_TKK, sure_TKK)
     assert found.log_joint_M[0] == pytest.approx(joint.total)
 
 
