@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from ra3gym.abstractions.inference.problem import InferenceProblem
 from ra3gym.abstractions.inference.sticky_prior import StickyPrior
-from ra3gym.abstractions.latents.model_emissions import latent_tokens, model_problem
+from ra3gym.abstractions.latents.emissions import latent_tokens, model_problem
 from ra3gym.errors import ConfigError, DataError
 from ra3gym.lm import LoadedModel, load
 from ra3gym.tasks import ExpertTrace, load_tasks

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ra3gym.abstractions.inference.path_counts import counts_of_paths, switch_probabilities
-from ra3gym.abstractions.inference.posterior import FloatArray, LatentChain, Posterior
+from ra3gym.abstractions.inference.posterior import FloatArray, Infer, LatentChain, Posterior
 from ra3gym.abstractions.inference.problem import problem_from_chain
 from ra3gym.abstractions.latents.annotations import Annotations
 from ra3gym.abstractions.latents.codebook import (
     CodebookConfig,
-    Infer,
     latent_chain,
     learn_codebook,
     paths_of,

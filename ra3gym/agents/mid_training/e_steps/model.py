@@ -13,8 +13,8 @@ from ra3gym.abstractions.latents.annotations import Annotations
 from ra3gym.abstractions.latents.codebook import paths_of, words_by_latent
 from ra3gym.abstractions.latents.corpus import encode_traces
 from ra3gym.abstractions.latents.diagnosis import line_gains
-from ra3gym.abstractions.latents.fixed_emissions import fit_prior
-from ra3gym.abstractions.latents.model_emissions import model_emissions
+from ra3gym.abstractions.latents.emissions import model_emissions
+from ra3gym.abstractions.latents.prior import fit_prior
 from ra3gym.agents.mid_training.e_steps.agent import AgentEStep
 from ra3gym.agents.mid_training.inference.posteriors import ExactAgent, InferenceAgent
 from ra3gym.lm import LoadedModel
@@ -43,7 +43,7 @@ class ModelEStep:
         """See `EStep.infer`; metrics are `evidence` and `elbo_gap` (nats per line), `latents_named` and `seconds`.
 
         Raises:
-            DataError, ModelError: as `ra3gym.abstractions.latents.model_emissions.model_emissions`.
+            DataError, ModelError: as `ra3gym.abstractions.latents.emissions.model_emissions`.
         """
         started = time.perf_counter()
         corpus = encode_traces(traces)

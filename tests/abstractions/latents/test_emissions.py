@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, Qwen2Con
 from ra3gym import lm
 from ra3gym.abstractions.inference.posterior import log_evidence
 from ra3gym.abstractions.inference.sticky_prior import StickyPrior
-from ra3gym.abstractions.latents.model_emissions import latent_tokens, line_features, model_emissions, model_problem
+from ra3gym.abstractions.latents.emissions import latent_tokens, line_features, model_emissions, model_problem
 from ra3gym.errors import ConfigError, DataError, ModelError
 from ra3gym.tasks import CodeTask, ExpertTrace, FunctionTests
 from ra3gym.tasks.idioms import IdiomsDomain
