@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ra3gym import lm
-from ra3gym.abstractions.options.horizon import Interval, observed_horizon
+from ra3gym.abstractions.options import Interval, observed_horizon
 from ra3gym.cli import PIPE_WIDTH
 from ra3gym.files import write_json
 from ra3gym.runs.manifest import describe_start

@@ -40,9 +40,8 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 from rich.console import Console
 from rich.table import Table
 
-from ra3gym.abstractions.options.family import random_option_mdp, random_task_family
-from ra3gym.abstractions.options.horizon import exact_horizon
-from ra3gym.abstractions.pruning.elimination import candidate_errors, candidate_sets, samples_needed, smallest_good_set
+from ra3gym.abstractions.options import exact_horizon, random_option_mdp, random_task_family
+from ra3gym.abstractions.pruning import candidate_errors, candidate_sets, samples_needed, smallest_good_set
 from ra3gym.cli import PIPE_WIDTH
 from ra3gym.envs.option_mdp.env import OptionMDPEnv
 from ra3gym.envs.option_mdp.vector_env import OptionMDPVectorEnv

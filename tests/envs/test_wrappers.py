@@ -17,8 +17,8 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from ra3gym.abstractions.inference.posterior import LatentChain
 from ra3gym.abstractions.inference.problem import problem_from_chain
 from ra3gym.abstractions.inference.sticky_prior import StickyPrior
-from ra3gym.abstractions.options.family import random_option_mdp
-from ra3gym.abstractions.pruning.rules import Evidence, at_random, by_policy_mass
+from ra3gym.abstractions.options import random_option_mdp
+from ra3gym.abstractions.pruning import Evidence, at_random, by_policy_mass
 from ra3gym.envs.option_mdp.env import OptionMDPEnv
 from ra3gym.envs.option_mdp.vector_env import OptionMDPVectorEnv
 from ra3gym.envs.trace_inference.env import TraceInferenceEnv

@@ -1,6 +1,6 @@
 """Random families of `OptionMDP` with planted options.
 
-Shape suffixes: S states, A primitive actions, O options, B successors of a state and action, G good options.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -46,24 +46,25 @@ def random_option_mdp(
 ) -> OptionMDP:
     """A random MDP with planted options.
 
-    Each state and action leads to `branching` random states with Dirichlet(1) probabilities; a share of the pairs pays
-    a reward uniform in (0, 1), the others nothing. Good options follow an optimal policy; each begins in its own part
-    of the states, and together they cover all, so that dropping one leaves a part without it. The other options follow
-    random policies and begin anywhere. Every option stops with probability `1 / mean_duration` a step.
+    Each state and action leads to `branching` random states with Dirichlet(1) probabilities. A share of these pairs
+    pays a reward uniform in (0, 1), the others nothing. Good options follow an optimal policy; each begins in its own
+    part of the states, and together they cover all states, so that without one of them a part has no good option. The
+    other options follow random policies and begin anywhere. Every option stops with probability `1 / mean_duration` a
+    step.
 
-    Without mistakes, options alone lose nothing: `V*` over them is that over primitives.
+    Without mistakes, options alone lose nothing: `V*` over options equals `V*` over primitives.
 
     Args:
         seed: of the instance; equal seeds and arguments give equal instances.
-        num_states: S, terminal ones included.
-        num_actions: A, primitive ones.
-        num_options: O, good ones included.
-        num_good: G, at most O.
+        num_states: S, terminal states included.
+        num_actions: A, primitive actions.
+        num_options: O, good options included.
+        num_good: good options, at most O.
         mean_duration: of every option in steps, at least 1; 1 makes options as short as primitives.
         gamma: discount per primitive step.
         branching: successors of a state and action.
         reward_density: share of pairs that pay, in (0, 1].
-        num_terminals: how many states end an episode; they are the last ones. 0 for none.
+        num_terminals: how many states end an episode, the last ones; may be 0.
         mistakes: share of states in which good options take a random action instead, in [0, 1].
 
     Raises:
@@ -79,11 +80,11 @@ def random_option_mdp(
     bare = _bare_mdp(rng, num_states, num_actions, gamma, branching, reward_density, num_terminals)
     best_S = np.maximum(optimal_policy(bare, "primitives"), 0)
     chosen_OS = rng.integers(num_actions, size=(num_options, num_states))
-    wrong_GS = rng.random((num_good, num_states)) < mistakes
-    chosen_OS[:num_good] = np.where(wrong_GS, chosen_OS[:num_good], best_S)
+    mistaken = rng.random((num_good, num_states)) < mistakes
+    chosen_OS[:num_good] = np.where(mistaken, chosen_OS[:num_good], best_S)
     initiation_OS = np.ones((num_options, num_states), dtype=np.bool_)
     if num_good:
-        # The first states of a random order go to one part each, so that no part is empty.
+        # The first states of a random order go to different parts, so that no part is empty.
         part_S = np.full(num_states, -1)
         part_S[rng.permutation(live)] = np.append(np.arange(num_good), rng.integers(num_good, size=live - num_good))
         initiation_OS[:num_good] = part_S == np.arange(num_good)[:, None]
@@ -110,9 +111,9 @@ def random_task_family(
 ) -> tuple[OptionMDP, ...]:
     """Tasks that share dynamics and options and differ in their rewards; option t follows task t's optimal policy.
 
-    All options begin anywhere; those behind the first `num_tasks` follow random policies. So a set of actions is good
-    for the family if it holds (nearly) each task's option: the setting of the pruning theorem, whose samples are tasks.
-    No state is terminal. Arguments and errors are those of `random_option_mdp`.
+    All options begin anywhere; those after the first `num_tasks` follow random policies. So a set of actions is good
+    for the family if it contains the option of (nearly) each task: the setting of the pruning theorem, whose samples
+    are tasks. No state is terminal. Arguments and errors are those of `random_option_mdp`.
     """
     _check_family(num_states, num_actions, num_options, num_tasks, mean_duration, branching, reward_density)
     rng = np.random.default_rng(seed)
@@ -139,7 +140,9 @@ def _check_family(
     reward_density: float,
 ) -> None:
     if num_states < 1 or num_actions < 1 or num_options < 0:
-        raise ConfigError(f"{num_states} states, {num_actions} actions and {num_options} options: give 1, 1, 0 or more")
+        raise ConfigError(
+            f"{num_states} states, {num_actions} actions, {num_options} options: give at least 1, 1 and 0"
+        )
     if not 0 <= num_good <= num_options:
         raise ConfigError(f"{num_good} good options among num_options={num_options}: give 0 to all of them")
     if not (np.isfinite(mean_duration) and mean_duration >= 1.0):
@@ -163,8 +166,8 @@ def _bare_mdp(
     terminal_S = np.arange(num_states) >= num_states - num_terminals
     transition_SAS = np.zeros((num_states, num_actions, num_states))
     order_SAS = rng.random((num_states, num_actions, num_states)).argsort(axis=2)
-    shares_SAB = rng.dirichlet(np.ones(branching), size=(num_states, num_actions))
-    np.put_along_axis(transition_SAS, order_SAS[:, :, :branching], shares_SAB, axis=2)
+    shares = rng.dirichlet(np.ones(branching), size=(num_states, num_actions))
+    np.put_along_axis(transition_SAS, order_SAS[:, :, :branching], shares, axis=2)
     transition_SAS[terminal_S] = np.eye(num_states)[terminal_S][:, None, :]
     reward_SA = _random_rewards(rng, num_states, num_actions, reward_density)
     reward_SA[terminal_S] = 0.0
@@ -182,5 +185,5 @@ def _bare_mdp(
 
 def _random_rewards(rng: np.random.Generator, num_states: int, num_actions: int, density: float) -> FloatArray:
     reward_SA = rng.random((num_states, num_actions)) * (rng.random((num_states, num_actions)) < density)
-    reward_SA[0, 0] = max(reward_SA[0, 0], 0.5)  # so that no instance is without any reward
+    reward_SA[0, 0] = max(reward_SA[0, 0], 0.5)  # so that every instance has a reward
     return np.asarray(reward_SA, dtype=np.float64)

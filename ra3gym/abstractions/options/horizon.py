@@ -1,14 +1,14 @@
-"""How long decisions last, and what that is worth: gamma_bar, the effective horizon, iterations of value iteration.
+"""How long decisions last, and what follows from it: gamma_bar, the effective horizon, value iteration's sweeps.
 
 The convergence theorem of RA3 (arXiv 2509.25810) says that value iteration over actions of random duration tau needs
 
     N >= 1 / (1 - gamma_bar) * log(R_max / (eps (1 - gamma_bar))),     gamma_bar = sup E[gamma^tau | s, z],
 
-iterations to come within eps of V*. As we use it, and as it can be proved in two lines: from V = 0 the error after N
-sweeps is at most `gamma_bar^N max|V*|`, and `max|V*| <= R_max / (1 - gamma_bar)` where R_max bounds the expected
-discounted reward `|R(s, z)|` of one **decision**. (With the largest reward of a primitive *step* instead, the bound is
-false: an option collects many.) `log(1 / gamma_bar) >= 1 - gamma_bar` gives the rest. Durations count in primitive
-steps: lines or tokens of a program, steps of an MDP.
+iterations to come within eps of V*. The proof of what we use takes two lines: from V = 0 the error after N sweeps is at
+most `gamma_bar^N max|V*|`, and `max|V*| <= R_max / (1 - gamma_bar)`, where R_max bounds the expected discounted reward
+`|R(s, z)|` of one **decision**. The rest follows from `log(1 / gamma_bar) >= 1 - gamma_bar`. (With the largest reward
+of a primitive *step* as R_max, the bound is false: an option collects many rewards.) Durations count primitive steps:
+lines or tokens of a program, steps of an MDP.
 """
 
 from __future__ import annotations
@@ -37,14 +37,21 @@ class Interval:
 
 @dataclass(frozen=True)
 class ObservedHorizon:
-    """What observed durations say; see `observed_horizon`."""
+    """An estimate from observed durations; see `observed_horizon`.
+
+    Attributes:
+        decisions_per_episode: their mean.
+        mean_duration: of a decision, in primitive steps.
+        gamma_bar: an estimate of `sup E[gamma^tau | s, z]`.
+        gamma_bar_is: "mean" for the average of gamma^tau over decisions, which is at most the sup. "largest group mean"
+            for the largest average in a group, which noise raises where groups are small.
+        episodes: how many were observed.
+    """
 
     decisions_per_episode: Interval
     mean_duration: Interval
     gamma_bar: Interval
     gamma_bar_is: Literal["mean", "largest group mean"]
-    """"mean": the average of gamma^tau over decisions, which is at most the sup. "largest group mean": that of the
-    group with the largest one, which noise pushes up where groups are small."""
     episodes: int
 
     @property
@@ -55,14 +62,20 @@ class ObservedHorizon:
 
 @dataclass(frozen=True)
 class ExactHorizon:
-    """What a known MDP says of some of its actions: gamma_bar, the effective horizon in decisions, and how many sweeps
-    value iteration is predicted to need, and needs."""
+    """The horizon of a known MDP over a set of its actions.
+
+    Attributes:
+        gamma_bar: `sup E[gamma^tau | s, z]` over legal actions.
+        reward_bound: R_max, of one decision.
+        longest_duration: the largest expected duration of a legal action, in primitive steps.
+        eps: the accuracy of value iteration, in units of return.
+        predicted_iterations: how many sweeps the theorem predicts.
+        observed_iterations: how many sweeps value iteration needs.
+    """
 
     gamma_bar: float
     reward_bound: float
-    """R_max, of one decision."""
     longest_duration: float
-    """The largest expected duration of a legal action, in primitive steps."""
     eps: float
     predicted_iterations: int
     observed_iterations: int
@@ -73,14 +86,14 @@ class ExactHorizon:
 
 
 def effective_horizon(gamma_bar: float) -> float:
-    """`1 / (1 - gamma_bar)`, in decisions; `ConfigError` outside [0, 1)."""
+    """Return `1 / (1 - gamma_bar)`, in decisions; raises `ConfigError` outside [0, 1)."""
     if not 0.0 <= gamma_bar < 1.0:
         raise ConfigError(f"gamma_bar={gamma_bar}: give a number in [0, 1)")
     return 1.0 / (1.0 - gamma_bar)
 
 
 def predicted_iterations(gamma_bar: float, reward_bound: float, eps: float) -> int:
-    """The theorem's number of value iterations from V = 0 to `max |V_N - V*| <= eps`, rounded up; at least 0.
+    """Return the theorem's number of value iterations from V = 0 to `max |V_N - V*| <= eps`, rounded up; at least 0.
 
     Args:
         gamma_bar: `sup E[gamma^tau | s, z]`, in [0, 1).
@@ -98,7 +111,7 @@ def predicted_iterations(gamma_bar: float, reward_bound: float, eps: float) -> i
 
 
 def exact_horizon(mdp: OptionMDP, actions: Actions = "both", *, eps: float = 1e-3) -> ExactHorizon:
-    """The horizon of an MDP over some of its actions, with predicted and observed iterations to accuracy `eps`.
+    """Compute the horizon of an MDP over a set of its actions, with predicted and observed iterations to `eps`.
 
     Raises:
         ConfigError, UnknownNameError: as `value_iteration` and `OptionMDP.action_indices`.
@@ -124,17 +137,17 @@ def observed_horizon(
     resamples: int = 2000,
     seed: int = 0,
 ) -> ObservedHorizon:
-    """Decisions per episode, durations and gamma_bar from what episodes showed, with bootstrap intervals over episodes.
+    """Estimate decisions per episode, durations and gamma_bar, with bootstrap intervals over episodes.
 
     Args:
-        durations: of each episode, the duration of each of its decisions in primitive steps, at least 1.
+        durations: for each episode, the duration of each of its decisions in primitive steps, at least 1.
         gamma: discount per primitive step, in (0, 1).
-        groups: for each decision a number of what it belongs to (its latent, say), not negative. Then gamma_bar is the
-            largest mean of gamma^tau among groups of at least `least_count` decisions, which comes nearer to the sup
-            over states and actions than the mean over all.
-        least_count: smaller groups are left out; if all are smaller, the largest stands for them.
+        groups: for each episode, the group of each decision (its latent, for example), a number from 0. Then gamma_bar
+            is the largest mean of gamma^tau among groups of at least `least_count` decisions, which is closer to the
+            sup over states and actions than the mean over all decisions.
+        least_count: smaller groups are left out; if all are smaller, only the largest is used.
         confidence: of the percentile intervals.
-        resamples: of whole episodes, with replacement.
+        resamples: how often episodes are resampled, with replacement.
         seed: of the resampling.
 
     Raises:
@@ -143,56 +156,60 @@ def observed_horizon(
     """
     if not (0.0 < gamma < 1.0 and 0.0 < confidence < 1.0):
         raise ConfigError(f"gamma={gamma} and confidence={confidence} must lie in (0, 1)")
-    episodes = [np.atleast_1d(np.asarray(one, dtype=np.float64)) for one in durations]
-    length_E = np.array([len(one) for one in episodes], dtype=np.float64)
-    if not length_E.sum():
+    episodes = [np.atleast_1d(np.asarray(episode, dtype=np.float64)) for episode in durations]
+    num_episodes = len(episodes)
+    lengths = np.array([len(episode) for episode in episodes], dtype=np.float64)
+    if not lengths.sum():
         raise DataError("durations holds no decision: give at least one episode with one")
-    duration_D = np.concatenate(episodes)
-    if not (duration_D >= 1.0).all():
-        raise DataError(f"a decision lasts at least 1 step, but one has {duration_D.min()}")
-    episode_D = np.repeat(np.arange(len(episodes)), length_E.astype(np.int64))
-    total_E = np.bincount(episode_D, duration_D, minlength=len(episodes))
-    group_D = np.zeros(len(duration_D), dtype=np.int64) if groups is None else _grouped(groups, length_E)
-    kept_G = _kept_groups(group_D, least_count if groups is not None else 1)
-    column_G = np.full(int(group_D.max()) + 1, -1)
-    column_G[kept_G] = np.arange(len(kept_G))
-    of_D = column_G[group_D]
-    count_EG, power_EG = np.zeros((2, len(episodes), len(kept_G)))
-    np.add.at(count_EG, (episode_D[of_D >= 0], of_D[of_D >= 0]), 1.0)
-    np.add.at(power_EG, (episode_D[of_D >= 0], of_D[of_D >= 0]), gamma ** duration_D[of_D >= 0])
+    duration = np.concatenate(episodes)
+    if not (duration >= 1.0).all():
+        raise DataError(f"a decision lasts at least 1 step, but one has {duration.min()}")
+    episode_of = np.repeat(np.arange(num_episodes), lengths.astype(np.int64))
+    total_duration = np.bincount(episode_of, duration, minlength=num_episodes)
+    group = np.zeros(len(duration), dtype=np.int64) if groups is None else _grouped(groups, lengths)
+    kept_groups = _kept_groups(group, least_count if groups is not None else 1)
+    column_of_group = np.full(int(group.max()) + 1, -1)
+    column_of_group[kept_groups] = np.arange(len(kept_groups))
+    column = column_of_group[group]
+    cells = episode_of[column >= 0], column[column >= 0]
+    counts, powers = np.zeros((2, num_episodes, len(kept_groups)))
+    np.add.at(counts, cells, 1.0)
+    np.add.at(powers, cells, gamma ** duration[column >= 0])
 
-    def figures(weight_E: FloatArray) -> tuple[float, float, float]:
-        decisions = float(weight_E @ length_E)
+    def figures(weights: FloatArray) -> tuple[float, float, float]:
+        decisions = float(weights @ lengths)
         with np.errstate(invalid="ignore"):
-            mean_G = (weight_E @ power_EG) / (weight_E @ count_EG)
-        # A resample without any decision of a group says nothing of that group.
-        largest = float(np.nanmax(mean_G)) if np.isfinite(mean_G).any() else math.nan
-        return decisions / float(weight_E.sum()), float(weight_E @ total_E) / max(decisions, 1.0), largest
+            means = (weights @ powers) / (weights @ counts)
+        # A resample without any decision of a group gives no mean of that group.
+        largest = float(np.nanmax(means)) if np.isfinite(means).any() else math.nan
+        return decisions / float(weights.sum()), float(weights @ total_duration) / max(decisions, 1.0), largest
 
     rng = np.random.default_rng(seed)
-    E = len(episodes)
-    drawn = [figures(np.bincount(rng.integers(E, size=E), minlength=E).astype(np.float64)) for _ in range(resamples)]
-    tail = 50.0 * (1.0 - confidence)
-    if E > 1:
+    drawn = [
+        figures(np.bincount(rng.integers(num_episodes, size=num_episodes), minlength=num_episodes).astype(np.float64))
+        for _ in range(resamples)
+    ]
+    low = high = np.full(3, np.nan)
+    if num_episodes > 1:
+        tail = 50.0 * (1.0 - confidence)
         low, high = np.nanpercentile(np.array(drawn), [tail, 100.0 - tail], axis=0)
-    else:
-        low = high = np.full(3, np.nan)
-    decisions, mean, largest = (Interval(*map(float, one)) for one in zip(figures(np.ones(E)), low, high, strict=True))
-    return ObservedHorizon(decisions, mean, largest, "mean" if groups is None else "largest group mean", E)
+    estimates = figures(np.ones(num_episodes))
+    decisions, mean, largest = (Interval(*map(float, ends)) for ends in zip(estimates, low, high, strict=True))
+    return ObservedHorizon(decisions, mean, largest, "mean" if groups is None else "largest group mean", num_episodes)
 
 
-def _grouped(groups: Sequence[npt.ArrayLike], length_E: FloatArray) -> IntArray:
-    """The groups of all decisions; `DataError` if they are not theirs."""
-    rows = [np.atleast_1d(np.asarray(one)) for one in groups]
-    if [len(one) for one in rows] != length_E.astype(np.int64).tolist():
+def _grouped(groups: Sequence[npt.ArrayLike], lengths: FloatArray) -> IntArray:
+    """Return the group of every decision; raises `DataError` unless groups fit the episodes."""
+    rows = [np.atleast_1d(np.asarray(row)) for row in groups]
+    if [len(row) for row in rows] != lengths.astype(np.int64).tolist():
         raise DataError("groups must hold one number for each decision of each episode")
-    group_D = np.concatenate(rows)
-    if not np.issubdtype(group_D.dtype, np.integer) or group_D.min() < 0:
-        raise DataError("groups must be integers that are not negative: a latent's index, say")
-    return group_D.astype(np.int64)
+    group = np.concatenate(rows)
+    if not np.issubdtype(group.dtype, np.integer) or group.min() < 0:
+        raise DataError("groups must be integers that are not negative: the index of a latent, for example")
+    return group.astype(np.int64)
 
 
-def _kept_groups(group_D: IntArray, least_count: int) -> IntArray:
-    count_G = np.bincount(group_D)
-    (kept_G,) = np.nonzero(count_G >= max(least_count, 1))
-    return kept_G if len(kept_G) else np.array([int(count_G.argmax())])
+def _kept_groups(group: IntArray, least_count: int) -> IntArray:
+    counts = np.bincount(group)
+    (kept,) = np.nonzero(counts >= max(least_count, 1))
+    return kept if len(kept) else np.array([int(counts.argmax())])

@@ -1,16 +1,16 @@
 """Finite Markov decision processes with options, exactly: the setting in which RA3's theorems can be checked.
 
-An option (Sutton, Precup and Singh, 1999) is where it may begin, what it does, and where it stops. A primitive action
-is an option of one step, so that one table describes them all: the *action model* of a state and an action holds the
-expected discounted reward until it stops, and the discounted distribution of the state where it does,
+An option (Sutton, Precup and Singh, 1999) has an initiation set, a policy and a termination probability. A primitive
+action is an option of one step, so that one table describes all actions: the *action model* of a state and an action
+holds the expected discounted reward until it stops, and the discounted distribution of the state where it stops,
 
     R(s, z) = E[sum_{k < tau} gamma^k r_k],      D(s' | s, z) = E[gamma^tau [s_tau = s']].
 
 Value iteration over any set Z of actions is `V <- max_z R(s, z) + sum_s' D(s' | s, z) V(s')` from V = 0. It contracts
-by `gamma_bar = sup E[gamma^tau | s, z]`; an episode that ends counts as gamma^tau = 0, for nothing follows it.
-`option_mdp_solvers` does it; `option_mdp_family` draws random instances with planted options.
+by `gamma_bar = sup E[gamma^tau | s, z]`. The end of an episode counts as gamma^tau = 0, since nothing follows it.
+`solvers` runs it; `family` draws random instances with planted options.
 
-Shape suffixes: S states, A primitive actions, O options, Z actions in all: primitives first, then options.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -30,28 +30,32 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 ActionSet: TypeAlias = Literal["primitives", "options", "both"]
 Actions: TypeAlias = ActionSet | Sequence[int] | IntArray
-"""A set by name, or indices among all Z actions."""
+"""The name of a set, or indices among all Z actions."""
 
 
 class ActionModel(NamedTuple):
-    """What each of some actions does from each state; rows of states where it is not legal are zero."""
+    """What each action of a set does from each state; all is 0 where the action is not legal.
+
+    Attributes:
+        reward_ZS: expected discounted reward until the action stops.
+        next_ZSS: `E[gamma^tau [s_tau = s']]`, over states that are not terminal; the sum of a row is `E[gamma^tau]`.
+        duration_ZS: expected number of primitive steps; `inf` where an option may never stop.
+        legal_ZS: bool, where the action may begin.
+    """
 
     reward_ZS: FloatArray
-    """Expected discounted reward until the action stops."""
     next_ZSS: FloatArray
-    """`E[gamma^tau [s_tau = s']]`, over states that are not terminal; a row's sum is `E[gamma^tau]`."""
     duration_ZS: FloatArray
-    """Expected number of primitive steps; `inf` where an option may never stop."""
     legal_ZS: BoolArray
 
     @property
     def discount_ZS(self) -> FloatArray:
-        """`E[gamma^tau | s, z]`, the end of the episode counting as 0."""
+        """`E[gamma^tau | s, z]`, where the end of the episode counts as 0."""
         return np.asarray(self.next_ZSS.sum(axis=2), dtype=np.float64)
 
     @property
     def gamma_bar(self) -> float:
-        """The largest `E[gamma^tau | s, z]` over legal pairs: what value iteration contracts by."""
+        """The largest `E[gamma^tau | s, z]` over legal pairs: the contraction factor of value iteration."""
         return float(self.discount_ZS.max(where=self.legal_ZS, initial=0.0))
 
     @property
@@ -64,20 +68,20 @@ class ActionModel(NamedTuple):
 class OptionMDP:
     """A finite MDP and options over it.
 
-    Args:
+    Attributes:
         transition_SAS: probability of the next state; rows sum to 1.
         reward_SA: expected reward of a primitive step.
         initiation_OS: where an option may begin.
-        policy_OSA: the probability of its primitive actions, in every state that it may come through.
+        policy_OSA: the probabilities of its primitive actions, in every state that it may pass through.
         termination_OS: the probability that it stops on *entering* a state. It always stops where an episode ends.
         gamma: discount per primitive step, in (0, 1).
-        terminal_S: states that end an episode; their value is 0, whatever their rows say.
+        terminal_S: states that end an episode; their value is 0, whatever their rows hold.
         start_S: distribution of the first state, over states that are not terminal.
-        good_options: the planted ones, as indices among the options; empty if nothing was planted.
+        good_options: the planted options, as indices among the options; empty if none was planted.
 
     Raises:
         ConfigError: gamma outside (0, 1).
-        DataError: shapes that do not fit, or what should be a distribution and is none.
+        DataError: shapes that do not fit, or rows that are no distributions.
     """
 
     transition_SAS: FloatArray
@@ -104,9 +108,9 @@ class OptionMDP:
             "start_S": (states,),
         }
         for name, shape in shapes.items():
-            found = np.shape(getattr(self, name))
-            if found != shape:
-                raise DataError(f"{name} has shape {found}, expected {shape}")
+            given = np.shape(getattr(self, name))
+            if given != shape:
+                raise DataError(f"{name} has shape {given}, expected {shape}")
         for name in ("transition_SAS", "policy_OSA", "start_S"):
             rows = getattr(self, name)
             if (rows < 0.0).any() or not np.allclose(rows.sum(axis=-1), 1.0, rtol=0.0, atol=1e-9):
@@ -132,7 +136,7 @@ class OptionMDP:
 
     @property
     def num_actions(self) -> int:
-        """Primitives and options."""
+        """Z, primitives and options."""
         return self.num_primitives + self.num_options
 
     @cached_property
@@ -156,38 +160,41 @@ class OptionMDP:
         )
 
     def _solve_option(self, policy_SA: FloatArray, stop_S: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """R, D and the mean duration from every state. With C what goes on, `R = r + gamma C R`, and alike the rest."""
+        """R, D and the mean duration from every state.
+
+        With C the transitions after which the option continues, `R = r + gamma C R`; D and the duration likewise.
+        """
         step_SS = np.einsum("sa,sat->st", policy_SA, self.transition_SAS)
-        on_SS = step_SS * (1.0 - stop_S)
+        continue_SS = step_SS * (1.0 - stop_S)
         wanted = np.column_stack([(policy_SA * self.reward_SA).sum(axis=1), self.gamma * step_SS * stop_S])
         eye = np.eye(self.num_states)
-        solved = np.linalg.solve(eye - self.gamma * on_SS, wanted)
-        # An option may go on for ever from where states can be reached that no stop can be reached from.
-        reach_SS = (on_SS > 0.0) | np.eye(self.num_states, dtype=np.bool_)
+        solved = np.linalg.solve(eye - self.gamma * continue_SS, wanted)
+        # An option may never stop if it can reach a state from which no stopping state can be reached.
+        reach_SS = (continue_SS > 0.0) | np.eye(self.num_states, dtype=np.bool_)
         for _ in range(self.num_states.bit_length()):
             reach_SS = reach_SS @ reach_SS
         stops_S = (step_SS * stop_S).sum(axis=1) > 0.0
         forever_S = reach_SS @ ~(reach_SS @ stops_S)
-        finite_SS = np.where(forever_S[:, None], 0.0, on_SS)
+        finite_SS = np.where(forever_S[:, None], 0.0, continue_SS)
         duration_S = np.where(forever_S, np.inf, np.linalg.solve(eye - finite_SS, np.ones(self.num_states)))
         return solved[:, 0], solved[:, 1:], duration_S
 
     def action_indices(self, actions: Actions = "both") -> IntArray:
-        """The actions of a set, as ascending indices among all Z.
+        """Return the actions of a set, as ascending indices among all Z.
 
         Raises:
             UnknownNameError: no such name.
-            ConfigError: an empty set, an index out of range, or one given twice.
+            ConfigError: an empty set, an index out of range, or an index given twice.
         """
         if isinstance(actions, str):
-            named = {
+            sets = {
                 "primitives": np.arange(self.num_primitives),
                 "options": np.arange(self.num_primitives, self.num_actions),
                 "both": np.arange(self.num_actions),
             }
-            if actions not in named:
-                raise UnknownNameError("action set", actions, named)
-            indices = named[actions]
+            if actions not in sets:
+                raise UnknownNameError("action set", actions, sets)
+            indices = sets[actions]
         else:
             indices = np.sort(np.asarray(actions, dtype=np.int64))
         if len(indices) == 0:
@@ -197,7 +204,7 @@ class OptionMDP:
         return indices
 
     def restrict(self, actions: Actions = "both") -> ActionModel:
-        """The exact model of these actions alone."""
+        """Return the exact model of these actions only."""
         indices, model = self.action_indices(actions), self.model
         return ActionModel(
             reward_ZS=model.reward_ZS[indices],

@@ -1,6 +1,6 @@
-"""Exact optima of an `OptionMDP` over any set of its actions, and how many sweeps value iteration takes to get there.
+"""Exact optima of an `OptionMDP` over any set of its actions, and how many sweeps value iteration needs.
 
-Shape suffixes as in `option_mdp`.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from ra3gym.abstractions.options.mdp import ActionModel, Actions, BoolArray, Flo
 from ra3gym.errors import ConfigError
 
 MAX_ITERATIONS = 1_000_000
-"""Value iteration stops here at the latest; at gamma = 0.999 it needs about 20,000 for six digits."""
+"""The most sweeps of value iteration; at gamma = 0.999 it needs about 20,000 for six digits."""
 
 
 def optimal_values(mdp: OptionMDP, actions: Actions = "both") -> FloatArray:
-    """V* over these actions, `(S,)`, exact to rounding: policy iteration, which ends after finitely many rounds.
+    """Return V* over these actions, `(S,)`, exact to rounding, by policy iteration.
 
-    States where none of them is legal have value 0: the environment stands still there, without reward.
+    States where none of them is legal have value 0: the environment stays there without reward.
     """
     return _policy_iteration(*_arrays(mdp.restrict(actions)))[0]
 
 
 def optimal_policy(mdp: OptionMDP, actions: Actions = "both") -> IntArray:
-    """An optimal action per state, `(S,)`, as index among all Z; -1 where none of these is legal."""
+    """Return an optimal action per state, `(S,)`, as index among all Z; -1 where none of these actions is legal."""
     choice_S = _policy_iteration(*_arrays(mdp.restrict(actions)))[1]
     return np.where(choice_S < 0, -1, mdp.action_indices(actions)[choice_S])
 
 
 def pruning_error(mdp: OptionMDP, kept: Actions, actions: Actions = "both") -> float:
-    """`V*_Z(s0) - V*_Z'(s0)`, exact, in units of return, for Z the `actions` and Z' those kept; mean over `start_S`.
+    """Return `V*_Z(s0) - V*_Z'(s0)`, exact, in units of return, as the mean over `start_S`.
 
-    It is not negative when Z' lies in Z.
+    Z are the `actions`, Z' those `kept`. It is not negative when Z' is a subset of Z.
     """
     lost_S = optimal_values(mdp, actions) - optimal_values(mdp, kept)
     return float(mdp.start_S @ lost_S)
@@ -43,7 +43,13 @@ def pruning_error(mdp: OptionMDP, kept: Actions, actions: Actions = "both") -> f
 
 @dataclass(frozen=True)
 class ValueIteration:
-    """What value iteration from V = 0 came to: values `(S,)`, the number of sweeps, and the last sweep's change."""
+    """The result of value iteration from V = 0.
+
+    Attributes:
+        value_S: the values.
+        iterations: the number of sweeps.
+        residual: the largest change in the last sweep.
+    """
 
     value_S: FloatArray
     iterations: int
@@ -58,16 +64,16 @@ def value_iteration(
     stop: Literal["error", "residual"] = "error",
     target_S: FloatArray | None = None,
 ) -> ValueIteration:
-    """Value iteration from V = 0 until V is within `eps` of V* in every state.
+    """Run value iteration from V = 0 until V is within `eps` of V* in every state.
 
     Args:
-        mdp: what to solve.
-        actions: over which actions.
+        mdp: the MDP to solve.
+        actions: the actions to choose from.
         eps: in units of return, positive.
-        stop: "error" counts the sweeps N until `max |V_N - V*| <= eps`, which only who knows V* can do. "residual"
-            stops when `max |V_N - V_{N-1}| <= eps (1 - gamma_bar) / gamma_bar`, which implies it. The theorem's number
-            (`ra3gym.abstractions.options.horizon.predicted_iterations`) bounds both.
-        target_S: V*, where it is known already; "error" alone reads it.
+        stop: "error" stops after N sweeps with `max |V_N - V*| <= eps`, which requires V*. "residual" stops when
+            `max |V_N - V_{N-1}| <= eps (1 - gamma_bar) / gamma_bar`, which implies it. The theorem's number
+            (`predicted_iterations`) bounds both.
+        target_S: V*, if it is already known; only "error" reads it.
 
     Raises:
         ConfigError: an eps that is not positive, or no convergence within `MAX_ITERATIONS` sweeps.
@@ -91,21 +97,20 @@ def value_iteration(
 def expert_episodes(
     mdp: OptionMDP, rng: np.random.Generator, num_episodes: int, actions: Actions = "options"
 ) -> list[IntArray]:
-    """The actions of an optimal policy, episode by episode, as indices among all Z.
+    """Sample episodes of an optimal policy: the actions of each, as indices among all Z.
 
-    Instead of discounting rewards, an episode ends after each decision with probability `1 - E[gamma^tau]`, so the
-    chain of decisions has kernel D and undiscounted rewards: the same values, and exactly the discounted occupancy.
+    Rewards are not discounted. Instead, an episode ends after each decision with probability `1 - E[gamma^tau]`, so
+    that the chain of decisions has kernel D: the same values, and exactly the discounted occupancy.
     """
     policy_S = optimal_policy(mdp, actions)
     next_ZSS = mdp.model.next_ZSS
     episodes = []
     for state in rng.choice(mdp.num_states, size=num_episodes, p=mdp.start_S).tolist():
         taken: list[int] = []
-        here = state
-        while here < mdp.num_states and policy_S[here] >= 0:
-            taken.append(int(policy_S[here]))
-            reached_S = np.cumsum(next_ZSS[taken[-1], here])
-            here = int(np.searchsorted(reached_S, rng.random(), side="right"))
+        while state < mdp.num_states and policy_S[state] >= 0:
+            taken.append(int(policy_S[state]))
+            reached_S = np.cumsum(next_ZSS[taken[-1], state])
+            state = int(np.searchsorted(reached_S, rng.random(), side="right"))  # num_states: the episode ends
         episodes.append(np.array(taken, dtype=np.int64))
     return episodes
 
@@ -116,7 +121,7 @@ def _arrays(model: ActionModel) -> tuple[FloatArray, FloatArray, BoolArray]:
 
 @numba.njit(cache=True, nogil=True)
 def _policy_iteration(reward_ZS: FloatArray, next_ZSS: FloatArray, legal_ZS: BoolArray) -> tuple[FloatArray, IntArray]:
-    """V* and an optimal row of the tables per state, -1 where none is legal (value 0)."""
+    """Return V* and, per state, an optimal row of the tables; -1 where no action is legal (value 0)."""
     Z, S = reward_ZS.shape
     choice_S = np.full(S, -1, dtype=np.int64)
     for s in range(S):
@@ -130,7 +135,7 @@ def _policy_iteration(reward_ZS: FloatArray, next_ZSS: FloatArray, legal_ZS: Boo
                 system_SS[s] -= next_ZSS[choice_S[s], s]
                 known_S[s] = reward_ZS[choice_S[s], s]
         value_S = np.linalg.solve(system_SS, known_S).astype(np.float64)
-        # Gains within rounding are no improvement: to follow them could go round in circles.
+        # Gains within rounding are no improvement: following them could cycle forever.
         slack = 1e-12 * (1.0 + np.abs(value_S).max())
         improved = False
         for s in range(S):
@@ -154,9 +159,9 @@ def _iterate(
     max_residual: float,
     max_iterations: int,
 ) -> tuple[FloatArray, int, float]:
-    """Sweep until the error to the target, or the change of a sweep, is small enough; a negative one is not looked at.
+    """Sweep until the error to the target or the change of a sweep is small enough; a negative limit is never met.
 
-    The number of sweeps is -1 if that never happened.
+    Returns values, number of sweeps and last change; the number is -1 if no limit was met in `max_iterations`.
     """
     Z, S = reward_ZS.shape
     value_S, residual = np.zeros(S), np.inf

@@ -1,15 +1,15 @@
-"""What a rule of pruning returns: the actions kept, and what is known of their cost.
+"""What a pruning rule returns: the kept actions, and what is known about their cost.
 
 RA3's regret splits into what the kept actions Z' cannot express (the *pruning error* `V*_Z(s0) - V*_Z'(s0)`) and what
-RL has not found inside them. How much a report can say of the error depends on the `Evidence`:
+RL has not yet found inside them. What a report says about the error depends on the `Evidence`:
 
-- tasks that are known MDPs: exact, averaged over them;
-- episodes of an expert: a bound. Follow the expert until it takes an action that was dropped: only episodes with such
-  an action lose anything, at most the range of returns each. So the expert's value exceeds the best that is possible
-  with Z' by at most `return_range * P(an episode holds a dropped action)`; this is the pruning error's bound where the
-  expert is optimal. The probability is taken at the upper end of its (Clopper-Pearson) confidence interval, which holds
-  for episodes that had no part in choosing Z';
-- nothing: unknown.
+- Tasks that are known MDPs: the exact error, averaged over them.
+- Episodes of an expert: a bound. Follow the expert until it takes a dropped action: only episodes with such an action
+  lose return, at most the range of returns each. So the expert's value exceeds the best value with Z' by at most
+  `return_range * P(an episode has a dropped action)`. If the expert is optimal, this bounds the pruning error. The
+  probability is the upper end of its (Clopper-Pearson) confidence interval, which is valid for episodes that were not
+  used to choose Z'.
+- Nothing: the error is unknown.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ ErrorKind = Literal["exact", "bound", "unknown"]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a problem beside the samples that a rule chooses by.
+    """What is known about a problem besides the samples that a rule chooses by.
 
-    Args:
-        experts: episodes, each the actions that an expert took; held out, for the bound to hold.
+    Attributes:
+        experts: episodes, each the actions that an expert took; held out, or the bound is not valid.
         tasks: MDPs with known optimum.
-        actions: the set of the tasks' actions that is pruned; actions are counted within it, as the environment's are.
-        return_range: the largest return less the smallest one of an episode, 1 for a share of tests passed.
+        actions: the set of the tasks' actions that is pruned; indices count in it, as those of the environment do.
+        return_range: the largest minus the smallest return of an episode, 1 for a share of tests passed.
         confidence: of the bound, in (0, 1).
     """
 
@@ -53,19 +53,24 @@ NO_EVIDENCE = Evidence()
 
 @dataclass(frozen=True)
 class PrunedActions:
-    """A subset of actions, and what is known of it."""
+    """A subset of actions, and what is known about it.
+
+    Attributes:
+        kept: the actions, ascending.
+        num_actions: Z, before pruning.
+        rule: the rule that chose them.
+        samples: how many samples the rule chose by; 0 if it needs none.
+        expert_coverage: share of the decisions in `Evidence.experts` whose action is kept.
+        pruning_error: in units of return.
+        error_is: whether the error is exact, a bound or unknown.
+    """
 
     kept: tuple[int, ...]
-    """Ascending."""
     num_actions: int
-    """Z, before pruning."""
     rule: str
     samples: int
-    """How many samples the rule chose by; 0 if it needs none."""
     expert_coverage: float | None
-    """Share of the decisions in `Evidence.experts` whose action is kept."""
     pruning_error: float | None
-    """In units of return."""
     error_is: ErrorKind
 
     @property
@@ -74,7 +79,7 @@ class PrunedActions:
 
     @property
     def mask(self) -> BoolArray:
-        """bool `(Z,)`: what is kept."""
+        """bool `(Z,)`, true at kept actions."""
         mask_Z = np.zeros(self.num_actions, dtype=np.bool_)
         mask_Z[list(self.kept)] = True
         return mask_Z
@@ -83,21 +88,21 @@ class PrunedActions:
 def assess(
     kept: Collection[int] | IntArray, num_actions: int, *, rule: str, samples: int = 0, evidence: Evidence = NO_EVIDENCE
 ) -> PrunedActions:
-    """The report on a subset, however it was chosen.
+    """Report on a subset of actions, whichever way it was chosen.
 
     Raises:
         ConfigError: an empty subset, an index out of range or given twice, or a confidence outside (0, 1).
-        DataError: experts with actions that are none of the Z, or tasks with another number of them.
+        DataError: experts with actions out of range, or tasks with another number of actions.
     """
-    ordered = tuple(sorted(int(one) for one in kept))
+    ordered = tuple(sorted(int(action) for action in kept))
     if not ordered or len(set(ordered)) < len(ordered) or ordered[0] < 0 or ordered[-1] >= num_actions:
         raise ConfigError(f"kept={ordered}: give at least one action, each once, from 0 to {num_actions - 1}")
     if not 0.0 < evidence.confidence < 1.0:
         raise ConfigError(f"confidence={evidence.confidence} must lie in (0, 1)")
     is_kept_Z = np.isin(np.arange(num_actions), ordered)
-    episodes = [is_kept_Z[checked_actions(one, num_actions)] for one in evidence.experts]
+    episodes = [is_kept_Z[checked_actions(episode, num_actions)] for episode in evidence.experts]
     taken = sum(map(len, episodes))
-    coverage = sum(int(one.sum()) for one in episodes) / taken if taken else None
+    coverage = sum(int(is_kept.sum()) for is_kept in episodes) / taken if taken else None
     error, kind = _error(np.array(ordered), num_actions, episodes, evidence)
     return PrunedActions(ordered, num_actions, rule, samples, coverage, error, kind)
 
@@ -116,7 +121,7 @@ def _error(
             errors.append(pruning_error(task, indices[kept], indices))
         return float(np.mean(errors)), "exact"
     if episodes and evidence.return_range is not None:
-        dropped = sum(not one.all() for one in episodes)
+        dropped = sum(not is_kept.all() for is_kept in episodes)
         whole = len(episodes) - dropped
         upper = float(betaincinv(dropped + 1, whole, evidence.confidence)) if whole else 1.0
         return evidence.return_range * upper, "bound"
@@ -124,12 +129,12 @@ def _error(
 
 
 def checked_actions(actions: npt.ArrayLike, num_actions: int) -> IntArray:
-    """The actions as int64; `DataError` for what is none of the Z."""
-    found = np.atleast_1d(np.asarray(actions))
-    if not found.size:
+    """Return the actions of an episode as int64; raises `DataError` for actions out of range."""
+    taken = np.atleast_1d(np.asarray(actions))
+    if not taken.size:
         return np.zeros(0, dtype=np.int64)
-    if not np.issubdtype(found.dtype, np.integer) or found.min() < 0 or found.max() >= num_actions:
+    if not np.issubdtype(taken.dtype, np.integer) or taken.min() < 0 or taken.max() >= num_actions:
         raise DataError(
-            f"an expert's actions must be integers from 0 to {num_actions - 1}; {found.tolist()[:5]} are not"
+            f"an expert's actions must be integers from 0 to {num_actions - 1}; {taken.tolist()[:5]} are not"
         )
-    return found.astype(np.int64)
+    return taken.astype(np.int64)

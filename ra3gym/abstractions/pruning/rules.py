@@ -1,10 +1,6 @@
-"""Action pruning: which actions (options, latents, tokens) to keep.
+"""Rules of pruning: by expert frequency, by policy mass, by syntax, and at random as the control.
 
-Each rule chooses a subset Z' of Z actions and returns a `PrunedActions` report: what it kept, how many samples it chose
-by, how much of an expert it covers, and the pruning error as far as the `Evidence` tells. `by_elimination` is the
-pruning theorem's rule. `ra3gym.envs.wrappers.PruneActions` takes a report, or any subset.
-
-Shape suffixes: N samples, Z actions.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -19,23 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ra3gym.abstractions.options.mdp import FloatArray
-from ra3gym.abstractions.pruning.elimination import by_elimination, samples_needed
 from ra3gym.abstractions.pruning.pruned_actions import NO_EVIDENCE, Evidence, PrunedActions, assess, checked_actions
 from ra3gym.errors import ConfigError, DataError, UnknownNameError
-
-__all__ = [
-    "Evidence",
-    "PrunedActions",
-    "TokenCategory",
-    "assess",
-    "at_random",
-    "by_elimination",
-    "by_expert_frequency",
-    "by_policy_mass",
-    "by_syntax",
-    "samples_needed",
-    "token_category",
-]
 
 TokenCategory = Literal[
     "keyword", "builtin", "name", "number", "string", "comment", "operator", "newline", "space", "mixed", "empty"
@@ -50,16 +31,24 @@ def by_expert_frequency(
     coverage: float | None = None,
     evidence: Evidence = NO_EVIDENCE,
 ) -> PrunedActions:
-    """Keep what experts do most: the `size` commonest actions, or the fewest that make up a `coverage` of their
-    decisions. Among equally common ones the lower index goes first.
+    """Keep the actions that experts take most often.
+
+    Among equally common actions, the lower index is kept first.
+
+    Args:
+        experts: episodes, each the actions that an expert took.
+        num_actions: Z.
+        size: how many actions to keep, 1 to Z; or
+        coverage: keep the fewest actions that make up this share of the decisions, in (0, 1].
+        evidence: for the report.
 
     Raises:
-        ConfigError: not exactly one of `size` (1 to Z) and `coverage` (in (0, 1]).
-        DataError: no decisions, or actions that are none of the Z.
+        ConfigError: not exactly one of `size` and `coverage`, or one out of range.
+        DataError: no decisions, or actions out of range.
     """
-    taken = [checked_actions(one, num_actions) for one in experts]
+    taken = [checked_actions(episode, num_actions) for episode in experts]
     if not sum(map(len, taken)):
-        raise DataError("experts hold no decision: give at least one")
+        raise DataError("experts hold no decision: give at least one episode with one")
     count_Z = np.bincount(np.concatenate(taken), minlength=num_actions)
     order_Z = np.argsort(-count_Z, kind="stable")
     if (size is None) == (coverage is None):
@@ -75,10 +64,10 @@ def by_expert_frequency(
 def by_policy_mass(
     probabilities: npt.ArrayLike, *, mass: float = 0.9, evidence: Evidence = NO_EVIDENCE
 ) -> PrunedActions:
-    """Top-p: keep the fewest actions to which a policy gives at least `mass`, on average over states.
+    """Keep the fewest actions to which a policy gives at least `mass`, on average over states (top-p).
 
     Args:
-        probabilities: `(Z,)`, or `(N, Z)` for N states.
+        probabilities: `(Z,)`, or `(S, Z)` for S states.
         mass: in (0, 1]; 0.9 to 0.99 is usual.
         evidence: for the report.
 
@@ -100,7 +89,11 @@ def by_policy_mass(
 def at_random(
     num_actions: int, size: int, rng: np.random.Generator, *, evidence: Evidence = NO_EVIDENCE
 ) -> PrunedActions:
-    """Keep `size` actions drawn without replacement: the control beside other rules; `ConfigError` for a bad size."""
+    """Keep `size` actions drawn without replacement: the control for other rules.
+
+    Raises:
+        ConfigError: a size outside 1 to Z.
+    """
     kept = rng.choice(num_actions, size=_checked_size(size, num_actions), replace=False)
     return assess(kept, num_actions, rule="random", evidence=evidence)
 
@@ -112,12 +105,12 @@ def by_syntax(
     drop: Collection[TokenCategory] = (),
     evidence: Evidence = NO_EVIDENCE,
 ) -> PrunedActions:
-    """Keep the actions whose text is of certain categories of Python (`token_category`).
+    """Keep the actions whose text belongs to certain categories of Python (`token_category`).
 
     Args:
-        texts: of each action; of a token, what it decodes to.
+        texts: the text of each action; for a token, what it decodes to.
         keep: categories to keep; `None` for all.
-        drop: categories to drop all the same.
+        drop: categories to drop; it wins over `keep`.
         evidence: for the report.
 
     Raises:
@@ -143,11 +136,12 @@ _WHOLE: tuple[tuple[TokenCategory, re.Pattern[str]], ...] = (
 
 
 def token_category(text: str) -> TokenCategory:
-    """What part of Python a token's text is, without the spaces around it.
+    """Return the category of Python that a token's text belongs to, without the spaces around it.
 
-    A piece of a name is a "name" too ("keyword" and "builtin" are whole words); what holds a quote is a "string", what
-    holds a `#` outside one a "comment"; a line break makes it a "newline". "mixed" is what joins several kinds, such as
-    `f(x`; "empty" the text of special tokens that decode to nothing.
+    - "keyword" and "builtin" are whole words; "name" is any other name or piece of one.
+    - "string" is a text with a quote; "comment" a text with a `#` and no quote.
+    - "newline" is a line break and spaces; "space" only spaces; "empty" a special token that decodes to nothing.
+    - "mixed" joins several categories, such as `f(x`.
     """
     body = text.strip()
     if not body:
@@ -167,7 +161,7 @@ def token_category(text: str) -> TokenCategory:
 
 
 def _fewest(share_Z: FloatArray, wanted: float) -> int:
-    """How many of the leading shares add up to what is wanted; rounding does not add another."""
+    """Return how many of the leading shares add up to `wanted`; rounding adds none."""
     return min(int(np.searchsorted(np.cumsum(share_Z), wanted - 1e-12)) + 1, len(share_Z))
 
 

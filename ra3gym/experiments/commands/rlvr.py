@@ -26,7 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ra3gym.abstractions.pruning.rules import PrunedActions
+from ra3gym.abstractions.pruning import PrunedActions
 from ra3gym.agents.rlvr import Algorithm, RLVRConfig, RLVRStep, algorithm, train
 from ra3gym.agents.rlvr.checkpoint import RUN_KIND, step_of
 from ra3gym.agents.rlvr.rollouts.sampler import Sampler

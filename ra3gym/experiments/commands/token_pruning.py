@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ra3gym.abstractions.pruning.rules import Evidence, PrunedActions, assess, by_expert_frequency
+from ra3gym.abstractions.pruning import Evidence, PrunedActions, assess, by_expert_frequency
 from ra3gym.errors import ConfigError, DataError
 from ra3gym.lm import LoadedModel, encode_prompt
 from ra3gym.lm.stream import end_ids

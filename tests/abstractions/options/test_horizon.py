@@ -7,8 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from ra3gym.abstractions.options.family import random_option_mdp
-from ra3gym.abstractions.options.horizon import effective_horizon, exact_horizon, observed_horizon, predicted_iterations
+from ra3gym.abstractions.options import (
+    effective_horizon,
+    exact_horizon,
+    observed_horizon,
+    predicted_iterations,
+    random_option_mdp,
+)
 from ra3gym.errors import ConfigError, DataError
 
 

@@ -10,14 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ra3gym.abstractions.options.family import random_option_mdp, random_task_family
-from ra3gym.abstractions.options.horizon import exact_horizon, predicted_iterations
-from ra3gym.abstractions.options.mdp import OptionMDP
-from ra3gym.abstractions.options.solvers import (
+from ra3gym.abstractions.options import (
+    OptionMDP,
+    exact_horizon,
     expert_episodes,
     optimal_policy,
     optimal_values,
+    predicted_iterations,
     pruning_error,
+    random_option_mdp,
+    random_task_family,
     value_iteration,
 )
 from ra3gym.errors import ConfigError, DataError, UnknownNameError

@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ra3gym.abstractions.options.family import random_option_mdp, random_task_family
-from ra3gym.abstractions.options.solvers import expert_episodes, optimal_values, pruning_error
-from ra3gym.abstractions.pruning import elimination
-from ra3gym.abstractions.pruning.elimination import candidate_errors, candidate_sets, samples_needed, smallest_good_set
-from ra3gym.abstractions.pruning.rules import (
+from ra3gym.abstractions.options import (
+    expert_episodes,
+    optimal_values,
+    pruning_error,
+    random_option_mdp,
+    random_task_family,
+)
+from ra3gym.abstractions.pruning import (
     Evidence,
     assess,
     at_random,
@@ -23,8 +26,10 @@ from ra3gym.abstractions.pruning.rules import (
     by_expert_frequency,
     by_policy_mass,
     by_syntax,
+    elimination,
     token_category,
 )
+from ra3gym.abstractions.pruning.elimination import candidate_errors, candidate_sets, samples_needed, smallest_good_set
 from ra3gym.errors import ConfigError, DataError, UnknownNameError
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "pruning.md"
@@ -146,13 +151,13 @@ def test_syntax_keeps_and_drops_categories() -> None:
 
 
 def test_elimination_of_a_table_is_the_smallest_hitting_set() -> None:
-    does_NZ = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1], [0, 1, 0, 1]], dtype=bool)
-    assert by_elimination(does_NZ).kept == (1, 2)
-    report = by_elimination(does_NZ, size=3)
+    suits_MZ = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1], [0, 1, 0, 1]], dtype=bool)
+    assert by_elimination(suits_MZ).kept == (1, 2)
+    report = by_elimination(suits_MZ, size=3)
     assert (report.size, report.samples, report.rule) == (3, 4, "elimination")
-    assert does_NZ[:, list(report.kept)].any(axis=1).all()
+    assert suits_MZ[:, list(report.kept)].any(axis=1).all()
     with pytest.raises(ConfigError, match="no set of 1 actions is left"):
-        by_elimination(does_NZ, size=1)
+        by_elimination(suits_MZ, size=1)
 
 
 def test_elimination_of_tasks_finds_the_planted_options() -> None:
@@ -224,9 +229,9 @@ def test_so_many_samples_are_enough_near_the_worst_case(size: int, num_actions: 
     needed = samples_needed(size, num_actions, sigma=sigma, delta=delta)
     wrong = 0
     for _ in range(60):
-        does_NZ = rng.random((needed, num_actions)) < does
-        does_NZ[np.arange(needed), rng.integers(size, size=needed)] = True
-        kept = by_elimination(does_NZ, size=size).kept
+        suits_MZ = rng.random((needed, num_actions)) < does
+        suits_MZ[np.arange(needed), rng.integers(size, size=needed)] = True
+        kept = by_elimination(suits_MZ, size=size).kept
         wrong += min(kept) >= size
     assert wrong <= 60 * delta
 
@@ -275,11 +280,11 @@ def test_bad_input_is_refused() -> None:
         by_policy_mass([0.5, 0.4])
     with pytest.raises(ConfigError, match="size=0"):
         at_random(5, 0, np.random.default_rng(0))
-    with pytest.raises(DataError, match="samples hold nothing"):
+    with pytest.raises(DataError, match="there are no samples"):
         by_elimination([])
     with pytest.raises(DataError, match="a table is bool"):
         by_elimination(np.ones((3, 4)))
-    with pytest.raises(DataError, match="sample 1 names no action"):
+    with pytest.raises(DataError, match="sample 1 has no suitable action"):
         by_elimination(np.array([[True], [False]]))
     with pytest.raises(ConfigError, match=r"eps=-1\.0"):
         by_elimination(np.ones((3, 4), dtype=bool), eps=-1.0)

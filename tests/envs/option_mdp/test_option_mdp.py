@@ -17,9 +17,7 @@ from hypothesis import strategies as st
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
-from ra3gym.abstractions.options.family import random_option_mdp
-from ra3gym.abstractions.options.mdp import OptionMDP
-from ra3gym.abstractions.options.solvers import optimal_policy
+from ra3gym.abstractions.options import OptionMDP, optimal_policy, random_option_mdp
 from ra3gym.envs.option_mdp.env import OptionMDPEnv, cumulative
 from ra3gym.envs.option_mdp.kernels import BLOCK
 from ra3gym.envs.option_mdp.vector_env import OptionMDPVectorEnv
