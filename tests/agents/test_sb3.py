@@ -185,7 +185,7 @@ def test_masks_are_known_before_the_first_reset_and_absent_where_there_are_none(
     )
     vec_env = as_vec_env(cart_poles)
     assert not vec_env.has_attr("action_masks")
-    with pytest.raises(AttributeError, match="gives no masks"):
+    with pytest.raises(AttributeError, match="has no masks"):
         vec_env.env_method("action_masks")
 
 

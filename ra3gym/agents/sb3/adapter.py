@@ -1,12 +1,13 @@
-"""Gymnasium's vector environments for stable-baselines3 and sb3-contrib, which have an interface of their own.
+"""Gymnasium's vector environments as stable-baselines3's `VecEnv`, and policies that start at the model's own choice.
 
     vector_env = gymnasium.make_vec("ra3gym/TraceInference-v0", 64, autoreset_mode="SameStep")
     model = stable_baselines3.PPO("MlpPolicy", as_vec_env(vector_env)).learn(100_000)
 
-Batches stay arrays all the way; only the episodes that end cost Python.
+Batches stay arrays; only episodes that end are handled one by one.
 
-`DecoderPriorPolicy` is a policy for PPO and A2C that begins at the model's own choice of latents;
-`MaskableDecoderPriorPolicy` is the one for MaskablePPO.
+`DecoderPriorPolicy` is for PPO and A2C, `MaskableDecoderPriorPolicy` for MaskablePPO.
+
+Shape letters: see CONTRIBUTING.md (E environments, A actions).
 """
 
 from __future__ import annotations
@@ -26,22 +27,30 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from ra3gym.agents.vector_info import action_masks, autoreset_mode, entries, select
+from ra3gym.agents.vector_info import (
+    action_masks,
+    attribute,
+    attributes,
+    autoreset_mode,
+    entries,
+    select,
+    set_attribute,
+)
 from ra3gym.errors import ConfigError
 
 MASKS = "action_masks"
-"""The method that sb3-contrib asks environments for."""
+"""The environment method from which sb3-contrib gets masks."""
 
 
 def as_vec_env(vector_env: VectorEnv[Any, Any, Any]) -> GymnasiumVecEnv:
-    """A stable-baselines3 `VecEnv` over any Gymnasium vector environment in SAME_STEP mode.
+    """Return a stable-baselines3 `VecEnv` over any Gymnasium vector environment in SAME_STEP mode.
 
-    What SB3 and sb3-contrib expect of it: float32 rewards; for episodes that ended, infos with the last
-    "terminal_observation", "TimeLimit.truncated" and the episode's own final info; action masks through
-    `env_method("action_masks")`, from `info["action_mask"]` or from a Dict observation's "mask". Infos of other steps
-    are empty; the whole batched info is `vec_env.info`. Wrap it in SB3's `VecMonitor` for episode returns in the logs.
+    It has what SB3 and sb3-contrib expect: float32 rewards; infos of ended episodes with "terminal_observation",
+    "TimeLimit.truncated" and the keys of the final info; action masks through `env_method("action_masks")`, from
+    `info["action_mask"]` or a Dict observation's "mask". The infos of all other steps are empty; `vec_env.info` is the
+    batched info. SB3's `VecMonitor` around it logs episode returns.
 
-    The vector environment must return new arrays at each step (Gymnasium's own do, with `copy=True`).
+    The vector environment must return new arrays at each step, as Gymnasium's own do with `copy=True`.
 
     Raises:
         ConfigError: the environment resets in another mode.
@@ -52,111 +61,110 @@ def as_vec_env(vector_env: VectorEnv[Any, Any, Any]) -> GymnasiumVecEnv:
 class GymnasiumVecEnv(VecEnv):
     """See `as_vec_env`.
 
-    vector_env: what is adapted. info: its batched info of the last reset or step.
+    Attributes:
+        vector_env: the adapted environment.
+        info: its batched info of the last reset or step.
     """
 
     def __init__(self, vector_env: VectorEnv[Any, Any, Any]) -> None:
         autoreset_mode(vector_env, (AutoresetMode.SAME_STEP,))
         self.vector_env = vector_env
         self.info: dict[str, Any] = {}
-        self._mask_NA: npt.NDArray[np.bool_] | None = None
+        self._mask_EA: npt.NDArray[np.bool_] | None = None
         self._was_reset = False
         self._actions: npt.NDArray[Any] | None = None
         super().__init__(vector_env.num_envs, vector_env.single_observation_space, vector_env.single_action_space)
 
     def reset(self) -> VecEnvObs:
-        """Begin an episode in every environment, with the seeds and options set before; they are used once."""
+        """Start an episode in every environment, with the seeds and options that were set before, once."""
         if any(options != self._options[0] for options in self._options):
             raise ConfigError("the environments' reset options differ: a vector environment takes one dict for all")
         observation, self.info = self.vector_env.reset(seed=self._seeds[0], options=dict(self._options[0]) or None)
         self._reset_seeds()
         self._reset_options()
         self._was_reset = True
-        self._mask_NA = action_masks(observation, self.info)
+        self._mask_EA = action_masks(observation, self.info)
         self.reset_infos = entries(self.info, range(self.num_envs))
         return cast(VecEnvObs, observation)
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
-        """Keep the actions, (N, ...), for `step_wait`."""
+        """Keep the actions (E, ...) for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Step; observations are of the new episode where one ended."""
-        observation, reward_N, terminated_N, truncated_N, self.info = self.vector_env.step(self._actions)
-        done_N = np.logical_or(terminated_N, truncated_N)
-        self._mask_NA = action_masks(observation, self.info)
+        """Step all environments; where an episode has ended, the observation is the first of the next episode."""
+        observation, reward_E, terminated_E, truncated_E, self.info = self.vector_env.step(self._actions)
+        done_E = np.logical_or(terminated_E, truncated_E)
+        self._mask_EA = action_masks(observation, self.info)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        ended = np.flatnonzero(done_N).tolist()
+        ended = np.flatnonzero(done_E).tolist()
         for i, final in zip(ended, entries(self.info.get("final_info", {}), ended), strict=True):
             final["terminal_observation"] = select(self.info["final_obs"], i)
-            final["TimeLimit.truncated"] = bool(truncated_N[i] and not terminated_N[i])
+            final["TimeLimit.truncated"] = bool(truncated_E[i] and not terminated_E[i])
             infos[i] = final
         # A copy: algorithms add a bootstrapped value to the rewards in place.
-        return observation, np.array(reward_N, dtype=np.float32), done_N, infos
+        return observation, np.array(reward_E, dtype=np.float32), done_E, infos
 
     def close(self) -> None:
         """Close the vector environment; safe to call twice."""
         self.vector_env.close()
 
     def get_images(self) -> Sequence[npt.NDArray[Any] | None]:
-        """One frame per environment, for `render_mode="rgb_array"`."""
+        """Return one frame per environment, with `render_mode="rgb_array"`."""
         return cast(Sequence[npt.NDArray[Any] | None], list(self.vector_env.render() or [None] * self.num_envs))
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The attribute of each environment: its own where there are objects to ask, else the vector environment's."""
+        """Return the attribute of each environment; see `ra3gym.agents.vector_info.attributes`."""
         if attr_name == MASKS:
-            mask_NA = self._masks()
-            values: Sequence[Any] = [lambda i=i: mask_NA[i] for i in range(self.num_envs)]
-        elif attr_name != "render_mode" and hasattr(self.vector_env.unwrapped, "get_attr"):
-            values = self.vector_env.unwrapped.get_attr(attr_name)
+            mask_EA = self._masks()
+            values: Sequence[Any] = [lambda i=i: mask_EA[i] for i in range(self.num_envs)]
+        elif attr_name == "render_mode":
+            values = [attribute(self.vector_env, attr_name)] * self.num_envs
         else:
-            values = [_attribute(self.vector_env, attr_name)] * self.num_envs
+            values = attributes(self.vector_env, attr_name)
         return [values[i] for i in self._ids(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set it on all environments; `ConfigError` when only some are named."""
+        """Set an attribute on all environments; `ConfigError` when `indices` are only some."""
         self._refuse_some(attr_name, indices)
-        if hasattr(self.vector_env.unwrapped, "set_attr"):
-            self.vector_env.unwrapped.set_attr(attr_name, value)
-        else:
-            setattr(self.vector_env.unwrapped, attr_name, value)
+        set_attribute(self.vector_env, attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of every environment; of those named only, if it is "action_masks"."""
+        """Call a method of every environment; `ConfigError` when `indices` are only some, except for "action_masks"."""
         if method_name == MASKS:
-            mask_NA = self._masks()
-            return [mask_NA[i] for i in self._ids(indices)]
+            mask_EA = self._masks()
+            return [mask_EA[i] for i in self._ids(indices)]
         self._refuse_some(method_name, indices)
         if hasattr(self.vector_env.unwrapped, "call"):
             return list(self.vector_env.unwrapped.call(method_name, *method_args, **method_kwargs))
-        return [_attribute(self.vector_env, method_name)(*method_args, **method_kwargs)] * self.num_envs
+        return [attribute(self.vector_env, method_name)(*method_args, **method_kwargs)] * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
-        """Whether the environments are wrapped so; never, where they are rows of arrays."""
+        """Return whether each environment is wrapped so; False where environments are rows of arrays."""
         environments = getattr(self.vector_env.unwrapped, "envs", None)
         if environments is None:
             return [False for _ in self._ids(indices)]
         return [_is_wrapped(environments[i], wrapper_class) for i in self._ids(indices)]
 
     def _masks(self) -> npt.NDArray[np.bool_]:
-        if not self._was_reset:  # sb3-contrib's evaluation asks whether there are masks before it resets
-            self._mask_NA = action_masks(*self.vector_env.reset())
-        if self._mask_NA is None:
-            raise AttributeError(f"{self.vector_env} gives no masks: neither info['action_mask'] nor a 'mask' observed")
-        return self._mask_NA
+        if not self._was_reset:  # sb3-contrib's evaluation asks for masks before it resets
+            self._mask_EA = action_masks(*self.vector_env.reset())
+        if self._mask_EA is None:
+            raise AttributeError(f"{self.vector_env} has no masks: no info['action_mask'] and no observation['mask']")
+        return self._mask_EA
 
     def _ids(self, indices: VecEnvIndices) -> Iterable[int]:
         return self._get_indices(indices)
 
     def _refuse_some(self, name: str, indices: VecEnvIndices) -> None:
         if sorted(self._ids(indices)) != list(range(self.num_envs)):
-            raise ConfigError(f"{name!r} was asked of environments {indices} only: leave indices out, for all of them")
+            raise ConfigError(f"{name!r} works for all environments, not for {indices} only: leave indices out")
 
 
 class _BesideLogprobs(MlpExtractor):
-    """SB3's networks over the hidden state; the actor's features end with the observed log-probabilities."""
+    """SB3's networks over the hidden state; the observed log-probabilities are appended to the actor's features."""
 
     def __init__(self, feature_dim: int, num_actions: int, **kwargs: Any) -> None:
         super().__init__(feature_dim - num_actions, **kwargs)
@@ -172,10 +180,10 @@ class _BesideLogprobs(MlpExtractor):
 
 
 class DecoderPriorPolicy(ActorCriticPolicy):
-    """SB3's MlpPolicy for observations by `LogprobObservation`, begun at the model's own choice.
+    """SB3's MlpPolicy for observations of `LogprobObservation`; it starts at the model's own choice of latents.
 
-    Logits are `W h + V log p`, with h the actor's last layer over the hidden state, and W = 0 and V = 1 to begin with:
-    ahead of the first update, latents are drawn just as the model would draw them. All of it is trained.
+    Logits are `W h + V log p`, where h is the actor's last hidden layer. W starts at 0 and V at the identity, so before
+    the first update latents are drawn exactly as the model draws them. W and V are trained.
     """
 
     def _build_mlp_extractor(self) -> None:
@@ -198,12 +206,12 @@ class MaskableDecoderPriorPolicy(MaskableActorCriticPolicy):
 
 
 def _beside_logprobs(policy: DecoderPriorPolicy | MaskableDecoderPriorPolicy) -> _BesideLogprobs:
-    """The networks; `ConfigError` when an observation cannot hold log-probabilities."""
+    """Return the networks; `ConfigError` when the observation has no room for log-probabilities."""
     space = policy.action_space
     if not isinstance(space, gym.spaces.Discrete) or policy.features_dim <= space.n:
         raise ConfigError(
-            f"observations of {policy.features_dim} numbers hold no log-probabilities of {space} beside a hidden "
-            "state: wrap the vector environment in ra3gym.envs.logprob_observation.LogprobObservation"
+            f"observations of {policy.features_dim} numbers cannot hold a hidden state and log-probabilities of "
+            f"{space}: wrap the vector environment in ra3gym.envs.logprob_observation.LogprobObservation"
         )
     return _BesideLogprobs(
         policy.features_dim,
@@ -221,13 +229,6 @@ def _begin_at_logprobs(policy: DecoderPriorPolicy | MaskableDecoderPriorPolicy) 
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
         layer.weight[:, -layer.out_features :].fill_diagonal_(1.0)
-
-
-def _attribute(vector_env: Any, name: str) -> Any:
-    """The outermost wrapper's attribute, else the environment's own: vector wrappers hand on none that they lack."""
-    if hasattr(vector_env, name):
-        return getattr(vector_env, name)
-    return getattr(vector_env.unwrapped, name)
 
 
 def _is_wrapped(environment: Any, wrapper_class: type[Any]) -> bool:
