@@ -1,12 +1,12 @@
-"""A conformance suite to point at your own environment, vector environment, codebook or E-step.
+"""Conformance suites for your own environment, vector environment, codebook or E-step.
 
-Each check is a small function that raises `AssertionError`; the message names what is wrong, and where. Run all of them
-with a `check_...` function, or subclass `EnvironmentConformance` or `VectorEnvironmentConformance` in a test file, so
-that each is a test of its own.
+Each check is a small function that raises `AssertionError` and says what is wrong, and where. A `check_...` function
+runs all of them. In a test file, a subclass of `EnvironmentConformance` or `VectorEnvironmentConformance` makes each
+check a test.
 """
 
 from ra3gym.testing.codebook import check_codebook
-from ra3gym.testing.comparing import difference
+from ra3gym.testing.differences import difference
 from ra3gym.testing.e_step import check_e_step
 from ra3gym.testing.environment import ENVIRONMENT_CHECKS, EnvironmentCase
 from ra3gym.testing.suite import (

@@ -1,4 +1,4 @@
-"""The checks, all at once or as tests: functions to call, and classes to subclass in a test file."""
+"""All checks of an environment in one call, or as tests: functions to call, and classes to subclass in a test file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
 from ra3gym.errors import UnknownNameError
-from ra3gym.testing.comparing import MEASURED
+from ra3gym.testing.differences import MEASURED
 from ra3gym.testing.environment import ENVIRONMENT_CHECKS, EnvironmentCase
 from ra3gym.testing.vector import VECTOR_CHECKS, Vector, VectorCase
-from ra3gym.testing.walking import Env
+from ra3gym.testing.walks import Env
 
 C = TypeVar("C")
 
@@ -29,16 +29,17 @@ def check_environment(
     tolerance: float = 0.0,
     measured: Collection[str] = MEASURED,
 ) -> None:
-    """Run every check of `ENVIRONMENT_CHECKS`; `AssertionError` names the first that fails, what is wrong, and where.
+    """Run every check of `ENVIRONMENT_CHECKS`.
 
     Args:
-        make: an id for `gymnasium.make`, or what makes a new environment with each call.
+        make: an id for `gymnasium.make`, or a function that returns a new environment.
         kwargs: keywords for either.
-        steps: of each walk; enough for an episode to end.
-        seeds: one walk each.
+        steps, seeds, tolerance, measured: see `EnvironmentCase`.
         skip: names of checks to leave out.
-        tolerance: of a pickled copy, absolute and relative; see `EnvironmentCase`.
-        measured: keys of infos, and fields of dataclasses in them, that say how long something took.
+
+    Raises:
+        AssertionError: the message names the first check that fails, what is wrong, and at which call.
+        UnknownNameError: `skip` names no check.
     """
     made = partial(gym.make, make) if isinstance(make, str) else make
     case = EnvironmentCase(partial(made, **(kwargs or {})), steps, tuple(seeds), frozenset(measured), tolerance)
@@ -58,26 +59,24 @@ def check_vector_environment(
     skip: Collection[str] = (),
     measured: Collection[str] = MEASURED,
 ) -> None:
-    """Run every check of `VECTOR_CHECKS`; `AssertionError` names the first that fails, what is wrong, and where.
+    """Run every check of `VECTOR_CHECKS`.
 
     Args:
-        make_single: an id, or what makes a new single environment with each call.
-        make_vector: takes `num_envs` and `autoreset_mode`; by default `gymnasium.make_vec` with the id and
-            `vectorization_mode="vector_entry_point"`.
+        make_single: an id, or a function that returns a new single environment.
+        make_vector: returns a new vector environment from `num_envs` and `autoreset_mode`; by default
+            `gymnasium.make_vec` with the id and `vectorization_mode="vector_entry_point"`.
         kwargs: keywords for both.
-        num_envs: at least 2, so that rows can disturb each other.
-        steps: of each walk; enough for several episodes to end.
-        seeds: one walk each.
-        modes: the autoreset modes that it supports.
-        tolerance: absolute and relative, for models whose arithmetic rounds by the size of the batch; 0 is exact.
-        skip, measured: as in `check_environment`.
+        num_envs, steps, seeds, modes, tolerance, measured: see `VectorCase`.
+        skip: names of checks to leave out.
 
     Raises:
-        ValueError: no `make_vector`, where `make_single` is no id.
+        AssertionError: the message names the first check that fails, what is wrong, and at which call.
+        UnknownNameError: `skip` names no check.
+        ValueError: `make_single` is not an id, and there is no `make_vector`.
     """
     if make_vector is None:
         if not isinstance(make_single, str):
-            raise ValueError("make_vector=None needs an id as make_single: without one, say how a vector is made")
+            raise ValueError("make_vector=None needs an id as make_single: without an id, give make_vector")
         make_vector = partial(gym.make_vec, make_single, vectorization_mode="vector_entry_point")
     single = partial(gym.make, make_single) if isinstance(make_single, str) else make_single
     options = dict(kwargs or {})
@@ -95,9 +94,9 @@ def check_vector_environment(
 
 
 class EnvironmentConformance(ABC):
-    """Subclass it as `TestMyEnv` with a `make`, and pytest runs each check as a test named `test_<check>`.
+    """Subclass it as `TestMyEnv` with a `make`; pytest then runs each check as a test named `test_<check>`.
 
-    `steps`, `seeds`, `measured` and `tolerance` are those of `EnvironmentCase`; `test_<check> = None` leaves one out.
+    The class attributes are those of `EnvironmentCase`. `test_<check> = None` leaves a check out.
     """
 
     steps = 50
@@ -107,17 +106,17 @@ class EnvironmentConformance(ABC):
 
     @abstractmethod
     def make(self, **kwargs: Any) -> Env:
-        """A new environment; take `render_mode` to have every mode of the metadata tried."""
+        """Return a new environment. With a `render_mode` keyword, every mode of the metadata is tried."""
 
     def case(self) -> EnvironmentCase:
-        """What the checks get."""
+        """Return what the checks run on."""
         return EnvironmentCase(self.make, self.steps, self.seeds, self.measured, self.tolerance)
 
 
 class VectorEnvironmentConformance(ABC):
-    """Subclass it as `TestMyVectorEnv` with `make_single` and `make_vector`; each check of `VECTOR_CHECKS` is a test.
+    """Subclass it as `TestMyVectorEnv` with `make_single` and `make_vector`; each check is then a test `test_<check>`.
 
-    The attributes are those of `VectorCase`; `test_<check> = None` leaves one out.
+    The class attributes are those of `VectorCase`. `test_<check> = None` leaves a check out.
     """
 
     num_envs = 3
@@ -129,20 +128,20 @@ class VectorEnvironmentConformance(ABC):
 
     @abstractmethod
     def make_single(self) -> Env:
-        """A new single environment."""
+        """Return a new single environment."""
 
     @abstractmethod
     def make_vector(self, *, num_envs: int, autoreset_mode: str) -> Vector:
-        """A new vector environment."""
+        """Return a new vector environment."""
 
     def case(self) -> VectorCase:
-        """What the checks get."""
+        """Return what the checks run on."""
         options = (self.num_envs, self.steps, self.seeds, self.modes, self.tolerance, self.measured)
         return VectorCase(self.make_single, self.make_vector, *options)
 
 
 def _add_tests(suite: type[Any], checks: Iterable[Callable[[C], None]]) -> None:
-    """Give a class one test method for each check."""
+    """Add one test method for each check to a class."""
     for check in checks:
 
         def test(self: Any, check: Callable[[C], None] = check) -> None:
@@ -163,7 +162,7 @@ def _run_all(checks: Sequence[Callable[[C], None]], case: C, skip: Collection[st
 
 
 def _run(check: Callable[[C], None], case: C) -> None:
-    """One check; whatever the environment raises in it becomes an `AssertionError` too."""
+    """Run one check; an error that the environment raises becomes an `AssertionError` too."""
     try:
         check(case)
     except AssertionError as failure:

@@ -1,6 +1,6 @@
-"""What a vector environment is held to: it does what `SyncVectorEnv` does over the single ones, and rows keep apart.
+"""What a vector environment must satisfy: it behaves like `SyncVectorEnv`, and its rows are independent.
 
-Shape suffixes: E environments.
+Shape letters: see CONTRIBUTING.md (E environments).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import batch_space
 
-from ra3gym.testing.comparing import MEASURED, difference
-from ra3gym.testing.walking import Env, Moment, Touch, mask_of, outside, pick_legal, told_difference
+from ra3gym.testing.differences import MEASURED, difference
+from ra3gym.testing.walks import Env, Moment, Touch, mask_of, misfit, pick_legal, walk_difference
 
 Vector: TypeAlias = gym.vector.VectorEnv[Any, Any, Any]
 
@@ -26,11 +26,17 @@ Vector: TypeAlias = gym.vector.VectorEnv[Any, Any, Any]
 class VectorCase:
     """What the checks run on.
 
-    make_single: a new single environment. make_vector: called with `num_envs=` and `autoreset_mode=`, the latter as
-    Gymnasium spells it ("NextStep", ...). steps: of each walk; enough for several episodes to end. modes: those that
-    the environment supports. tolerance: absolute and relative, where the same row is compared in batches of other
-    sizes, whose arithmetic rounds in other ways; 0 compares exactly, as with float64 one can. measured: see
-    `EnvironmentCase`.
+    Attributes:
+        make_single: returns a new single environment.
+        make_vector: returns a new vector environment; called with `num_envs=` and `autoreset_mode=`, the latter as
+            Gymnasium spells it ("NextStep", ...).
+        num_envs: at least 2, so that rows can affect each other.
+        steps: length of each walk; large enough for several episodes to end.
+        seeds: seeds of the walks.
+        modes: autoreset modes that the environment supports.
+        tolerance: absolute and relative tolerance between batches of different sizes, whose arithmetic may round
+            differently; 0 compares exactly.
+        measured: see `EnvironmentCase`.
     """
 
     make_single: Callable[[], Env]
@@ -43,115 +49,111 @@ class VectorCase:
     measured: frozenset[str] = MEASURED
 
     def native(self, mode: AutoresetMode | None = None, num_envs: int | None = None) -> Vector:
-        """The vector environment in a mode, the first by default."""
+        """Return a new vector environment in a mode, by default the first."""
         return self.make_vector(num_envs=num_envs or self.num_envs, autoreset_mode=(mode or self.modes[0]).value)
 
     def sync(self, mode: AutoresetMode) -> Vector:
-        """Gymnasium's own vector over single environments."""
+        """Return Gymnasium's own vector environment over single ones."""
         return SyncVectorEnv([self.make_single] * self.num_envs, autoreset_mode=mode)
 
 
 def spaces_and_mode_are_declared(case: VectorCase) -> None:
-    """Spaces are the single environment's, batched; `metadata["autoreset_mode"]` is what was asked for."""
+    """Spaces are the batched ones of the single environment; `metadata["autoreset_mode"]` is the requested mode."""
     with closing(case.make_single()) as single:
         for mode in case.modes:
             with closing(case.native(mode)) as native:
-                said = native.metadata.get("autoreset_mode")
-                assert said is mode, f"made with autoreset_mode={mode}, its metadata has {said!r}"
+                declared = native.metadata.get("autoreset_mode")
+                assert declared is mode, f"made with autoreset_mode={mode}, its metadata has {declared!r}"
                 assert native.num_envs == case.num_envs, f"num_envs is {native.num_envs}, not {case.num_envs}"
                 for name in ("observation_space", "action_space"):
-                    own, batched, wanted = (
-                        getattr(native, f"single_{name}"),
-                        getattr(native, name),
-                        getattr(single, name),
-                    )
-                    assert own == wanted, f"single_{name} is {own}; the single environment has {wanted}"
-                    assert batched == batch_space(wanted, case.num_envs), (
-                        f"{name} is {batched}, not {batch_space(wanted, case.num_envs)}"
+                    expected = getattr(single, name)
+                    one, batched = getattr(native, f"single_{name}"), getattr(native, name)
+                    assert one == expected, f"single_{name} is {one}; the single environment has {expected}"
+                    assert batched == batch_space(expected, case.num_envs), (
+                        f"{name} is {batched}, not {batch_space(expected, case.num_envs)}"
                     )
 
 
-def trajectories_are_those_of_singles(case: VectorCase) -> None:
-    """In each mode, observations, rewards, flags and infos equal `SyncVectorEnv`'s, exactly."""
+def trajectories_equal_sync_vector_env(case: VectorCase) -> None:
+    """In each mode, observations, rewards, flags and infos equal those of `SyncVectorEnv`."""
     for mode in case.modes:
         for seed in case.seeds:
             with closing(case.native(mode)) as native, closing(case.sync(mode)) as sync:
-                mine, theirs = record_vector(native, seed, case.steps), record_vector(sync, seed, case.steps)
-            told = told_difference(mine, theirs, case.measured, case.tolerance)
-            assert told is None, f"{mode}: it is not what SyncVectorEnv gives: {told}"
-            ended = sum(np.logical_or(moment.terminated, moment.truncated).sum() for moment in mine)
+                ours, theirs = record_vector(native, seed, case.steps), record_vector(sync, seed, case.steps)
+            found = walk_difference(ours, theirs, case.measured, case.tolerance)
+            assert found is None, f"{mode}: SyncVectorEnv returns something else: {found}"
+            ended = sum(np.logical_or(moment.terminated, moment.truncated).sum() for moment in ours)
             assert ended >= 1, f"no episode ended within steps={case.steps}: raise steps"
 
 
 def observations_are_in_their_space(case: VectorCase) -> None:
-    """Batched observations are in the batched space, with its very dtype."""
+    """Batched observations are in the batched space, dtype included."""
     with closing(case.native()) as native:
         for moment in record_vector(native, case.seeds[0], case.steps):
-            if told := outside(native.observation_space, moment.observation):
-                raise AssertionError(f"at {moment.where}, {told}")
+            if found := misfit(native.observation_space, moment.observation):
+                raise AssertionError(f"at {moment.call}, {found}")
 
 
-def reset_mask_leaves_the_others(case: VectorCase) -> None:
-    """`reset(options={"reset_mask": ...})` begins episodes where it is set, and nowhere else, as `SyncVectorEnv`."""
+def reset_mask_leaves_other_rows(case: VectorCase) -> None:
+    """`reset(options={"reset_mask": ...})` resets the rows of the mask and no others, as in `SyncVectorEnv`."""
     if AutoresetMode.DISABLED not in case.modes:
         return
     chosen_E = np.arange(case.num_envs) % 2 == 0
-    found = []
+    resets = []
     for make in (case.native, case.sync):
         with closing(make(AutoresetMode.DISABLED)) as env:
             before = record_vector(env, case.seeds[0], 1)[-1]
             options = {"reset_mask": chosen_E.copy()}
             observation, info = _reset(env, [100 + e for e in range(case.num_envs)], options)
-            found.append([Moment("reset with a reset_mask", deepcopy(observation), deepcopy(info))])
+            resets.append([Moment("reset with a reset_mask", deepcopy(observation), deepcopy(info))])
             for e in np.flatnonzero(~chosen_E).tolist():
-                told = difference(row(before.observation, e), row(observation, e), path="observation")
-                assert told is None, f"reset_mask is False for environment {e}, but it was touched: {told}"
-    told = told_difference(found[0], found[1], case.measured, case.tolerance)
-    assert told is None, f"it is not what SyncVectorEnv gives: {told}"
+                found = difference(row(before.observation, e), row(observation, e), path="observation")
+                assert found is None, f"reset_mask is False for environment {e}, but its observation changed: {found}"
+    found = walk_difference(resets[0], resets[1], case.measured, case.tolerance)
+    assert found is None, f"SyncVectorEnv returns something else: {found}"
 
 
 def seeds_may_be_a_list(case: VectorCase) -> None:
-    """`reset(seed=s)` seeds environment e with `s + e`; a list gives each its own, one of another length is refused."""
+    """`reset(seed=s)` seeds environment e with `s + e`; a list must hold one seed for each environment."""
     seed, E = case.seeds[0], case.num_envs
     with closing(case.native()) as one, closing(case.native()) as other:
-        first, again = (
-            record_vector(one, seed, case.steps),
-            record_vector(other, [seed + e for e in range(E)], case.steps),
-        )
-        told = told_difference(first, again, case.measured)
-        assert told is None, f"reset(seed={seed}) is not reset(seed=[{seed}, {seed + 1}, ...]): {told}"
+        first = record_vector(one, seed, case.steps)
+        second = record_vector(other, [seed + e for e in range(E)], case.steps)
+        found = walk_difference(first, second, case.measured)
+        assert found is None, f"reset(seed={seed}) differs from reset(seed=[{seed}, {seed + 1}, ...]): {found}"
         refused = False
         try:
             _reset(one, [0] * (E + 1))
-        except Exception:  # Gymnasium names no type for it: its own vector environments assert
+        except Exception:  # Gymnasium defines no error type here; its own vector environments assert
             refused = True
-        assert refused, f"reset() took {E + 1} seeds for {E} environments"
-        told = told_difference(first, record_vector(one, seed, case.steps), case.measured)
-        assert told is None, f"refusing {E + 1} seeds for {E} environments changed what follows: {told}"
+        assert refused, f"reset() accepted {E + 1} seeds for {E} environments"
+        found = walk_difference(first, record_vector(one, seed, case.steps), case.measured)
+        assert found is None, f"a refused reset with {E + 1} seeds for {E} environments changed the next one: {found}"
 
 
 def rows_do_not_depend_on_num_envs(case: VectorCase) -> None:
-    """Environment e with seed s + e does what a vector of one does with that seed."""
+    """Environment e with seed s + e behaves like a vector of one environment with that seed."""
     seed = case.seeds[0]
     with closing(case.native()) as many:
         whole = record_vector(many, seed, case.steps)
     for e in range(case.num_envs):
         with closing(case.native(num_envs=1)) as alone:
             single = record_vector(alone, seed + e, case.steps)
-        told = told_difference(_row_of(whole, e), _row_of(single, 0), case.measured, case.tolerance)
-        assert told is None, f"environment {e} of {case.num_envs} does not do what it does alone: {told}"
+        found = walk_difference(_row_of(whole, e), _row_of(single, 0), case.measured, case.tolerance)
+        assert found is None, f"environment {e} of {case.num_envs} behaves differently alone: {found}"
 
 
-def a_row_s_illegal_action_is_its_own(case: VectorCase) -> None:
-    """An action out of range in one environment raises nothing, and changes nothing in the others."""
+def illegal_actions_leave_other_rows(case: VectorCase) -> None:
+    """An out-of-range action in one environment raises nothing and changes nothing in the others."""
     with closing(case.native()) as wrong, closing(case.native()) as right:
         space = wrong.single_action_space
         if not isinstance(space, gym.spaces.Discrete):
             return
-        found = []
+        steps = []
         for env in (wrong, right):
             observation, info = env.reset(seed=case.seeds[0])
-            action_E = np.array([pick_legal(space, m, np.random.default_rng(0)) for m in masks(env, observation, info)])
+            mask_E = masks(env, observation, info)
+            action_E = np.array([pick_legal(space, mask, np.random.default_rng(0)) for mask in mask_E])
             if env is wrong:
                 action_E[0] = space.start + space.n
             try:
@@ -160,46 +162,51 @@ def a_row_s_illegal_action_is_its_own(case: VectorCase) -> None:
                 raise AssertionError(
                     f"action {action_E[0]} of {space} in environment 0 raised {type(error).__name__}: {error}"
                 ) from error
-            found.append(
+            steps.append(
                 Moment("a step with an illegal action", observation, info, reward_E, terminated_E, truncated_E)
             )
-        assert found[0].info.get("illegal_action", [True])[0], (
+        assert steps[0].info.get("illegal_action", [True])[0], (
             f"action {space.start + space.n} of {space} is out of range, but info['illegal_action'][0] is not set"
         )
         for e in range(1, case.num_envs):
-            told = told_difference(_row_of(found[:1], e), _row_of(found[1:], e), case.measured, case.tolerance)
-            assert told is None, f"an illegal action in environment 0 changed environment {e}: {told}"
+            found = walk_difference(_row_of(steps[:1], e), _row_of(steps[1:], e), case.measured, case.tolerance)
+            assert found is None, f"an illegal action in environment 0 changed environment {e}: {found}"
 
 
-def returned_arrays_stay(case: VectorCase) -> None:
-    """What `reset` and `step` returned is not changed by later calls, so that it may be kept."""
+def returned_arrays_are_not_changed(case: VectorCase) -> None:
+    """Later calls do not change what `reset` and `step` have returned, so a caller may keep it."""
     for mode in case.modes:
-        held: list[tuple[Any, Any]] = []
+        returned: list[tuple[Any, Any]] = []
         with closing(case.native(mode)) as native:
-            moments = record_vector(native, case.seeds[0], case.steps, touch=lambda *data, held=held: held.append(data))
-        for moment, (observation, info) in zip(moments, held, strict=True):
-            told = difference(moment.observation, observation, measured=(), path="observation") or difference(
+            moments = record_vector(
+                native,
+                case.seeds[0],
+                case.steps,
+                touch=lambda *data, returned=returned: returned.append(data),
+            )
+        for moment, (observation, info) in zip(moments, returned, strict=True):
+            found = difference(moment.observation, observation, measured=(), path="observation") or difference(
                 moment.info, info, measured=(), path="info"
             )
-            assert told is None, f"{mode}: what {moment.where} returned was changed by a later call: {told}"
+            assert found is None, f"{mode}: what {moment.call} returned was changed by a later call: {found}"
 
 
 def batched_masks_agree(case: VectorCase) -> None:
-    """`action_masks()`, bool (E, n), is `info["action_mask"]`."""
+    """`action_masks()` is bool (E, A) and equals `info["action_mask"]`."""
     with closing(case.native()) as native:
         own = getattr(native, "action_masks", None)
         if own is None:
             return
-        found: list[Any] = []
-        moments = record_vector(native, case.seeds[0], case.steps, touch=lambda *data: found.append(own()))
-        for moment, mask in zip(moments, found, strict=True):
-            assert mask.dtype == np.bool_, f"action_masks() at {moment.where} is {mask.dtype}, not bool"
-            told = difference(mask, np.asarray(moment.info["action_mask"]).astype(bool), path="action_masks()")
-            assert told is None, f"at {moment.where}, {told}, which info['action_mask'] has"
+        mask_list: list[Any] = []
+        moments = record_vector(native, case.seeds[0], case.steps, touch=lambda *data: mask_list.append(own()))
+        for moment, mask in zip(moments, mask_list, strict=True):
+            assert mask.dtype == np.bool_, f"action_masks() at {moment.call} is {mask.dtype}, not bool"
+            found = difference(mask, np.asarray(moment.info["action_mask"]).astype(bool), path="action_masks()")
+            assert found is None, f"action_masks() differs from info['action_mask'] at {moment.call}: {found}"
 
 
 def vector_step_needs_reset(case: VectorCase) -> None:
-    """`step` ahead of the first `reset` raises `gymnasium.error.ResetNeeded`."""
+    """`step` before the first `reset` raises `gymnasium.error.ResetNeeded`."""
     with closing(case.native()) as native:
         try:
             native.step(native.action_space.sample())
@@ -207,13 +214,13 @@ def vector_step_needs_reset(case: VectorCase) -> None:
             return
         except Exception as error:
             raise AssertionError(
-                f"step() ahead of reset() raised {type(error).__name__} ({error}), not gymnasium.error.ResetNeeded"
+                f"step() before reset() raised {type(error).__name__} ({error}), not gymnasium.error.ResetNeeded"
             ) from error
-    raise AssertionError("step() ahead of reset() raised nothing, not gymnasium.error.ResetNeeded")
+    raise AssertionError("step() before reset() raised nothing, not gymnasium.error.ResetNeeded")
 
 
 def vector_close_may_be_repeated(case: VectorCase) -> None:
-    """`close` raises nothing, also a second time."""
+    """`close` raises nothing, the second time too."""
     native = case.native()
     native.reset(seed=0)
     for time in ("first", "second"):
@@ -225,13 +232,13 @@ def vector_close_may_be_repeated(case: VectorCase) -> None:
 
 VECTOR_CHECKS: tuple[Callable[[VectorCase], None], ...] = (
     spaces_and_mode_are_declared,
-    trajectories_are_those_of_singles,
+    trajectories_equal_sync_vector_env,
     observations_are_in_their_space,
-    reset_mask_leaves_the_others,
+    reset_mask_leaves_other_rows,
     seeds_may_be_a_list,
     rows_do_not_depend_on_num_envs,
-    a_row_s_illegal_action_is_its_own,
-    returned_arrays_stay,
+    illegal_actions_leave_other_rows,
+    returned_arrays_are_not_changed,
     batched_masks_agree,
     vector_step_needs_reset,
     vector_close_may_be_repeated,
@@ -242,19 +249,19 @@ VECTOR_CHECKS: tuple[Callable[[VectorCase], None], ...] = (
 def record_vector(
     env: Vector, seed: int | Sequence[int], steps: int, *, touch: Touch = lambda *data: None
 ) -> list[Moment]:
-    """Reset and step on; ended environments are reset by mask where the mode is DISABLED.
+    """Reset with a seed, take `steps` steps, and return all moments; in mode DISABLED ended rows are reset by mask.
 
-    What environment e does depends on its own seed and masks alone.
+    The actions of environment e depend on its own seed and masks alone.
     """
     seeds = [seed + e for e in range(env.num_envs)] if isinstance(seed, int) else list(seed)
-    rngs = [np.random.default_rng(one) for one in seeds]
+    rngs = [np.random.default_rng(row_seed) for row_seed in seeds]
     space = env.single_action_space
     discrete = space if isinstance(space, gym.spaces.Discrete) else None
     env.action_space.seed(seeds[0])
     moments: list[Moment] = []
 
-    def add(where: str, observation: Any, info: Any, *outcome: Any) -> None:
-        moments.append(Moment(where, deepcopy(observation), deepcopy(info), *outcome))
+    def add(call: str, observation: Any, info: Any, *outcome: Any) -> None:
+        moments.append(Moment(call, deepcopy(observation), deepcopy(info), *outcome))
         touch(observation, info)
 
     observation, info = _reset(env, seed)
@@ -275,28 +282,28 @@ def record_vector(
             for e, mask in enumerate(masks(env, observation, info)):
                 if ended_E[e]:
                     mask_E[e] = mask
-            add(f"the reset by mask behind step {t}", observation, info)
+            add(f"the reset by mask after step {t}", observation, info)
     return moments
 
 
 def masks(env: Vector, observation: Any, info: Mapping[str, Any]) -> list[Any]:
-    """Each environment's mask of legal actions, copied; `None` where none is given."""
+    """Return a copy of each environment's mask of legal actions; `None` each when there are no masks."""
     mask_E = mask_of(observation, info)
     return [None] * env.num_envs if mask_E is None else [mask.copy() for mask in mask_E]
 
 
 def row(batch: Any, e: int) -> Any:
-    """One environment's part of a batched observation."""
+    """Return one environment's part of a batched observation."""
     if isinstance(batch, dict):
         return {key: row(part, e) for key, part in batch.items()}
     return tuple(row(part, e) for part in batch) if isinstance(batch, tuple) else batch[e]
 
 
 def _row_of(moments: Sequence[Moment], e: int) -> list[Moment]:
-    """One environment's part of a walk."""
+    """Return one environment's part of a walk."""
     return [
         Moment(
-            moment.where,
+            moment.call,
             row(moment.observation, e),
             _info_row(moment.info, e),
             _of_row(moment.reward, e),
@@ -309,20 +316,20 @@ def _row_of(moments: Sequence[Moment], e: int) -> list[Moment]:
 
 
 def _of_row(part: Any, e: int) -> Any:
-    """One environment's part of an array; what is no array belongs to a reset."""
+    """Return one environment's part of an array; a scalar, which comes from a reset, as it is."""
     return part if np.ndim(part) == 0 else part[e]
 
 
 def _info_row(info: Mapping[str, Any], e: int) -> dict[str, Any]:
-    """One environment's part of a batched info: the keys that hold for it."""
-    found: dict[str, Any] = {}
+    """Return one environment's part of a batched info: the keys that this environment has."""
+    row_info: dict[str, Any] = {}
     for key, values in info.items():
-        holds = info.get(f"_{key}")
-        if holds is not None and holds[e]:
-            found[key] = _info_row(values, e) if isinstance(values, dict) else values[e]
-    return found
+        has_E = info.get(f"_{key}")
+        if has_E is not None and has_E[e]:
+            row_info[key] = _info_row(values, e) if isinstance(values, dict) else values[e]
+    return row_info
 
 
 def _reset(env: Vector, seed: int | Sequence[int], options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-    """Gymnasium's vector environments take a seed for each environment; the types of their base class do not."""
+    """Reset with one seed or one for each environment, which the types of Gymnasium's base class leave out."""
     return env.reset(seed=cast(Any, seed), options=options)

@@ -52,9 +52,9 @@ from ra3gym.testing import (
     check_vector_environment,
     difference,
 )
-from ra3gym.testing.comparing import MEASURED
+from ra3gym.testing.differences import MEASURED
 from ra3gym.testing.vector import record_vector
-from ra3gym.testing.walking import told_difference
+from ra3gym.testing.walks import walk_difference
 from tests.envs.code.code_vector_cases import TASKS
 from tests.envs.code.commenting_models import commenting_model, save_commenting_model
 from tests.testing.broken_environments import MUTANTS, VECTOR_MUTANTS, NativeWalk, Walk
@@ -171,7 +171,7 @@ def test_a_pickled_vector_form_goes_on_alike(loaded: lm.LoadedModel, name: str) 
         steps = record_vector(env, 0, 150 if name == "OptionMDP" else 40)[1:]
         assert any(moment.terminated.any() or moment.truncated.any() for moment in steps)
         with closing(pickle.loads(pickle.dumps(env))) as again:
-            assert told_difference(record_vector(env, 1, 8), record_vector(again, 1, 8), MEASURED, 1e-12) is None
+            assert walk_difference(record_vector(env, 1, 8), record_vector(again, 1, 8), MEASURED, 1e-12) is None
 
 
 @pytest.mark.parametrize("name", ["OptionMDP", "TokenCode", "LatentCode", "RationaleCode", "TraceInference"])
@@ -187,10 +187,10 @@ def test_every_id_conforms_by_name(tiny_model_folder: Path, tmp_path: Path, name
         "LatentCode": {"max_new_tokens": 9, "segment_tokens": 2},
     }.get(name, {})
     env_id = f"ra3gym/{name}-v0"
-    by_name = {"gymnasiums_own_check", "step_needs_reset", "spec_survives_json", "pickles_go_on_alike"}
+    by_name = {"gymnasiums_own_check", "step_needs_reset", "spec_survives_json", "pickled_copies_behave_the_same"}
     rest = [one.__name__ for one in ENVIRONMENT_CHECKS if one.__name__ not in by_name]
     check_environment(env_id, kwargs, steps=40, seeds=(0,), skip=rest)
-    by_name = {"spaces_and_mode_are_declared", "trajectories_are_those_of_singles"}
+    by_name = {"spaces_and_mode_are_declared", "trajectories_equal_sync_vector_env"}
     rest = [one.__name__ for one in VECTOR_CHECKS if one.__name__ not in by_name]
     check_vector_environment(env_id, kwargs=kwargs, num_envs=2, steps=40, tolerance=1e-4, skip=rest)
 
@@ -237,7 +237,7 @@ def test_a_spec_with_an_object_in_it_is_caught() -> None:
     gym.register("ra3gym-test/Walk-v0", entry_point=lambda how=None, **kwargs: Walk(**kwargs))
     try:
         others = [one.__name__ for one in ENVIRONMENT_CHECKS if one.__name__ != "spec_survives_json"]
-        with pytest.raises(AssertionError, match=r"are no JSON .* take names instead of objects"):
+        with pytest.raises(AssertionError, match=r"have no JSON form .* take names instead of objects"):
             check_environment("ra3gym-test/Walk-v0", {"how": object()}, skip=others)
     finally:
         del gym.registry["ra3gym-test/Walk-v0"]
@@ -277,11 +277,11 @@ def test_a_learned_codebook_conforms(codebook: Any, traces: list[ExpertTrace]) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda book: {"emission_YK": book.emission_YK[1:]}, r"emission_YK has shape .* these traces make it"),
-        (lambda book: {"emission_YK": 3 * book.emission_YK}, "which is no probability|above 1"),
+        (lambda book: {"emission_YK": book.emission_YK[1:]}, r"emission_YK has shape .* these traces need"),
+        (lambda book: {"emission_YK": 3 * book.emission_YK}, "which is not a probability|above 1"),
         (lambda book: {"emission_YK": np.clip(book.emission_YK, 0.8, 1.0)}, "above 1, over"),
         (lambda book: {"emission_YK": 0 * book.emission_YK}, r"trace 0 \('idioms.*'\) is impossible"),
-        (lambda book: {"keep_U1": book.keep_U1 - 1.0}, "keep_U1 holds -.*, which is no probability"),
+        (lambda book: {"keep_U1": book.keep_U1 - 1.0}, "keep_U1 holds -.*, which is not a probability"),
         (lambda book: {"word_WK": 0.5 * book.word_WK}, r"p\(latent \| word\) of word .* sums to 0.500000, not to 1"),
         (lambda book: {"word_WK": book.word_WK * np.nan}, "word_WK is not finite at"),
         (lambda book: {"evidence": ()}, "evidence is"),
@@ -377,7 +377,7 @@ class TestSound(EnvironmentConformance):
         return OptionMDPEnv(horizon=20, **kwargs)
 
 class TestBroken(TestSound):
-    test_pickles_go_on_alike = None
+    test_pickled_copies_behave_the_same = None
     def make(self, **kwargs):
         env = super().make(**kwargs)
         env.action_masks = lambda: __import__("numpy").zeros(12, bool)
@@ -411,7 +411,7 @@ def test_pytest_runs_each_check_as_a_test_of_its_own(tmp_path: Path) -> None:
     ("one", "other", "told"),
     [
         ({"a": [1, {"b": 2.0}]}, {"a": [1, {"b": 2.5}]}, "x['a'][1]['b']: 2.0 is not 2.5"),
-        ({"a": 1}, {"b": 1}, "x: 'a', 'b' stands in one of the two only"),
+        ({"a": 1}, {"b": 1}, "x: only one of the two has 'a', 'b'"),
         (np.zeros(3), np.array([0.0, 0.0, 1.0]), "x[2]: 0.0 is not 1.0 (1 of 3 differ)"),
         (np.zeros(3), np.zeros(3, np.float32), "x: float64 of shape (3,) is not float32 of shape (3,)"),
         (1, 1.0, "x: 1 (int) is not 1.0 (float)"),

@@ -1,4 +1,4 @@
-"""Walks through an environment by legal actions, as the checks take them: repeatable, and copied as they go."""
+"""Walks through an environment by legal actions: repeatable, and copied as they go."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from ra3gym.testing.comparing import difference
+from ra3gym.testing.differences import difference
 
 Env: TypeAlias = gym.Env[Any, Any]
 Touch: TypeAlias = Callable[[Any, Any], None]
+"""Called with each observation and info that the environment returned: the objects themselves, not copies."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What one `reset` or `step` returned, of an environment or a vector of them, copied at the time.
+    """What one `reset` or `step` of an environment, or of a vector environment, returned, copied at once.
 
-    where: for messages. action: what led here, `None` for a reset.
+    Attributes:
+        call: the call, for messages: "step 3 after reset(seed=0)".
+        action: the action of a step, `None` for a reset.
     """
 
-    where: str
+    call: str
     observation: Any
     info: Any
     reward: Any = 0.0
@@ -41,57 +44,57 @@ class Moment:
 def walk(
     env: Env, seed: int, steps: int, *, actions: Sequence[Any] | None = None, touch: Touch = lambda *data: None
 ) -> Iterator[Moment]:
-    """Reset with a seed and step on, from episode to episode; `touch` gets each observation and info themselves.
+    """Reset with a seed, then take `steps` steps; yield every moment. An ended episode is followed by a reset.
 
-    Without `actions`, legal ones are drawn, by the seed and the masks alone.
+    Without `actions`, legal ones are drawn; they depend on the seed and the masks alone.
     """
     rng = np.random.default_rng(seed)
     env.action_space.seed(seed)
 
-    def seen(where: str, observation: Any, info: Any, *outcome: Any) -> Moment:
-        moment = Moment(where, deepcopy(observation), deepcopy(info), *outcome)
+    def copied(call: str, observation: Any, info: Any, *outcome: Any) -> Moment:
+        moment = Moment(call, deepcopy(observation), deepcopy(info), *outcome)
         touch(observation, info)
         return moment
 
-    moment = seen(f"reset(seed={seed})", *env.reset(seed=seed))
+    moment = copied(f"reset(seed={seed})", *env.reset(seed=seed))
     yield moment
     for t in range(steps):
         action = pick(env.action_space, moment, rng) if actions is None else actions[t]
         observation, reward, terminated, truncated, info = env.step(action)
-        where = f"step {t} behind reset(seed={seed})"
-        moment = seen(where, observation, info, reward, terminated, truncated, action)
+        call = f"step {t} after reset(seed={seed})"
+        moment = copied(call, observation, info, reward, terminated, truncated, action)
         yield moment
         if moment.over:
-            moment = seen(f"the reset() behind step {t}", *env.reset())
+            moment = copied(f"the reset() after step {t}", *env.reset())
             yield moment
 
 
 def record(
     env: Env, seed: int, steps: int, *, actions: Sequence[Any] | None = None, touch: Touch = lambda *data: None
 ) -> list[Moment]:
-    """The whole of a `walk`."""
+    """Return all moments of a `walk`."""
     return list(walk(env, seed, steps, actions=actions, touch=touch))
 
 
-def told_difference(
-    first: Sequence[Moment], again: Sequence[Moment], measured: Collection[str], tolerance: float = 0.0
+def walk_difference(
+    first: Sequence[Moment], second: Sequence[Moment], measured: Collection[str], tolerance: float = 0.0
 ) -> str | None:
-    """The first difference between two walks, and where it is; `None` without one."""
-    for one, other in zip(first, again, strict=True):
+    """Return the first difference between two walks and the call that returned it; `None` without one."""
+    for one, other in zip(first, second, strict=True):
         for name in ("action", "observation", "reward", "terminated", "truncated", "info"):
             a, b = getattr(one, name), getattr(other, name)
-            if told := difference(a, b, measured=measured, tolerance=tolerance, path=name):
-                return f"{told}, at {one.where}"
+            if found := difference(a, b, measured=measured, tolerance=tolerance, path=name):
+                return f"{found}, at {one.call}"
     return None
 
 
 def method_mask(env: Env) -> Any:
-    """What `action_masks()` says; `None` where there is no such method."""
+    """Return what `action_masks()` returns; `None` without such a method."""
     return env.get_wrapper_attr("action_masks")() if env.has_wrapper_attr("action_masks") else None
 
 
 def mask_of(observation: Any, info: Mapping[str, Any]) -> npt.NDArray[np.bool_] | None:
-    """The legal actions by an info or a Dict observation; `None` where neither says."""
+    """Return the mask of legal actions from an info or a Dict observation; `None` when neither has one."""
     mask = info.get("action_mask")
     if mask is None and isinstance(observation, Mapping):
         mask = observation.get("mask")
@@ -99,32 +102,32 @@ def mask_of(observation: Any, info: Mapping[str, Any]) -> npt.NDArray[np.bool_] 
 
 
 def pick(space: gym.Space[Any], moment: Moment, rng: np.random.Generator) -> Any:
-    """A legal action by chance; of a space that is not Discrete, any."""
+    """Return a random legal action; any action of a space that is not Discrete."""
     if not isinstance(space, gym.spaces.Discrete):
         return space.sample()
     return pick_legal(space, mask_of(moment.observation, moment.info), rng)
 
 
 def pick_legal(space: gym.spaces.Discrete, mask: npt.NDArray[np.bool_] | None, rng: np.random.Generator) -> np.int64:
-    """A legal action by chance; any, where the mask has no say."""
+    """Return a random action that the mask allows; any action without a mask, or when it allows none."""
     legal = np.arange(space.n) if mask is None or not mask.any() else np.flatnonzero(mask)
     return np.int64(space.start + rng.choice(legal))
 
 
 def pick_illegal(space: gym.spaces.Discrete, mask: npt.NDArray[np.bool_] | None, rng: np.random.Generator) -> np.int64:
-    """A masked action by chance, or one out of range: just below, just above, or far above."""
+    """Return a random masked action, or one out of range: just below, just above, or far above."""
     masked = [] if mask is None else (space.start + np.flatnonzero(~mask)).tolist()
-    beside = [space.start - 1, space.start + space.n, space.start + 10 * space.n]
-    return np.int64(rng.choice(masked if masked and rng.random() < 0.5 else beside))
+    out_of_range = [space.start - 1, space.start + space.n, space.start + 10 * space.n]
+    return np.int64(rng.choice(masked if masked and rng.random() < 0.5 else out_of_range))
 
 
-def outside(space: gym.Space[Any], observation: Any, path: str = "the observation") -> str | None:
-    """What keeps an observation from fitting its space, dtypes included; `None` if it fits."""
+def misfit(space: gym.Space[Any], observation: Any, path: str = "the observation") -> str | None:
+    """Return why an observation is not in its space, dtypes included; `None` if it is."""
     if isinstance(space, gym.spaces.Dict):
         if not isinstance(observation, dict) or observation.keys() != space.spaces.keys():
-            return f"{path} is no dict with the keys {sorted(space.spaces)}"
-        parts = (outside(one, observation[key], f"{path}[{key!r}]") for key, one in space.spaces.items())
-        return next((told for told in parts if told), None)
+            return f"{path} is not a dict with the keys {sorted(space.spaces)}"
+        parts = (misfit(part, observation[key], f"{path}[{key!r}]") for key, part in space.spaces.items())
+        return next((found for found in parts if found), None)
     if isinstance(space, (gym.spaces.Box, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
         if not isinstance(observation, np.ndarray):
             return f"{path} is {type(observation).__name__}, not an array of {space.dtype}"
@@ -136,13 +139,13 @@ def outside(space: gym.Space[Any], observation: Any, path: str = "the observatio
     return None if space.contains(observation) else f"{path} is not in {space}"
 
 
-def scribble(*data: Any) -> None:
-    """Overwrite all arrays in nested data, and empty its dicts, as a careless caller might."""
-    for one in data:
-        if isinstance(one, dict):
-            scribble(*one.values())
-            one.clear()
-        elif isinstance(one, (list, tuple)):
-            scribble(*one)
-        elif isinstance(one, np.ndarray) and one.flags.writeable and one.dtype != object:
-            one[...] = 0
+def overwrite(*data: Any) -> None:
+    """Overwrite all arrays in nested data and empty its dicts, as a careless caller might."""
+    for part in data:
+        if isinstance(part, dict):
+            overwrite(*part.values())
+            part.clear()
+        elif isinstance(part, (list, tuple)):
+            overwrite(*part)
+        elif isinstance(part, np.ndarray) and part.flags.writeable and part.dtype != object:
+            part[...] = 0
