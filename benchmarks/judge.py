@@ -221,7 +221,7 @@ def spread(values: Iterable[float]) -> Spread:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def summarise(passes: Sequence[Row], starts: Sequence[Row]) -> dict[str, Any]:
+def summarize(passes: Sequence[Row], starts: Sequence[Row]) -> dict[str, Any]:
     """Spreads over the rounds; `ratios` are ours over each peer's gradings per second, within a round."""
     groups: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
     ours = {}
@@ -240,10 +240,10 @@ def summarise(passes: Sequence[Row], starts: Sequence[Row]) -> dict[str, Any]:
                 kind: spread(ours[row["round"], kind, workers] / row["per_second"] for row in rows) for kind in KINDS
             }
         systems.append(entry)
-    return {"systems": systems, "starts": _summarise_starts(starts)}
+    return {"systems": systems, "starts": _summarize_starts(starts)}
 
 
-def _summarise_starts(starts: Sequence[Row]) -> dict[int, dict[str, Spread]]:
+def _summarize_starts(starts: Sequence[Row]) -> dict[int, dict[str, Spread]]:
     said = [
         name for name in starts[0] if name not in ("round", "workers") and all(row[name] is not None for row in starts)
     ]
@@ -308,7 +308,7 @@ def main(options: Options) -> None:
             result |= soak(options, console)
         else:
             result |= measure(options, console)
-            result["summary"] = summarise(result["passes"], result["starts"])
+            result["summary"] = summarize(result["passes"], result["starts"])
             show(result["summary"], console)
     except Ra3GymError as error:
         sys.exit(f"error: {error}")

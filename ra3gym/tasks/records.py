@@ -1,4 +1,4 @@
-"""Records of a data set, each with the place it came from, so that an error can name file, line and field."""
+"""Records of a data set with their places, so that an error can name file, line and field."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 
 @dataclass(frozen=True)
 class Record:
-    """The fields of one problem, and where they stand (`file, line 3`)."""
+    """The fields of one problem.
+
+    Attributes:
+        place: where the record is from, for errors: "FILE, line 3".
+        fields: the record's content; a field of `None` counts as missing.
+    """
 
     place: str
     fields: Mapping[str, Any]
@@ -27,15 +32,15 @@ class Record:
         return self.fields.get(name) is not None
 
     def text(self, name: str, default: str | None = None) -> str:
-        """The string in field `name`; without a default the field must be there."""
+        """Return the string in field `name`, or the default; `DataError` if there is neither."""
         return self._typed(name, str, "a string", default)
 
     def items(self, name: str, default: list[Any] | None = None) -> list[Any]:
-        """The list in field `name`."""
+        """Return the list in field `name`; see `text`."""
         return self._typed(name, list, "a list", default)
 
     def texts(self, name: str, default: list[Any] | None = None) -> list[str]:
-        """The list of strings in field `name`."""
+        """Return the list of strings in field `name`; see `text`."""
         items = self.items(name, default)
         for position, item in enumerate(items):
             if not isinstance(item, str):
@@ -43,7 +48,7 @@ class Record:
         return items
 
     def wrong(self, name: str, complaint: str) -> DataError:
-        """The error to raise about field `name`."""
+        """Return an error about field `name`, to be raised."""
         return DataError(f"{self.place}: field {name!r}: {complaint}")
 
     def _typed(self, name: str, kind: type[T], described: str, default: T | None) -> T:
@@ -58,10 +63,10 @@ class Record:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The records of a .jsonl, .jsonl.gz, .json (one list) or .parquet file, one at a time but for .json.
+    """Yield the records of a .jsonl, .jsonl.gz, .json (one list) or .parquet file; only .json is read at once.
 
     Raises:
-        DataError: no such file, another suffix, a line that is not a JSON object.
+        DataError: there is no such file, it has another suffix, or a line is not a JSON object.
     """
     if not path.is_file():
         raise DataError(f"no such file: {path}")

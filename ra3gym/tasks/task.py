@@ -1,4 +1,4 @@
-"""What a problem is (`CodeTask`) and what a demonstration is (`ExpertTrace`)."""
+"""Problems (`CodeTask`) with their hidden tests, and demonstrations (`ExpertTrace`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import Any
 class FunctionTests:
     """Call `entry_point(*inputs[i])` and compare the value with `outputs[i]`.
 
-    `float_tolerance` is absolute and relative; 0 compares exactly, with strict types.
+    Attributes:
+        inputs: the arguments of each call.
+        outputs: the expected value of each call.
+        float_tolerance: absolute and relative; 0 compares exactly, with strict types.
     """
 
     inputs: tuple[tuple[Any, ...], ...]
@@ -24,7 +27,7 @@ class FunctionTests:
 
 @dataclass(frozen=True)
 class CheckTests:
-    """HumanEval's style: `code` defines `check(candidate)`, which raises when the candidate is wrong."""
+    """Tests in HumanEval's form: `code` defines `check(candidate)`, which raises for a wrong candidate."""
 
     code: str
 
@@ -34,7 +37,7 @@ class CheckTests:
 
 @dataclass(frozen=True)
 class AssertTests:
-    """MBPP's style: `setup` runs first, then each statement of `asserts` is one test."""
+    """Tests in MBPP's form: `setup` runs first, then each statement of `asserts` is one test."""
 
     asserts: tuple[str, ...]
     setup: str = ""
@@ -45,10 +48,13 @@ class AssertTests:
 
 @dataclass(frozen=True)
 class StdioTests:
-    """Run the whole program with `inputs[i]` on stdin; compare whitespace-normalised stdout with `outputs[i]`.
+    """Run the whole program with `inputs[i]` on stdin; compare the words on stdout with those of `outputs[i]`.
 
-    Where several answers are right, a `checker(input, expected output, program's output)` says whether this one is. It
-    runs in the trainer, on text that is not to be trusted.
+    Attributes:
+        inputs: the text on stdin of each run.
+        outputs: the expected text on stdout of each run.
+        checker: for problems with several right answers: `checker(input, expected output, program's output)` returns
+            whether the output is right. It runs in the trainer and must not trust the program's output.
     """
 
     inputs: tuple[str, ...]
@@ -64,10 +70,16 @@ Tests = FunctionTests | CheckTests | AssertTests | StdioTests
 
 @dataclass(frozen=True)
 class CodeTask:
-    """A problem: a prompt, an entry point and hidden tests.
+    """A problem: a prompt, an entry point and hidden tests. A solution is a whole program: `prompt + completion`.
 
-    A solution is a whole program; for a completion of the prompt that is `prompt + completion`.
-    `canonical_solution` is the completion a reference solution consists of (`None` if the source has none).
+    Attributes:
+        task_id: different for each task of a set.
+        prompt: the beginning of the program.
+        entry_point: the function that the tests call; `Class.method` is allowed. Empty for a program that reads stdin.
+        tests: hidden from the model.
+        canonical_solution: the completion of the reference solution, `None` if there is none.
+        source: the data set that the task is from.
+        license: of the data set.
     """
 
     task_id: str
@@ -76,11 +88,11 @@ class CodeTask:
     tests: Tests
     canonical_solution: str | None = None
     source: str = ""
-    licence: str = ""
+    license: str = ""
 
     @property
     def canonical_program(self) -> str:
-        """The reference as a whole program; `ValueError` when the source has none."""
+        """The reference solution as a whole program; `ValueError` when there is none."""
         if self.canonical_solution is None:
             raise ValueError(f"task {self.task_id!r} has no canonical solution")
         return self.prompt + self.canonical_solution
@@ -88,11 +100,13 @@ class CodeTask:
 
 @dataclass(frozen=True)
 class ExpertTrace:
-    """A demonstration: an expert solution cut into steps, one line of Python each (line break included).
+    """A demonstration: an expert solution cut into steps. `prompt + "".join(steps)` is the whole program.
 
-    `prompt + "".join(steps)` is the whole program. `planted` holds one true label per step where the domain
-    knows them; only the oracle and the measurements of agreement may read it: everything learned gets
-    `without_planted()`.
+    Attributes:
+        task: the problem that it solves.
+        steps: lines of Python with their line breaks.
+        planted: the true label of each step, if the domain knows it. Only oracles and measurements of agreement may
+            read it. Whatever learns gets `without_planted()`.
     """
 
     task: CodeTask
@@ -101,9 +115,9 @@ class ExpertTrace:
 
     @property
     def prompt(self) -> str:
-        """The text ahead of the first step."""
+        """The text before the first step."""
         return self.task.prompt
 
     def without_planted(self) -> ExpertTrace:
-        """The same trace as a learned arm may see it."""
+        """Return the trace without its true labels, for everything that learns."""
         return replace(self, planted=None)

@@ -189,7 +189,7 @@ def test_one_module_of_a_package() -> None:
 
 def test_the_standard_library() -> None:
     tasks = load_tasks("doctest:statistics")
-    assert {task.licence for task in tasks} == {"PSF-2.0"}
+    assert {task.license for task in tasks} == {"PSF-2.0"}
     assert {"variance", "median"} <= {task.entry_point for task in tasks}
     with Judge(workers=1) as judge:
         assert all(verdict.passed for verdict in judge.grade([(task, task.canonical_program) for task in tasks]))

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from ra3gym.errors import ConfigError, DataError, UnknownNameError
-from ra3gym.tasks import AssertTests, CheckTests, FunctionTests, load_tasks
+from ra3gym.tasks import AssertTests, CheckTests, CodeTask, FunctionTests, load_tasks, register_tasks
 
 HUMANEVAL = {
     "task_id": "HumanEval/7",
@@ -157,12 +157,31 @@ def test_the_embedded_domain_by_name() -> None:
     assert load_tasks("idioms", limit=3) == evaluation
 
 
+def test_a_registered_set_is_loaded_by_name_with_the_options_it_takes() -> None:
+    def increments(split: str = "test", start: int = 0) -> Iterator[CodeTask]:
+        for number in range(start, 3):
+            yield CodeTask(f"{split}/{number}", "def inc(x):\n", "inc", FunctionTests(((number,),), (number + 1,)))
+
+    register_tasks("increments", increments)
+    assert [task.task_id for task in load_tasks("increments")] == ["test/0", "test/1", "test/2"]
+    assert [task.task_id for task in load_tasks("increments", split="rl", start=1, limit=1)] == ["rl/1"]
+    assert next(load_tasks("increments", streaming=True)).task_id == "test/0"
+    with pytest.raises(ConfigError, match=r"'increments' does not take these options: .* 'seed'"):
+        load_tasks("increments", seed=3)
+    with pytest.raises(ConfigError, match=r"'increments' does not take these options: .* 'path'"):
+        load_tasks("increments", path="f.jsonl")
+    with pytest.raises(DataError, match="'increments' holds no tasks"):
+        load_tasks("increments", start=3)
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'increments'\? Add your own with .*register_tasks"):
+        load_tasks("increment")
+
+
 def test_a_data_folder_is_searched_by_the_usual_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "humaneval" / "HumanEval.jsonl.gz", HUMANEVAL)
     write(tmp_path / "mbpp.jsonl", MBPP, {**MBPP, "task_id": 601}, {**MBPP, "task_id": 3})
     monkeypatch.setenv("RA3GYM_DATA", str(tmp_path))
     (task,) = load_tasks("humaneval")
-    assert (task.source, task.licence) == ("openai/openai_humaneval", "MIT")
+    assert (task.source, task.license) == ("openai/openai_humaneval", "MIT")
     assert [task.task_id for task in load_tasks("mbpp")] == ["Mbpp/11", "Mbpp/601", "Mbpp/3"]
     assert [task.task_id for task in load_tasks("mbpp", split="train")] == ["Mbpp/601"]
     assert [task.task_id for task in load_tasks("mbpp", split="prompt")] == ["Mbpp/3"]

@@ -1,1 +1,1 @@
-"""Tasks made of the doctests of installed packages."""
+"""Tasks from the doctests of installed packages: `tasks` makes them, `package_source` copies what a function needs."""

@@ -1,7 +1,8 @@
-"""Runs programs against their tests, each in a fork: `doctests.py` starts this file in a fresh, isolated Python.
+"""Run programs with their tests, each in a fork; `doctests.tasks` starts this file in a new Python process.
 
-stdin: a JSON list of `[program, setup, [statements]]`. stdout: a JSON list of booleans, whether all statements held.
-Here run the functions of installed packages, which the user trusts; what a model writes runs in `ra3gym.verify`.
+stdin is a JSON list of `[program, setup, [statements]]`, stdout a JSON list of booleans: whether all statements ran
+without an error. The programs are functions of installed packages, which the user trusts. What a model writes runs in
+`ra3gym.verify` instead.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ MEMORY_BYTES = 1 << 30
 
 
 def main() -> None:
-    """Answer the one request."""
+    """Run the cases of stdin and print which of them passed."""
     cases = json.load(sys.stdin)
-    print(json.dumps([holds(*case) for case in cases]))
+    print(json.dumps([passes(*case) for case in cases]))
 
 
-def holds(program: str, setup: str, statements: list[str]) -> bool:
-    """Whether every statement runs after the program and the set-up, within the limits."""
+def passes(program: str, setup: str, statements: list[str]) -> bool:
+    """Return whether program, setup and every statement run without an error, within the limits."""
     pid = os.fork()
     if pid == 0:
         _run(program, setup, statements)
@@ -47,7 +48,7 @@ def _run(program: str, setup: str, statements: list[str]) -> None:
         for text in (program, setup, *statements):
             exec(compile(text, "<doctest>", "exec", dont_inherit=True), module.__dict__)
         code = 0
-    finally:  # whatever was raised, the fork ends here
+    finally:  # also after an error, the fork ends here
         os._exit(code)
 
 

@@ -1,4 +1,4 @@
-"""The source of an installed package, read without importing it, and the definitions that a piece of it needs."""
+"""The source of an installed package, read without an import, and the definitions that a part of it needs."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ class Module:
 
     @cached_property
     def tree(self) -> ast.Module:
-        """The parsed source; `SyntaxError` for a file that is not for this Python."""
-        with warnings.catch_warnings():  # the package's own affair
+        """The parsed source; `SyntaxError` for a file of another version of Python."""
+        with warnings.catch_warnings():  # about the package's code, which the user cannot change
             warnings.simplefilter("ignore")
             return ast.parse(self.text)
 
     @cached_property
     def statements(self) -> dict[str, ast.stmt]:
-        """The top-level statement that binds each name; names bound more than once are left out."""
+        """The top-level statement that binds each name, without names that are bound more than once."""
         bound: dict[str, list[ast.stmt]] = {}
         for statement in self.tree.body:
             for name in _bound(statement):
                 bound.setdefault(name, []).append(statement)
-        return {name: found[0] for name, found in bound.items() if len(found) == 1}
+        return {name: statements[0] for name, statements in bound.items() if len(statements) == 1}
 
     def source(self, node: ast.stmt) -> str:
-        """The text of a top-level statement, decorators included."""
+        """Return the text of a top-level statement, with its decorators."""
         decorators = getattr(node, "decorator_list", [])
         first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
         return "\n".join(self.text.splitlines()[first - 1 : node.end_lineno])
@@ -71,7 +71,7 @@ class Package:
         self._modules: dict[str, Module | None] = {}
 
     def modules(self) -> Iterator[Module]:
-        """Every module but the package's own tests."""
+        """Yield every module except the package's tests."""
         for name in self._files:
             if not any(part.startswith("test") for part in name.split(".")[1:]):
                 module = self.module(name)
@@ -79,7 +79,7 @@ class Package:
                     yield module
 
     def module(self, name: str) -> Module | None:
-        """The module of that dotted name; `None` when the package has none, or none that parses."""
+        """Return the module of a dotted name; `None` when the package has none, or it cannot be parsed."""
         if name not in self._modules:
             self._modules[name] = self._read(name)
         return self._modules[name]
@@ -91,12 +91,12 @@ class Package:
         try:
             module = Module(name, file.read_text(encoding="utf-8"), file.name == "__init__.py")
             _ = module.tree  # parses it
-        except (SyntaxError, ValueError):  # a template, or a file for another Python
+        except (SyntaxError, ValueError):  # a template, or a file for another version of Python
             return None
         return module
 
     def needed(self, module: Module, source: str, known: set[str]) -> dict[str, str]:
-        """The definitions that `source`, a piece of `module`, needs to run by itself, by name, in order.
+        """Return the definitions that `source`, a part of `module`, needs to run alone, by name, in order.
 
         Names in `known` count as defined. Raises `NotSelfContained`.
         """
@@ -105,7 +105,7 @@ class Package:
         return found
 
     def exported(self, name: str, known: set[str]) -> dict[str, str]:
-        """The definitions behind `name` as the package itself exports it; raises `NotSelfContained`."""
+        """Return the definitions of `name` as the package exports it; raises `NotSelfContained`."""
         found: dict[str, str] = {}
         self._define_from(self.name, name, known, found)
         return found
@@ -118,7 +118,7 @@ class Package:
             if statement is None:
                 if name in module_bound(module):
                     raise NotSelfContained(name)
-                continue  # a builtin, or a name that the piece's own run would miss as well
+                continue  # a builtin, or a name that is undefined in the module too
             self._define(module, name, statement, known, found)
 
     def _define(self, module: Module, name: str, node: ast.stmt, known: set[str], found: dict[str, str]) -> None:
@@ -145,7 +145,7 @@ class Package:
     def _define_from(self, target: str, name: str, known: set[str], found: dict[str, str]) -> None:
         """Define `name` as `from target import name` would, for a module of this package."""
         origin = self.module(target)
-        if origin is None or f"{target}.{name}" in self._files:  # not ours, or a module itself
+        if origin is None or f"{target}.{name}" in self._files:  # of another package, or the name of a module
             raise NotSelfContained(name)
         statement = origin.statements.get(name)
         if statement is not None:
@@ -161,7 +161,7 @@ class Package:
 
 
 def global_names(source: str) -> set[str]:
-    """The names that a piece of source takes from its surroundings, at any depth; builtins are left out."""
+    """Return the global names that a part of a module uses but does not define, without builtins."""
     top = symtable.symtable(source, "<source>", "exec")
     own = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
     names: set[str] = set()
@@ -174,7 +174,7 @@ def global_names(source: str) -> set[str]:
 
 
 def module_bound(module: Module) -> set[str]:
-    """Every name that a module binds at its top level, under conditions included."""
+    """Return every name that a module binds at its top level, also under conditions."""
     table = symtable.symtable(module.text, module.name, "exec")
     return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
 
@@ -197,12 +197,15 @@ def _bound(node: ast.stmt) -> list[str]:
 
 
 def _imported_module(module: Module, node: ast.Import | ast.ImportFrom, alias: ast.alias) -> str:
-    """The dotted name of the module that an import reads."""
+    """Return the dotted name of the module that an import reads."""
     if isinstance(node, ast.Import):
         return alias.name
     parts = module.name.split(".")
-    base = parts[: len(parts) - node.level + module.is_package] if node.level else []
-    return ".".join([*base, *([node.module] if node.module else [])])
+    if not node.level:
+        return node.module or ""
+    levels_up = node.level - 1 if module.is_package else node.level
+    base = parts[: len(parts) - levels_up]
+    return ".".join([*base, node.module] if node.module else base)
 
 
 def _one_import(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> ast.stmt:
@@ -212,7 +215,7 @@ def _one_import(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> ast.stmt
 
 
 def _spec(name: str) -> ModuleSpec | None:
-    """The spec of a module, found without importing its parents."""
+    """Return the spec of a module without importing its parents; `None` when there is no such module."""
     spec: ModuleSpec | None = None
     path = None
     parts = name.split(".")

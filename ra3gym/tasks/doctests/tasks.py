@@ -1,9 +1,8 @@
-"""Tasks from doctests: the functions of any installed package whose own examples can tell right from wrong.
+"""Tasks from doctests: functions of an installed package whose examples distinguish right from wrong programs.
 
-A function becomes a task when its examples pass with its body and fail with `return None`. Its program stands by
-itself: ahead of the function come the imports of the standard library and the definitions of the package that it
-needs, copied from the source, so that the judge needs no site-packages. The examples are the tests, so the prompt
-shows them; the body is what is hidden.
+A function becomes a task when its examples pass with its body and fail with `return None`. Its program needs no
+installed packages: before the function come the imports of the standard library and copies of the package's
+definitions that it needs. The examples are the tests, so the prompt shows them; the body is hidden.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from ra3gym.tasks.doctests.package_source import Module, NotSelfContained, Packa
 from ra3gym.tasks.task import AssertTests, CodeTask
 
 _CHECK = Path(__file__).with_name("check.py")
-_MAX_PROMPT_CHARS = 12_000  # about 3,000 tokens; what is longer is mostly other functions
+_MAX_PROMPT_CHARS = 12_000  # about 3,000 tokens; longer prompts consist mostly of other functions
 
 Case = tuple[str, str, tuple[str, ...]]
-"""A program, the set-up of its tests, the tests."""
+"""A program, the setup of its tests, the tests."""
 
 _SHOWN = '''\
 def _shown(source, words=False):
-    """What the interactive interpreter prints for `source`, or its words."""
+    """Return what the interactive interpreter prints for `source`, as text or as a list of words."""
     import contextlib
     import io
 
@@ -42,31 +41,31 @@ def _shown(source, words=False):
 
 
 def doctest_tasks(name: str) -> Iterator[CodeTask]:
-    """The tasks of an installed package or module, module by module; its code runs in fresh processes only.
+    """Yield the tasks of an installed package or module. Its code runs in other processes only.
 
     Raises `DataError` when there is no Python source of that name.
     """
     package = Package(name)
-    source, licence = _origin(package.root)
+    source, terms = _origin(package.root)
     for module in package.modules():
-        candidates = list(_candidates(package, module, source, licence))
+        candidates = list(_candidates(package, module, source, terms))
         yield from _confirmed(candidates)
 
 
-def _candidates(package: Package, module: Module, source: str, licence: str) -> Iterator[CodeTask]:
+def _candidates(package: Package, module: Module, source: str, terms: str) -> Iterator[CodeTask]:
     for node in module.tree.body:
         if not isinstance(node, ast.FunctionDef) or module.statements.get(node.name) is not node:
             continue
         try:
-            task = _task(package, module, node, source, licence)
+            task = _task(package, module, node, source, terms)
         except (NotSelfContained, SyntaxError, ValueError, RecursionError):
-            continue  # ValueError: examples that doctest cannot parse; RecursionError: modules that import in a circle
+            continue  # ValueError: doctest cannot parse the examples; RecursionError: modules import each other
         if task is not None and len(task.prompt) <= _MAX_PROMPT_CHARS:
             yield task
 
 
-def _task(package: Package, module: Module, node: ast.FunctionDef, source: str, licence: str) -> CodeTask | None:
-    """The task of a function; `None` when it has no body beside its docstring, or no example to check."""
+def _task(package: Package, module: Module, node: ast.FunctionDef, source: str, terms: str) -> CodeTask | None:
+    """Return the task of a function; `None` when it has no body after its docstring, or no example to check."""
     documentation = ast.get_docstring(node, clean=False) or ""
     end_of_head = node.body[0].end_lineno or 0
     if len(node.body) < 2 or node.body[1].lineno == end_of_head:
@@ -91,14 +90,14 @@ def _task(package: Package, module: Module, node: ast.FunctionDef, source: str, 
         tests=AssertTests(tuple(statements), "\n\n".join([*_ordered(module, examples), _SHOWN])),
         canonical_solution="\n".join(body) + "\n",
         source=source,
-        licence=licence,
+        license=terms,
     )
 
 
 def _tests(documentation: str, root: str) -> tuple[list[str], set[str]]:
-    """The examples as statements, one for each that shows a value, and the names that they import from `root`.
+    """Return one assert for each example with output, and the names that the examples import from `root`.
 
-    Examples that raise, that are skipped or whose output is elided are left out.
+    Leaves out examples that raise, that are skipped, or whose output is elided.
     """
     tests: list[str] = []
     imported: set[str] = set()
@@ -122,7 +121,7 @@ def _tests(documentation: str, root: str) -> tuple[list[str], set[str]]:
 
 
 def _without_imports(source: str, root: str) -> tuple[str, set[str]]:
-    """An example without its imports from the package, and the names they would bind."""
+    """Return an example without its imports from the package, and the names that those bind."""
     names: set[str] = set()
     kept = []
     for node in ast.parse(source).body:
@@ -139,7 +138,7 @@ def _sources(documentation: str) -> list[str]:
 
 
 def _ordered(module: Module, definitions: dict[str, str]) -> list[str]:
-    """Each text once: the module's `__future__` import, all other imports, definitions as they depend on each other."""
+    """Return each text once: the module's `__future__` import, other imports, definitions in order of dependence."""
     texts = list(dict.fromkeys(definitions.values()))
     future = [module.source(node) for node in module.tree.body if _is_future(node)]
     imports = sorted(text for text in texts if text.startswith(("import ", "from ")))
@@ -152,20 +151,20 @@ def _is_future(node: ast.stmt) -> bool:
 
 
 def _confirmed(tasks: list[CodeTask]) -> list[CodeTask]:
-    """The tasks whose tests pass with the body and fail with `return None`, whatever the order of sets."""
-    cases: list[Case] = []
-    for task in tasks:
-        if isinstance(task.tests, AssertTests):
-            nothing = _indentation(task) + "return None\n"
-            programs = (task.canonical_program, task.prompt + nothing)
-            cases += [(program, task.tests.setup, task.tests.asserts) for program in programs]
-    if not cases:
+    """Return the tasks whose tests pass with the body and fail with `return None`, for two orders of sets."""
+    if not tasks:
         return []
-    first, second = _run(cases, hash_seed=0), _run(cases, hash_seed=1)
-    held = [(a and b, a or b) for a, b in zip(first, second, strict=True)]
-    return [
-        task for task, (right, _), (_, wrong) in zip(tasks, held[::2], held[1::2], strict=True) if right and not wrong
-    ]
+    solved = [_case(task, task.canonical_program) for task in tasks]
+    empty = [_case(task, f"{task.prompt}{_indentation(task)}return None\n") for task in tasks]
+    passed = [_run(solved + empty, hash_seed) for hash_seed in (0, 1)]
+    body_passes = [all(runs) for runs in zip(*(results[: len(tasks)] for results in passed), strict=True)]
+    none_passes = [any(runs) for runs in zip(*(results[len(tasks) :] for results in passed), strict=True)]
+    return [task for task, right, wrong in zip(tasks, body_passes, none_passes, strict=True) if right and not wrong]
+
+
+def _case(task: CodeTask, program: str) -> Case:
+    assert isinstance(task.tests, AssertTests)
+    return program, task.tests.setup, task.tests.asserts
 
 
 def _indentation(task: CodeTask) -> str:
@@ -192,12 +191,12 @@ def _run(cases: list[Case], hash_seed: int) -> list[bool]:
 
 
 def _origin(root: str) -> tuple[str, str]:
-    """Where a package comes from (`doctest:toolz 1.1.0`) and its licence, as its metadata say."""
+    """Return the source of a package's tasks ("doctest:toolz 1.1.0") and its license, from its metadata."""
     if root in sys.stdlib_module_names:
         return f"doctest:{root} (Python {sys.version_info.major}.{sys.version_info.minor})", "PSF-2.0"
     for distribution in metadata.packages_distributions().get(root, []):
         fields = metadata.metadata(distribution).json
         classifiers = [text for text in fields.get("classifier", []) if text.startswith("License ::")]
-        licence = fields.get("license_expression") or "".join(classifiers[:1]) or fields.get("license") or ""
-        return f"doctest:{distribution} {metadata.version(distribution)}", str(licence).rpartition(" :: ")[2][:80]
+        terms = fields.get("license_expression") or "".join(classifiers[:1]) or fields.get("license") or ""
+        return f"doctest:{distribution} {metadata.version(distribution)}", str(terms).rpartition(" :: ")[2][:80]
     return f"doctest:{root}", ""

@@ -9,11 +9,11 @@ from ra3gym.errors import ConfigError
 from ra3gym.tasks.idioms.domain import LABELS, Difficulty, IdiomsDomain, Split
 from ra3gym.tasks.task import CodeTask
 
-__all__ = ["LABELS", "Difficulty", "IdiomsDomain", "Split", "load_tasks"]
+__all__ = ["LABELS", "Difficulty", "IdiomsDomain", "Split", "idioms_tasks"]
 
 
-def load_tasks(split: Split = "eval", **options: Any) -> list[CodeTask]:
-    """The problems of one split of the domain; `options` are the fields of `IdiomsDomain`, else `ConfigError`."""
+def idioms_tasks(split: Split = "eval", **options: Any) -> list[CodeTask]:
+    """Return the problems of one split; `options` are fields of `IdiomsDomain`, others raise `ConfigError`."""
     known = [field.name for field in fields(IdiomsDomain)]
     for option in options:
         if option not in known:

@@ -1,8 +1,8 @@
-"""The idioms: each a named step of a program, with its meaning and the ways an expert writes it.
+"""The idioms: named steps of a program, each with its meaning and the ways in which an expert writes it.
 
-A variant is a block of lines over placeholders: `{x}` the variable that holds the value so far, `{y}` the
-variable that holds it afterwards (the same as `{x}` unless the idiom changes the type), `{o}` and `{t}` fresh
-locals, `{v}` and `{i}` loop variables. All variants of an idiom mean the same; `reference` says what.
+A variant is a block of lines with placeholders. `{x}` is the variable that holds the value so far, `{y}` the variable
+that holds it afterwards (equal to `{x}` unless the idiom changes the type). `{o}` and `{t}` are new local variables,
+`{v}` and `{i}` loop variables. All variants of an idiom compute its `reference`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ Kind = Literal["list", "str", "int"]
 
 @dataclass(frozen=True)
 class Idiom:
-    """One step: two words that name it in a prompt, its type, its meaning, its surface variants."""
+    """One step of a program.
+
+    Attributes:
+        name: identifies it.
+        words: the two words that may name it in a prompt.
+        takes: the type of its input.
+        gives: the type of its output.
+        reference: computes the output.
+        variants: blocks of lines that compute the same.
+    """
 
     name: str
     words: tuple[str, str]
@@ -251,7 +260,7 @@ IDIOMS: dict[str, Idiom] = {idiom.name: idiom for idiom in LIST_IDIOMS + STR_IDI
 
 @dataclass(frozen=True)
 class Modifier:
-    """Control flow around an idiom that keeps its type: a head line, the idiom's lines one level deeper."""
+    """Control flow around an idiom that keeps the type: a head, then the idiom's lines one level deeper."""
 
     name: str
     words: tuple[str, str]

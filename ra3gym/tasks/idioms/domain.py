@@ -1,9 +1,9 @@
 """The embedded domain: real Python functions, each a composition of idioms.
 
-A composition is a chain of idioms whose types fit (`list -> list -> ...`, `int -> ... -> list -> ...`), at the
-hard level with control flow around some of them. The prompt of a documented program names its idioms in order,
-one word each; an undocumented program has only its `def` line. Training, tuning, RL and evaluation use disjoint
-compositions. Everything follows from `seed`.
+A composition is a chain of idioms with matching types (`list -> list -> ...`, `int -> ... -> list -> ...`). The hard
+level adds control flow around some of them. The prompt of a documented program names its idioms in order, with one
+word each. An undocumented program has only its `def` line. Training, tuning, RL and evaluation use disjoint
+compositions. `seed` determines everything.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ class IdiomsDomain:
     """A seeded family of programs.
 
     Attributes:
-        seed: everything below is a function of it.
+        seed: determines all programs and tests.
         length: idioms per program, all different, typically 3 to 7 (at most 12 when "easy", else 18). Longer programs
-            need more decisions; abstraction pays there.
+            need more decisions, and abstraction helps more.
         difficulty: "easy" has lists only and one name per role; "medium" has lists, strings, integers, changes of
             type and varying names; "hard" adds control flow.
-        documented: share of training traces with a prompt that names their idioms. Most real code has none.
+        documented: share of training traces whose prompt names their idioms. Most real code has no such prompt.
         num_compositions: training compositions of full length. More of them make generalisation easier.
         num_held_out: compositions in each of the tune, rl and eval splits.
-        num_tests: hidden tests per task, the edge cases included.
+        num_tests: hidden tests per task, edge cases included.
         short_share: share of training traces that compose only two idioms.
     """
 
@@ -81,7 +81,7 @@ class IdiomsDomain:
 
     @property
     def _longest(self) -> int:
-        """The longest chain: all idioms of one type, then all of lists."""
+        """The length of the longest chain: all idioms of strings or integers, then all of lists."""
         before = 0 if self.difficulty == "easy" else min(len(STR_IDIOMS), len(INT_IDIOMS))
         return before + len(LIST_IDIOMS)
 
@@ -93,7 +93,7 @@ class IdiomsDomain:
         return [idiom.name for idiom in groups[kind]]
 
     def _composition(self, rng: Random, length: int) -> Composition:
-        """A chain of `length` different idioms whose types fit, and that does not ignore its input."""
+        """Draw a chain of `length` different idioms with matching types whose output depends on its input."""
         kinds: list[Kind] = ["list"] if self.difficulty == "easy" else ["list", "list", "str", "int"]
         while True:
             start = kind = rng.choice(kinds)
@@ -103,7 +103,7 @@ class IdiomsDomain:
                 choices = [name for name in self._idioms(kind) if name not in used]
                 if not choices:
                     break
-                # Every other step leaves strings and integers for lists, so that no type's few idioms fill a program.
+                # Half of the steps change strings or integers to lists: the other types have few idioms.
                 changes = [name for name in choices if IDIOMS[name].gives != kind]
                 idiom = IDIOMS[rng.choice(changes if changes and rng.random() < 0.5 else choices)]
                 modifiers = [m.name for m in MODIFIERS.values() if kind in m.kinds and idiom.gives == idiom.takes]
@@ -116,7 +116,7 @@ class IdiomsDomain:
                 return tuple(chain)
 
     def _is_informative(self, composition: Composition, kind: Kind) -> bool:
-        """Whether at least half of eight random inputs give different outputs."""
+        """Return whether eight random inputs give at least four different outputs."""
         rng = Random(f"informative/{composition}")
         outputs = {repr(run(composition, _random_input(rng, kind))) for _ in range(8)}
         return len(outputs) >= 4
@@ -144,7 +144,7 @@ class IdiomsDomain:
         return splits
 
     def tasks(self, split: Split) -> list[CodeTask]:
-        """The split's problems, each documented, one per composition, in a fixed order."""
+        """Return the documented problems of a split, one for each composition, in a fixed order."""
         if split not in get_args(Split):
             raise UnknownNameError("split of idioms", split, get_args(Split))
         rng = self._random(f"tasks/{split}")
@@ -154,7 +154,7 @@ class IdiomsDomain:
         ]
 
     def traces(self, count: int) -> list[ExpertTrace]:
-        """`count` expert traces of training compositions, a share `documented` of them with a prompt."""
+        """Return `count` expert traces of training compositions; a share `documented` has a prompt."""
         rng = self._random("traces")
         return [self._training_trace(rng, index) for index in range(count)]
 
@@ -167,7 +167,7 @@ class IdiomsDomain:
         return self.trace(composition, rng, documented=documented, task_id=f"idioms/{self.seed}/train/{index}")
 
     def base_traces(self, count: int) -> list[ExpertTrace]:
-        """`count` undocumented traces of one or two idioms: what the base model is pre-trained on."""
+        """Return `count` undocumented traces of one or two idioms, on which the base model is pre-trained."""
         rng = self._random("base")
         return [
             self.trace(
@@ -180,7 +180,7 @@ class IdiomsDomain:
         ]
 
     def trace(self, composition: Composition, rng: Random, *, documented: bool, task_id: str) -> ExpertTrace:
-        """Write one program for the composition, in variants and names drawn from `rng`, with its hidden tests."""
+        """Write one program for the composition, with variants and names drawn from `rng`, and its hidden tests."""
         lines, labels, parameter = self._write(composition, rng)
         prompt = f"def f({parameter}):\n"
         if documented:
@@ -192,7 +192,7 @@ class IdiomsDomain:
             tests=self._tests(composition, task_id),
             canonical_solution="".join(lines),
             source="idioms",
-            licence="Apache-2.0",
+            license="Apache-2.0",
         )
         return ExpertTrace(task=task, steps=tuple(lines), planted=tuple(labels))
 
@@ -233,12 +233,12 @@ class IdiomsDomain:
 
 
 def start_kind(composition: Composition) -> Kind:
-    """The type of value a composition takes."""
+    """Return the type of value that a composition takes."""
     return IDIOMS[composition[0].split(":")[-1]].takes
 
 
 def run(composition: Composition, value: Any) -> Any:
-    """What a program of this composition returns for `value`, by the idioms' references."""
+    """Compute the output of a composition for `value` with the references of its idioms."""
     for step in composition:
         modifier, _, idiom_name = step.rpartition(":")
         reference = IDIOMS[idiom_name].reference

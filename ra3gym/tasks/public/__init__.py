@@ -1,1 +1,1 @@
-"""The public benchmarks: where their records come from, and how they become tasks."""
+"""The public benchmarks: where their records come from, and how a record becomes a task."""

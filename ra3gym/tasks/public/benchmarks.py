@@ -1,4 +1,4 @@
-"""The public benchmarks: where their records come from (a folder, a file, the Hugging Face hub) and their licences."""
+"""The public benchmarks: where their records come from (a folder, a file, the Hugging Face hub) and their licenses."""
 
 from __future__ import annotations
 
@@ -21,15 +21,23 @@ DATA_FOLDER_VARIABLE = "RA3GYM_DATA"
 class Benchmark:
     """One benchmark.
 
-    `files` are glob patterns below a data folder; the first that matches anything counts. `splits` are the hub's
-    names; where a local file holds all of them, `in_split` tells its records apart, otherwise a file's name begins
-    with its split's. `hub_files`, in the place of the hub's splits, are plain files in the hub's repository.
+    Attributes:
+        name: what `load_tasks` calls it.
+        convert: from a record to a task, or `None` for a problem that cannot be graded.
+        hub: its repository on the Hugging Face hub.
+        license: of the data set.
+        files: glob patterns below a data folder; the first one with a match counts.
+        config: the configuration to load from the hub.
+        splits: the hub's names of its splits.
+        in_split: whether a record belongs to a split, if one local file holds all splits. Otherwise the name of a file
+            begins with the name of its split.
+        hub_files: files in the hub's repository to read instead of its splits.
     """
 
     name: str
     convert: Callable[[Record], CodeTask | None]
     hub: str
-    licence: str
+    license: str
     files: tuple[str, ...]
     config: str | None = None
     splits: tuple[str, ...] = ("test",)
@@ -37,7 +45,7 @@ class Benchmark:
     hub_files: tuple[str, ...] = ()
 
     def tasks(self, *, split: str | None, path: Path | None, streaming: bool) -> Iterator[CodeTask]:
-        """The tasks of `split` (all when `None`), from `path`, or else the data folder, or else the hub."""
+        """Yield the tasks of `split` (all when `None`) from `path`, else from the data folder, else from the hub."""
         if split is not None and split not in self.splits:
             raise UnknownNameError(f"split of {self.name!r}", split, self.splits)
         for record in self._records(split, path, streaming):
@@ -45,7 +53,7 @@ class Benchmark:
                 continue
             task = self.convert(record)
             if task is not None:
-                yield replace(task, source=self.hub, licence=self.licence)
+                yield replace(task, source=self.hub, license=self.license)
 
     def _records(self, split: str | None, path: Path | None, streaming: bool) -> Iterator[Record]:
         files = self._local_files(split, path)
@@ -56,7 +64,7 @@ class Benchmark:
         return chain.from_iterable(_hub_rows(self, each, streaming) for each in ([split] if split else self.splits))
 
     def _local_files(self, split: str | None, path: Path | None) -> list[Path]:
-        """The files to read; none when the hub is to be asked."""
+        """Return the files to read; an empty list means the hub."""
         if path is not None:
             if not path.is_dir():
                 return [path]
@@ -125,7 +133,7 @@ _MBPP = Benchmark(
     convert=functions.mbpp,
     hub="google-research-datasets/mbpp",
     config="full",
-    licence="CC-BY-4.0",
+    license="CC-BY-4.0",
     files=("mbpp/mbpp.jsonl*", "mbpp.jsonl*"),
     splits=tuple(_MBPP_SPLITS),
     in_split=_in_mbpp_split,
@@ -144,14 +152,14 @@ BENCHMARKS = {
             name="humaneval",
             convert=functions.humaneval,
             hub="openai/openai_humaneval",
-            licence="MIT",
+            license="MIT",
             files=("humaneval/HumanEval.jsonl*", "HumanEval.jsonl*"),
         ),
         Benchmark(
             name="humaneval+",
             convert=functions.humaneval,
             hub="evalplus/humanevalplus",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             files=("humanevalplus/HumanEvalPlus-OriginFmt.jsonl*", "HumanEvalPlus-OriginFmt.jsonl*"),
         ),
         _MBPP,
@@ -160,14 +168,14 @@ BENCHMARKS = {
             name="mbpp+",
             convert=functions.mbpp_plus,
             hub="evalplus/mbppplus",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             files=("mbppplus/MbppPlus-OriginFmt.jsonl*", "MbppPlus-OriginFmt.jsonl*"),
         ),
         Benchmark(
             name="livecodebench",
             convert=contests.livecodebench,
             hub="livecodebench/code_generation_lite",
-            licence="CC",
+            license="CC",
             files=("livecodebench/*.jsonl*", "livecodebench/**/*.parquet"),
             hub_files=("test.jsonl", *(f"test{number}.jsonl" for number in range(2, 7))),  # all releases
         ),
@@ -175,7 +183,7 @@ BENCHMARKS = {
             name="codeforces",
             convert=contests.codeforces,
             hub="open-r1/codeforces",
-            licence="CC-BY-4.0",
+            license="CC-BY-4.0",
             files=("codeforces/*.jsonl*", "codeforces/**/*.parquet"),
             splits=("train", "test"),
         ),
@@ -183,7 +191,7 @@ BENCHMARKS = {
             name="acecode",
             convert=functions.acecode,
             hub="TIGER-Lab/AceCode-87K",
-            licence="MIT",
+            license="MIT",
             files=("acecode/*.jsonl*", "acecode/**/*.parquet"),
             splits=("train",),
         ),

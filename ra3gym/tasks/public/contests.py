@@ -1,6 +1,6 @@
 """Benchmarks of programming contests: LiveCodeBench and Codeforces.
 
-Most of their problems read stdin and write stdout; LiveCodeBench's LeetCode problems call a method instead.
+Most of their problems read stdin and write stdout. Those of LiveCodeBench from LeetCode call a method instead.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import zlib
 from typing import Any
 
 from ra3gym.errors import DataError
-from ra3gym.tasks.prompts import docstring
+from ra3gym.tasks.public.prompts import docstring
 from ra3gym.tasks.records import Record
 from ra3gym.tasks.task import CodeTask, FunctionTests, StdioTests
 
-_FLOAT_TOLERANCE = 1e-9  # JSON does not tell 2 from 2.0
+_FLOAT_TOLERANCE = 1e-9  # writers of JSON do not keep 2 and 2.0 apart
 
 
 def livecodebench(record: Record) -> CodeTask:
-    """LiveCodeBench's code generation: public and private test cases together.
+    """Convert a problem of LiveCodeBench's code generation, with its public and private test cases.
 
-    The prompt is the statement as a docstring, and the starter code where there is one. A method problem has the
-    entry point `Solution.method`.
+    The prompt is the statement as a docstring, then the starter code if there is any. The entry point of a method
+    problem is `Solution.method`.
     """
     cases = _cases(record, "public_test_cases") + _cases(record, "private_test_cases")
     if not cases:
@@ -46,10 +46,10 @@ def livecodebench(record: Record) -> CodeTask:
 
 
 def codeforces(record: Record) -> CodeTask | None:
-    """Open-R1's Codeforces; `None` for a problem that comparing stdout cannot grade.
+    """Convert a problem of Open-R1's Codeforces; `None` for a problem that comparing stdout cannot grade.
 
-    These are the interactive ones, those that read files, those with several right answers (a checker decides), and
-    those whose published tests are none. Examples come first, then the official tests.
+    Such problems are interactive, read files, have several right answers (a checker decides), or have no published
+    tests. The tests are the examples, then the official tests.
     """
     checked = record.text("generated_checker", "") or record.text("interaction_format", "")
     if checked or record.text("input_mode", "stdin") != "stdin":
@@ -87,14 +87,14 @@ def _cases(record: Record, name: str) -> list[dict[str, str]]:
 
 
 class _StringOnly(pickle.Unpickler):
-    """LiveCodeBench wraps a JSON string in a pickle; a string needs no class, and none is loaded."""
+    """Reads LiveCodeBench's pickles, which hold a JSON string, and refuses to load any class."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"{module}.{name} in a pickle that should hold a string")
 
 
 def _unpacked(record: Record, name: str, text: str) -> Any:
-    """Test cases as LiveCodeBench packs them: JSON in a pickle, compressed by zlib, in base64."""
+    """Unpack LiveCodeBench's test cases: JSON in a pickle, compressed by zlib, in base64."""
     try:
         packed = zlib.decompress(base64.b64decode(text, validate=True))
         return json.loads(_StringOnly(io.BytesIO(packed)).load())

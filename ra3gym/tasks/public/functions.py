@@ -1,6 +1,6 @@
-"""Benchmarks whose answer is a function: HumanEval, MBPP, their EvalPlus versions, AceCode, and a user's own.
+"""Benchmarks that ask for a function: HumanEval, MBPP, their EvalPlus versions, AceCode, and a user's own problems.
 
-Each converter takes a `Record` in the benchmark's own format and gives a task, or raises `DataError`.
+Each converter takes a `Record` in the benchmark's own format and returns a task, or raises `DataError`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import warnings
 
 from ra3gym.errors import DataError
-from ra3gym.tasks.prompts import docstring
+from ra3gym.tasks.public.prompts import docstring
 from ra3gym.tasks.records import Record
 from ra3gym.tasks.task import AssertTests, CheckTests, CodeTask, FunctionTests
 
@@ -29,13 +29,13 @@ class np:
             return len(a) == len(b) and all(np.allclose(x, y, rtol, atol) for x, y in zip(a, b))
         return a == b or abs(a - b) <= atol + rtol * abs(b)
 '''
-# HumanEval+ poses find_zero (HumanEval/32) as _poly(*candidate(*inp), inp), which no solution can answer.
+# HumanEval+ tests find_zero (HumanEval/32) with _poly(*candidate(*inp), inp), which no solution passes.
 _FIND_ZERO = ("_poly(*candidate(*inp), inp)", "abs(_poly(*inp, candidate(*inp)))")
 _NUMPY_IMPORT = re.compile(r"^import numpy as np$", re.MULTILINE)
 
 
 def humaneval(record: Record) -> CodeTask:
-    """HumanEval: `task_id, prompt, entry_point, test, canonical_solution`; the test defines `check(candidate)`."""
+    """Convert HumanEval's `task_id, prompt, entry_point, test, canonical_solution`."""
     test = record.text("test")
     if "def check(" not in test:
         raise record.wrong("test", "must define check(candidate)")
@@ -49,9 +49,9 @@ def humaneval(record: Record) -> CodeTask:
 
 
 def mbpp(record: Record) -> CodeTask:
-    """MBPP, full or sanitized: `text` or `prompt`, `code`, `test_list`, and their set-up.
+    """Convert MBPP's `text` or `prompt`, `code`, `test_list` and their setup, full or sanitized.
 
-    The prompt is the MBPP paper's: the text and all the asserts, here as a docstring ahead of the program.
+    The prompt is that of the MBPP paper, the text and all asserts, as a docstring at the beginning of the program.
     """
     tests = _statements(record, "test_list")
     code, entry_point = _mbpp_code(record, tests)
@@ -66,7 +66,7 @@ def mbpp(record: Record) -> CodeTask:
 
 
 def mbpp_plus(record: Record) -> CodeTask:
-    """MBPP+: as MBPP, with one `test` of many inputs; the prompt shows the first assert, as in EvalPlus."""
+    """Convert MBPP+, which has one `test` with many inputs; the prompt shows the first assert, as in EvalPlus."""
     examples = _statements(record, "test_list")
     code, entry_point = _mbpp_code(record, examples)
     test = _NUMPY_IMPORT.sub(_NUMPY_STAND_IN, record.text("test"))
@@ -80,7 +80,7 @@ def mbpp_plus(record: Record) -> CodeTask:
 
 
 def acecode(record: Record) -> CodeTask:
-    """AceCode: `id, question, test_cases` (assert statements); it has no reference solutions."""
+    """Convert AceCode's `id, question, test_cases`, which are asserts; it has no reference solutions."""
     tests = _statements(record, "test_cases")
     called = [name for name in _called(tests[0]) if not hasattr(builtins, name)]
     if not called:
@@ -94,7 +94,7 @@ def acecode(record: Record) -> CodeTask:
 
 
 def own(record: Record) -> CodeTask:
-    """A user's own problem, in HumanEval's fields, MBPP's, or `prompt, entry_point, inputs, outputs`."""
+    """Convert a user's problem with the fields of HumanEval, of MBPP, or `prompt, entry_point, inputs, outputs`."""
     if "test" in record:
         return humaneval(record)
     if "test_list" in record:
@@ -150,7 +150,7 @@ def _statements(record: Record, name: str) -> tuple[str, ...]:
 
 
 def _mbpp_code(record: Record, tests: tuple[str, ...]) -> tuple[str, str]:
-    """The reference program and the function of it that the tests call."""
+    """Return the reference program and its function that the tests call."""
     code = record.text("code").replace("\r\n", "\n")
     try:
         tree = _parsed(code)
@@ -164,13 +164,13 @@ def _mbpp_code(record: Record, tests: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _parsed(source: str) -> ast.Module:
-    with warnings.catch_warnings():  # the benchmark's own "\\d" in plain strings
+    with warnings.catch_warnings():  # some benchmarks have "\\d" in plain strings
         warnings.simplefilter("ignore")
         return ast.parse(source)
 
 
 def _called(statement: str) -> list[str]:
-    """The names that a statement calls, inner calls last; none when it is not Python."""
+    """Return the names that a statement calls, inner calls last; an empty list when it is not Python."""
     try:
         nodes = ast.walk(_parsed(statement))
     except SyntaxError:

@@ -1,6 +1,6 @@
 """Looking for the answers in memory: the tests', or those of another program for the same task in the same batch.
 
-The judge of these tests gives every attack a right program as its neighbour.
+The judge of these tests gives every attack a right program as its neighbor.
 """
 
 from __future__ import annotations
@@ -197,15 +197,15 @@ def look():
         NOT_PASSED,  # it takes the tests' own calls off the line
     ),
     harm(
-        "neighbours_source",
-        "finds the program of its neighbour in the batch, which it could then run",
+        "neighbors_source",
+        "finds the program of its neighbor in the batch, which it could then run",
         _SCAN
         + """
 import re
 
 
 def harm():
-    wanted = re.compile(rb"the neighbour[ ]of an attack")
+    wanted = re.compile(rb"the neighbor[ ]of an attack")
     places = [id(object()) >> 20, id([0] * 9) >> 20, id("b" * 5000) >> 20]
     memory = b"".join(scan((mega - 2) << 20, (mega + 3) << 20) for mega in set(places))
     for descriptor in range(2, 300):

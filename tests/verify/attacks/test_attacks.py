@@ -116,7 +116,7 @@ def judge(bystanders: Bystanders) -> Iterator[Judge]:
 def right(task: CodeTask, number: int) -> str:
     """A right program, each number of it another text to the judge."""
     last = "print(right(int(input())))" if isinstance(task.tests, StdioTests) else "f = right"
-    return f"{RIGHT}\n\n{last}\nword = 'the neighbour of an attack'  # {number}\n"
+    return f"{RIGHT}\n\n{last}\nword = 'the neighbor of an attack'  # {number}\n"
 
 
 def descendants() -> set[int]:

@@ -1,10 +1,10 @@
-"""How a problem statement in prose becomes the head of a Python program."""
+"""The statement of a problem as the beginning of a Python program."""
 
 from __future__ import annotations
 
 
 def docstring(*parts: str, separator: str = "\n") -> str:
-    """`parts`, stripped and joined, as a docstring that is valid Python whatever they hold; empty ones are left out."""
+    """Join the non-empty parts, stripped, into a docstring that is valid Python for any text."""
     stripped = [part.replace("\r\n", "\n").replace("\0", "").strip() for part in parts]
     text = separator.join(part for part in stripped if part).replace('"""', "'''")
     prefix = "r" if "\\" in text else ""
