@@ -2,9 +2,9 @@
 
 `<act>` is the line break, `<think>` is a line break and `#`: a new latent is a comment line right above the expert's
 line, with that line's indent. An annotated program is still valid Python and differs from the expert's by comment lines
-only. Everything here is text; what a model makes of it stands in `ra3gym.agents.mid_training.rationale.training`.
+only. Everything here is text; `ra3gym.agents.mid_training.rationale` has a model write it.
 
-Lines are numbered from 0 and end at "\\n" (or "\\r\\n") only, as Python's own tokeniser has it: unlike
+Lines are numbered from 0. They end at "\\n" (or "\\r\\n") only, as in Python's own tokenizer: unlike in
 `str.splitlines`, a form feed or a Unicode separator inside a string does not end a line.
 """
 
@@ -25,16 +25,18 @@ _STRING_ENDS = frozenset(getattr(tokenize, name, -1) for name in ("FSTRING_END",
 
 
 def legal_places(source: str) -> tuple[int, ...]:
-    """The lines above which a comment line may be inserted: every line on which code begins.
+    """Return the lines above which a comment line may be inserted: every line on which code begins.
 
-    Left out are blank lines and the expert's own comments (a comment belongs right above code), lines inside a string,
-    and lines that a backslash joins to the one before. Lines inside brackets and between decorators are legal places.
+    These are no legal places: blank lines and the expert's own comments (a comment belongs right above code), lines
+    inside a string, and lines that a backslash joins to the line before. Lines inside brackets and between decorators
+    are legal.
 
-    Raises `DataError` when `source` does not parse.
+    Raises:
+        DataError: `source` does not parse.
     """
     parsed(source)
-    inside: set[int] = set()  # rows that begin within a string, or behind a backslash
-    begins: set[int] = set()
+    inside: set[int] = set()  # rows that begin within a string, or after a backslash
+    begins: set[int] = set()  # rows on which a token of code begins
     open_strings: list[int] = []
     expected = 1  # the row on which the next token begins, unless a backslash hides the line break
     try:
@@ -57,11 +59,11 @@ def legal_places(source: str) -> tuple[int, ...]:
 
 
 def insert_comments(source: str, comments: Mapping[int, str]) -> str:
-    """`source` with `comments[i]` as a line of its own above line `i`, indented as that line.
+    """Return `source` with `comments[i]` as a line of its own above line `i`, with that line's indent.
 
     Args:
         source: a program that parses.
-        comments: line to comment, each `#` and text, without indent and line break.
+        comments: line to comment: `#` and text, without indent and line break.
 
     Raises:
         DataError: `source` does not parse, a line is no legal place, or a comment is not one line that begins with `#`.
@@ -70,7 +72,7 @@ def insert_comments(source: str, comments: Mapping[int, str]) -> str:
     lines = source.split("\n")
     for line, comment in comments.items():
         if line not in legal:
-            raise DataError(f"a comment cannot stand above line {line}: see legal_places for the lines where it can")
+            raise DataError(f"a comment cannot stand above line {line}: legal_places names the lines where it can")
         if not comment.startswith("#") or comment_problem(comment) == "broken":
             raise DataError(f"the comment {comment!r} must be '#' and text on one line")
         lines[line] = f"{indent_of(lines[line])}{comment}\n{lines[line]}"
@@ -78,31 +80,32 @@ def insert_comments(source: str, comments: Mapping[int, str]) -> str:
 
 
 def find_comments(annotated: str, source: str) -> dict[int, str]:
-    """The inverse of `insert_comments`: which comments `annotated` has above which lines of `source`.
+    """Return the comments of `annotated` by the line of `source` below them: the inverse of `insert_comments`.
 
-    Raises `DataError` when something other than single comment lines right above code was added or changed.
+    Raises:
+        DataError: something other than single comment lines right above code was added or changed.
     """
-    lines = source.split("\n")
+    expert_lines = source.split("\n")
     comments: dict[int, str] = {}
-    at = 0
+    due = 0  # the expert's next line
     for number, line in enumerate(annotated.split("\n"), start=1):
-        if at < len(lines) and line == lines[at]:
-            at += 1
-        elif _is_comment(line) and at < len(lines) and _takes_comment(lines[at]) and at not in comments:
-            comments[at] = line.lstrip(" \t\f")
+        if due < len(expert_lines) and line == expert_lines[due]:
+            due += 1
+        elif due < len(expert_lines) and due not in comments and _is_comment(line) and _is_code(expert_lines[due]):
+            comments[due] = line.lstrip(" \t\f")
         else:
             raise DataError(
                 f"line {number} of the annotated program, {line!r}, is neither the expert's nor one comment above code"
             )
-    if at < len(lines):
-        raise DataError(f"the annotated program lacks the expert's line {lines[at]!r}")
+    if due < len(expert_lines):
+        raise DataError(f"the annotated program lacks the expert's line {expert_lines[due]!r}")
     return comments
 
 
 def check_comment_only(annotated: str, source: str) -> None:
     """Raise `DataError` unless `annotated` parses and is `source` with comment lines added, and nothing else.
 
-    Three checks that do not share code: the lines, the syntax trees, and the tokens that are not comments.
+    The three checks share no code: of the syntax trees, of the tokens that are not comments, and of the lines.
     """
     if ast.dump(parsed(annotated)) != ast.dump(parsed(source)):
         raise DataError("the annotated program has another syntax tree than the expert's")
@@ -112,15 +115,15 @@ def check_comment_only(annotated: str, source: str) -> None:
 
 
 def comment_problem(comment: str) -> str | None:
-    """What is wrong with a comment as a latent: "empty" (no text), "broken" (cannot be one line), or nothing."""
-    # splitlines knows more line ends than Python; readers of the text may split it by them.
+    """Return what is wrong with a comment as a latent: "empty" (no text), "broken" (not one line), or `None`."""
+    # splitlines knows more line ends than Python; readers of the text may split it at them.
     if len(comment.splitlines()) > 1 or comment[-1:].splitlines() == [""] or "\0" in comment:
         return "broken"
     return None if comment.strip("# \t") else "empty"
 
 
 def indent_of(line: str) -> str:
-    """The white space that `line` begins with."""
+    """Return the white space that `line` begins with."""
     return line[: len(line) - len(line.lstrip(" \t\f"))]
 
 
@@ -128,16 +131,20 @@ def _is_comment(line: str) -> bool:
     return line.lstrip(" \t\f").startswith("#")
 
 
-def _takes_comment(line: str) -> bool:
+def _is_code(line: str) -> bool:
     return bool(line.strip()) and not _is_comment(line)
 
 
 def parsed(source: str) -> ast.Module:
-    """The syntax tree of `source`; `DataError` when it does not parse, or has carriage returns that end no line."""
+    """Return the syntax tree of `source`.
+
+    Raises:
+        DataError: it does not parse, or has a carriage return outside of a line break.
+    """
     if "\r" in source.replace("\r\n", "\n"):
         raise DataError("the program holds a carriage return outside of a line break: write its line breaks as \\n")
     try:
-        with warnings.catch_warnings():  # of the program's own escapes and comparisons
+        with warnings.catch_warnings():  # about the program's own escapes and comparisons
             warnings.simplefilter("ignore")
             return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

@@ -6,13 +6,14 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 
 from ra3gym.abstractions.latents.annotations import Annotations
-from ra3gym.abstractions.latents.comments import check_comment_only, comment_problem, indent_of
+from ra3gym.abstractions.latents.comments import check_comment_only, comment_problem, insert_comments
 from ra3gym.abstractions.latents.corpus import prompt_words
 from ra3gym.abstractions.latents.path import LatentPath
 from ra3gym.agents.mid_training.rationale.config import RationaleConfig
@@ -66,15 +67,17 @@ class RationaleTrace:
         return sum(self.rewards) / len(self.rewards)
 
     @property
-    def completion(self) -> str:
-        """The steps with their comments, as they follow the prompt."""
-        pairs = zip(self.trace.steps, self.comments, strict=True)
-        return "".join(step if comment is None else f"{indent_of(step)}{comment}\n{step}" for step, comment in pairs)
-
-    @property
     def text(self) -> str:
         """The whole annotated program: valid Python that differs from the expert's by comment lines only."""
-        return self.trace.prompt + self.completion
+        steps, prompt = self.trace.steps, self.trace.prompt
+        lines = accumulate((step.count("\n") for step in steps), initial=prompt.count("\n"))
+        above = {line: comment for line, comment in zip(lines, self.comments, strict=False) if comment is not None}
+        return insert_comments(prompt + "".join(steps), above)
+
+    @property
+    def completion(self) -> str:
+        """The steps with their comments, as they follow the prompt."""
+        return self.text[len(self.trace.prompt) :]
 
 
 @dataclass(frozen=True)
