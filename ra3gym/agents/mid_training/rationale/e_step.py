@@ -125,7 +125,7 @@ class RationaleEStep:
         reward_model = reference if self.config.reward_model == "reference" else model
         generator = torch.Generator().manual_seed(seed)
         chosen: list[RationaleGroup] = []
-        divergences = [torch.zeros(1)]
+        kls: list[torch.Tensor] = []
         for trace in traces:
             layout = lay_out(tokenizer, trace)
             group = sample_group(policy, reward_model, layout, generator)
@@ -133,8 +133,8 @@ class RationaleEStep:
             respelled = tuple(map(policy.vocabulary.respelled, layout.places, best))
             chosen.append(score_group(policy, reward_model, layout, [respelled]))
             if self.config.steps:
-                divergences.append(_divergence(policy, reference, group))
-        record = measure(0, policy, chosen, float(torch.cat(divergences).mean()))
+                kls.append(_divergence(policy, reference, group))
+        record = measure(0, policy, chosen, kl=float(torch.cat(kls).mean()) if kls else 0.0)
         metrics = {name: float(getattr(record, name)) for name in METRICS}
         return _annotations(policy, chosen, {**metrics, "seconds": time.perf_counter() - started})
 
