@@ -1,4 +1,4 @@
-"""Language models: make, load, sample from, score and train one. Any causal language model of transformers will do."""
+"""Language models: make, load, sample from, score and train one; any causal language model of transformers."""
 
 from ra3gym.lm.allocator import keep_freed_memory
 from ra3gym.lm.completion import Completions, complete

@@ -1,4 +1,4 @@
-"""Keep the C allocator from handing memory back to the system between training steps."""
+"""Keep the C allocator from returning memory to the system between training steps."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to reuse freed memory rather than return it to the system; call once, when a process starts.
+    """Have glibc reuse freed memory rather than return it to the system; call once, when a process starts.
 
     A training step of a small model on the CPU makes and frees buffers of some MB. By default glibc maps and unmaps
-    each of them, and the page faults cost 15 to 40% of the step. Afterwards the process stays as large as it ever was.
+    each of them, and the page faults cost 15 to 40% of the step. After this call, the process never shrinks.
 
     Returns:
         Whether this had an effect: false on systems without glibc.

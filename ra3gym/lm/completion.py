@@ -16,12 +16,15 @@ from ra3gym.lm.tokenizer import decode_completion, encode_prompt
 
 @dataclass(frozen=True)
 class Completions:
-    """G completions of each of P prompts; row n belongs to prompt `n // G`."""
+    """G completions of each of P prompts; row r belongs to prompt `r // G`.
+
+    Attributes:
+        ids: token ids, end token included where there is one.
+        texts: the same as text, with latents and other special tokens but without the end token.
+    """
 
     ids: tuple[list[int], ...]
-    """Token ids, the end token included where there is one."""
     texts: tuple[str, ...]
-    """The same as text, latents and other special tokens included, the end token removed."""
 
 
 def complete(
@@ -34,10 +37,10 @@ def complete(
     temperature: float,
     generator: torch.Generator,
 ) -> Completions:
-    """Sample `group_size` completions of each prompt; at temperature 0 the likeliest token is taken each time.
+    """Sample `group_size` completions of each prompt; at temperature 0, take the likeliest token each time.
 
     Raises:
-        ConfigError: what `generate` refuses, such as a prompt that leaves no room for `max_new_tokens`.
+        ConfigError: as `generate`, for example a prompt that leaves no room for `max_new_tokens`.
         ModelError: there is no end token.
     """
     ends = end_ids(LoadedModel(model, tokenizer))
@@ -55,5 +58,5 @@ def complete(
     )
     ids = samples.completions()
     written = [row[:-1] if row and row[-1] in ends else row for row in ids]
-    texts = (decode_completion(tokenizer, prompt_ids[n // group_size], row) for n, row in enumerate(written))
+    texts = (decode_completion(tokenizer, prompt_ids[r // group_size], row) for r, row in enumerate(written))
     return Completions(tuple(ids), tuple(texts))

@@ -16,25 +16,25 @@ from ra3gym.lm.packing import IGNORE, TokenBatch
 _CHUNK = 1024
 """Positions whose logits exist at the same time."""
 
-_LINEAR_HEAD = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
-"""Models whose logits are `lm_head(model(...).last_hidden_state)` and nothing else."""
+LINEAR_HEAD = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
+"""Models whose logits are exactly `lm_head(model(...).last_hidden_state)`."""
 
 
 def training_loss(model: Any, batch: TokenBatch) -> tuple[Tensor, int]:
-    """The summed cross-entropy of a batch in nats, with gradient when enabled, and the number of tokens predicted.
-
-    For Llama, Mistral and Qwen the logits and their gradient are formed in chunks, at predicted positions only: the
-    memory is that of one chunk, where the logits of 4,000 tokens over 150,000 words take 2.4 GB each time they are
-    touched. Other models go through their own forward pass.
+    """Return the summed cross-entropy of a batch in nats, with gradient when enabled, and how many tokens it predicts.
 
     Divide by the number of tokens for the mean; the sum lets micro-batches add up exactly.
+
+    For Llama, Mistral and Qwen the logits and their gradient are formed in chunks, at predicted positions only, so that
+    only one chunk is in memory. (The logits of 4,000 tokens over a vocabulary of 150,000 take 2.4 GB, several times.)
+    Other models run their own forward pass.
     """
     device = next(model.parameters()).device
     inputs = {"input_ids": batch.ids_BT.to(device), "position_ids": batch.position_BT.to(device), "use_cache": False}
     target_C = batch.target_BT.flatten().to(device)
     predicted = (target_C != IGNORE).nonzero()[:, 0]
     target_C = target_C[predicted]
-    if type(model).__name__ not in _LINEAR_HEAD:
+    if type(model).__name__ not in LINEAR_HEAD:
         logits_CV = model(**inputs).logits.flatten(0, 1)[predicted].float()
         return F.cross_entropy(logits_CV, target_C, reduction="sum"), len(target_C)
     hidden_CD = model.model(**inputs).last_hidden_state.flatten(0, 1).index_select(0, predicted)
@@ -48,7 +48,7 @@ def training_loss(model: Any, batch: TokenBatch) -> tuple[Tensor, int]:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """`sum_n -log softmax(W h_n)[target_n]`, with both gradients formed beside the value, chunk by chunk."""
+    """`sum_c -log softmax(W h_c)[target_c]`; the forward pass also forms both gradients, chunk by chunk."""
 
     @staticmethod
     def forward(ctx: Any, hidden_CD: Tensor, weight_VD: Tensor, target_C: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Make, load and save language models: always a plain Hugging Face model and tokenizer."""
+"""Make, load and save language models, which are plain Hugging Face models and tokenizers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = Path(__file__).parent / "embedded"
-"""The checkpoint that ships in the package, known to `load` by the name "embedded"."""
+"""The checkpoint in the package; its name for `load` is "embedded"."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -44,10 +44,10 @@ def tiny_llama(
     tie: bool = True,
     seed: int,
 ) -> LlamaForCausalLM:
-    """A small, randomly initialised Llama for `tokenizer`, in float32 on the CPU.
+    """Make a small, randomly initialized Llama for `tokenizer`, in float32 on the CPU.
 
     Args:
-        tokenizer: sets the vocabulary and the special ids; add latents to it first, or use `add_latents` afterwards.
+        tokenizer: sets the vocabulary and the special ids; add latents to it before, or call `add_latents` after.
         hidden: width; 64 to 96 suits the embedded domain.
         layers: depth; 2 or 3.
         heads: attention heads; must divide `hidden`.
@@ -55,7 +55,7 @@ def tiny_llama(
         intermediate: width of the gated feed-forward layer; `8/3 * hidden`, rounded up to 16, when `None`.
         max_length: longest sequence in tokens.
         tie: share the input and output embeddings.
-        seed: the same seed gives the same weights; the global random state is left as it was.
+        seed: the same seed gives the same weights; the global random state is not changed.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -68,7 +68,7 @@ def tiny_llama(
         num_key_value_heads=kv_heads or heads,
         max_position_embeddings=max_length,
         tie_word_embeddings=tie,
-        initializer_range=0.08,  # the usual 0.02 is made for widths in the thousands; here it starts learning late
+        initializer_range=0.08,  # the usual 0.02, for widths in the thousands, would delay learning here
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -94,7 +94,7 @@ def load(
         gguf_file: the name of a GGUF file in that folder or hub repository.
 
     Raises:
-        ModelError: nothing usable at that place, or no such device; the message says what is missing and what to do.
+        ModelError: no usable model at that place, or no such device.
         MissingExtraError: a GGUF file, and the package `gguf` is not installed.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -138,10 +138,10 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
 
 
 def _align(model: torch.nn.Module) -> None:
-    """Have every weight begin on a cache line, as torch's own memory does.
+    """Move every weight to the beginning of a cache line, where torch's own memory begins.
 
-    What is read from a file lies where the file's header leaves it, and the last bits of a float32 sum go with that:
-    a copy of the model, by pickle say, would not give the same numbers.
+    Weights read from a file begin where its header ends, and the last bits of a float32 sum depend on that: a copy of
+    the model (by pickle, for example) would not give the same numbers.
     """
     for weight in model.parameters():
         if weight.data_ptr() % 64:
@@ -157,7 +157,7 @@ def _check_device(device: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """For commands: no warnings and progress bars of transformers in between; errors are told by our own."""
+    """Silence warnings and progress bars of transformers, for commands; errors are raised nevertheless."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -165,7 +165,7 @@ def quiet_libraries() -> None:
 
 
 def _resolve(name_or_path: str | os.PathLike[str], gguf_file: str | None) -> tuple[str, str | None]:
-    """The folder or hub id to load from, and the GGUF file in it; `ModelError` for a path that holds no model."""
+    """Return the folder or hub id, and the GGUF file in it; raises `ModelError` for a path without a model."""
     name = os.fspath(name_or_path)
     path = EMBEDDED if name == "embedded" else Path(name).expanduser()
     if path.is_file():
@@ -184,7 +184,7 @@ def _resolve(name_or_path: str | os.PathLike[str], gguf_file: str | None) -> tup
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """The command line draws its own; those of transformers would tear it."""
+    """Hide progress bars of transformers, which would disturb those of the command line."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -197,7 +197,7 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def _without_quantization(model: Any, dtype: torch.dtype) -> Any:
-    """The same weights in a model that does not count as quantised (transformers marks every GGUF load so)."""
+    """Copy the weights into a model that is not marked as quantized (transformers marks every GGUF load so)."""
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

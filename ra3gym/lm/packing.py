@@ -1,4 +1,4 @@
-"""Training batches: padded rows of like length, or several traces in one row without leakage between them.
+"""Training batches: padded rows of similar length, or several traces in one row that do not see each other.
 
 Shape letters: see CONTRIBUTING.md.
 """
@@ -14,26 +14,29 @@ from torch import Tensor
 from ra3gym.errors import ConfigError
 
 IGNORE = -100
-"""The target where nothing is to be predicted, as in `torch.nn.functional.cross_entropy`."""
+"""The target where nothing is predicted, as in `torch.nn.functional.cross_entropy`."""
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Rows of one or more traces each. No trace attends to another, and none predicts another's tokens."""
+    """Rows of one or more traces each. No trace attends to another, and none predicts another's tokens.
+
+    Attributes:
+        ids_BT: int64 token ids; 0 at padding.
+        position_BT: int64, the position in the trace, from 0. Where rows hold several traces, transformers infers from
+            the restarts that they must not attend to each other. Where each row holds one trace, positions continue
+            through the padding: then no mask is needed, which is faster.
+        segment_BT: int64, the number of the trace in its row; -1 at padding.
+        target_BT: int64, the next token of the same trace; `IGNORE` at its last token and at padding.
+    """
 
     ids_BT: Tensor
-    """int64 token ids; 0 at padding."""
     position_BT: Tensor
-    """int64, the position inside the trace: 0 at its first token. Where rows hold several, transformers sees from the
-    restarts that they must not attend to each other. Where each row holds one, positions run on through the padding:
-    then no mask is needed, which is faster."""
     segment_BT: Tensor
-    """int64, the number of the trace in its row; -1 at padding."""
     target_BT: Tensor
-    """int64, the next token of the same trace, `IGNORE` at its last token and at padding."""
 
     def __getitem__(self, rows: Tensor | slice) -> TokenBatch:
-        """These rows, as a batch of its own."""
+        """Return these rows as a batch."""
         return TokenBatch(self.ids_BT[rows], self.position_BT[rows], self.segment_BT[rows], self.target_BT[rows])
 
     @property
@@ -43,11 +46,11 @@ class TokenBatch:
 
 
 def pack(sequences: Sequence[Sequence[int]], block_length: int) -> TokenBatch:
-    """Put all `sequences` into as few rows of `block_length` tokens as first-fit-decreasing finds.
+    """Pack all `sequences` into rows of `block_length` tokens, by first-fit-decreasing.
 
-    For models of fixed row length; `batches` is about twice as fast for traces much shorter than a row, as attention
-    then spans one trace rather than the row. Needs a model whose attention mask comes from transformers' own
-    `create_causal_mask` (all current decoder-only attention models do).
+    For models of fixed row length. `batches` is about twice as fast for traces much shorter than a row, since attention
+    then covers one trace rather than the row. The model must take its attention mask from transformers' own
+    `create_causal_mask`, as all current decoder-only attention models do.
 
     Raises:
         ConfigError: a sequence is longer than a row.
@@ -69,10 +72,10 @@ def pack(sequences: Sequence[Sequence[int]], block_length: int) -> TokenBatch:
 def batches(
     sequences: Sequence[Sequence[int]], tokens_per_batch: int, generator: torch.Generator
 ) -> Iterator[TokenBatch]:
-    """One pass over `sequences` in random order, as right-padded batches of about `tokens_per_batch` real tokens.
+    """Yield `sequences` once, in random order, as right-padded batches of about `tokens_per_batch` real tokens.
 
-    Sequences of like length share a batch, so that little is padding; which ones do, and the order of the batches, is
-    drawn anew from `generator` in each pass.
+    Sequences of similar length share a batch, so that there is little padding. Which sequences share one, and the order
+    of the batches, is drawn anew from `generator` in each pass.
 
     Raises:
         ConfigError: `tokens_per_batch` is below the longest sequence.

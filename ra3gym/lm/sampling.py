@@ -22,31 +22,35 @@ from ra3gym.lm.stopping import StopRule
 _SHRINK_AT = {"cpu": 0.8}
 """Finished rows leave the batch once at most this share of it is unfinished, by device."""
 _SHRINK_AT_ELSEWHERE = 0.5
-"""Rarer where the time of a token hardly depends on the rows, and each change of the batch is a graph to record."""
+"""On other devices, where a token takes nearly the same time for fewer rows, and each change needs a new graph."""
 
 _LOOK_EVERY = {"cpu": 1}
-"""After how many tokens the number of unfinished rows is read, by device. Elsewhere reading it waits for the device."""
+"""After how many tokens the number of unfinished rows is read, by device. On a GPU, reading it waits for the device."""
 _LOOK_EVERY_ELSEWHERE = 8
 
 _BLOCK = 64
 _BLOCKS_FROM = 2048
-"""From so many tokens on, a draw first finds the block that it falls into."""
+"""From a vocabulary of this size on, a draw first finds its block of tokens."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Completions of a batch of prompts; the samples of prompt `i` are the rows `i * G .. i * G + G - 1`."""
+    """Completions of a batch of prompts; the samples of prompt `p` are the rows `p * G .. p * G + G - 1`.
+
+    Attributes:
+        prompt_ids: the P prompts.
+        tokens_RT: int64; the padding id after the end. T is the length of the longest completion.
+        logp_RT: float32, nats; log-probability under the distribution that was sampled from (after temperature and
+            allowed tokens).
+        mask_RT: bool, true at real tokens, the end token included.
+        finished_R: bool, true where an end token or the stop rule ended the row, false where `max_new_tokens` did.
+    """
 
     prompt_ids: list[list[int]]
-    """The P prompts."""
     tokens_RT: Tensor
-    """int64; the padding id after the end. T is the length of the longest completion."""
     logp_RT: Tensor
-    """float32, nats; log-probability under the distribution sampled from (temperature and allowed tokens applied)."""
     mask_RT: Tensor
-    """bool; true at real tokens, the end token included."""
     finished_R: Tensor
-    """bool; true where an end token or the stop rule ended the row, false where `max_new_tokens` cut it off."""
 
     @property
     def group_size(self) -> int:
@@ -54,22 +58,25 @@ class Samples:
         return len(self.tokens_RT) // len(self.prompt_ids)
 
     def completions(self) -> list[list[int]]:
-        """The R completions as lists of ids, end token included where there is one."""
+        """Return the R completions as lists of ids, end token included where there is one."""
         lengths = self.mask_RT.sum(1).tolist()
         return [row[:length] for row, length in zip(self.tokens_RT.tolist(), lengths, strict=True)]
 
 
 class Decoder(Protocol):
-    """A model that has read a batch of prompts and goes on one token per row at a time."""
+    """A model that has read a batch of prompts and continues by one token per row at a time.
+
+    Attributes:
+        logits_BV: the next-token logits after all tokens read so far.
+    """
 
     logits_BV: Tensor
-    """The next-token logits after what was read so far."""
 
     def read(self, token_B: Tensor) -> None:
         """Append one token to each row and update `logits_BV`."""
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows of the batch only."""
+        """Continue with these rows of the batch only."""
 
 
 @torch.no_grad()
@@ -89,8 +96,9 @@ def generate(
 ) -> Samples:
     """Sample `group_size` completions of each prompt.
 
-    A prompt is read once for all its group. Results depend on the weights, the prompts and the generator only: the
-    random numbers of a row do not depend on when others finish. The model's training mode is restored at the end.
+    A prompt is read once for its whole group. Results depend on the weights, the prompts and the generator only: the
+    random numbers of a row do not depend on when other rows finish. Under autocast, products are taken in its type,
+    whatever the type of the weights. The model's training mode is restored at the end.
 
     Args:
         model: any causal language model of transformers. Plain Llama, Qwen2 and Mistral models take a fast path
@@ -100,12 +108,13 @@ def generate(
         max_new_tokens: longest completion, end token included.
         eos_id: the token, or any of several, that ends a completion.
         pad_id: fills rows after their end.
-        generator: the source of randomness; its device may differ from the model's. Or one for each prompt: what a
-            prompt gets then does not depend on which others stand beside it.
-        temperature: divides the logits; 1 samples from the model itself. Below 1 is sharper.
+        generator: the source of randomness; its device may differ from the model's. Or one generator for each prompt:
+            then the samples of a prompt do not depend on the other prompts.
+        temperature: divides the logits; 1 samples from the model itself, below 1 is sharper.
         allowed_mask_V: bool, the only tokens that may be sampled (a pruned action space).
         greedy: take the likeliest token instead; `logp_RT` is still that of the sampling distribution.
-        stop: ends rows by what they say; the token behind which it does so is a row's last, as an end token is.
+        stop: ends rows because of their content. The token after which it does so is the last of its row, as an end
+            token is.
 
     Raises:
         ConfigError: an empty prompt, a value out of range, or more tokens than the model has positions.
@@ -164,7 +173,7 @@ def generate(
 def _uniform(
     generator: torch.Generator | Sequence[torch.Generator], num_prompts: int, group_size: int, max_new_tokens: int
 ) -> Tensor:
-    """`uniform_RT`, in [0, 1), below 1 by more than one rounding step: u times the total mass is below that mass."""
+    """Draw `uniform_RT` in [0, 1), below 1 by more than a rounding step: u times the total mass is below that mass."""
     if isinstance(generator, torch.Generator):
         generators, rows_of_each = [generator], num_prompts * group_size
     else:
@@ -176,7 +185,7 @@ def _uniform(
 
 
 class _Stopper:
-    """Keeps what each row has written on the host, and asks the rule where a watched token is the newest."""
+    """Keeps the tokens of each row on the host and asks the rule where a watched token is the newest."""
 
     def __init__(self, rule: StopRule, num_rows: int, logits_BV: Tensor) -> None:
         self._rule, self._device = rule, logits_BV.device
@@ -184,17 +193,17 @@ class _Stopper:
         self._written: list[list[int]] = [[] for _ in range(num_rows)]
 
     def __call__(self, rows: Tensor, token_B: Tensor, active_B: Tensor) -> Tensor:
-        """`ended_B`, bool; false for rows that are no longer active."""
-        found = []
+        """Return `ended_B`, bool; false for rows that are no longer active."""
+        ended = []
         for row, token, active in zip(rows.tolist(), token_B.tolist(), active_B.tolist(), strict=True):
             if active:
                 self._written[row].append(token)
-            found.append(active and token in self._watched and self._rule.ends(row, self._written[row]))
-        return torch.tensor(found, device=self._device)
+            ended.append(active and token in self._watched and self._rule.ends(row, self._written[row]))
+        return torch.tensor(ended, device=self._device)
 
 
 def _end_tokens(eos_id: int | Collection[int], logits_BV: Tensor) -> Tensor:
-    """`is_end_V`, bool."""
+    """Return `is_end_V`, bool."""
     vocab_size = logits_BV.shape[1]
     ids = [eos_id] if isinstance(eos_id, int) else list(eos_id)
     if not ids or not all(0 <= i < vocab_size for i in ids):
@@ -205,7 +214,7 @@ def _end_tokens(eos_id: int | Collection[int], logits_BV: Tensor) -> Tensor:
 
 
 def _banned_tokens(allowed_mask_V: Tensor, logits_BV: Tensor) -> Tensor:
-    """`banned_V`, bool, on the device of the logits."""
+    """Return `banned_V`, bool, on the device of the logits."""
     if allowed_mask_V.dtype != torch.bool or allowed_mask_V.shape != logits_BV.shape[1:]:
         raise ConfigError(
             f"allowed_mask_V is {allowed_mask_V.dtype} of shape {tuple(allowed_mask_V.shape)}; "
@@ -227,33 +236,31 @@ def distribution(logits_BV: Tensor, temperature: float, banned_V: Tensor | None)
 
 
 def inverse_cdf(prob_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """One draw per row, never a token of probability 0; any token where a row's probabilities are NaN.
+    """Draw one token per row, never one of probability 0; any token where a row's probabilities are NaN.
 
-    Much faster on the CPU than `torch.multinomial`.
-
-    For a large vocabulary the distribution is summed by blocks, and only the block that the draw falls into is
-    cumulated: a cumulative sum is serial, a sum is not.
+    This is much faster on the CPU than `torch.multinomial`. For a large vocabulary, probabilities are summed by blocks,
+    and only the block of the draw is cumulated: a cumulative sum is serial, a sum is not.
     """
     if prob_BV.shape[1] < _BLOCKS_FROM:
         cdf_BV = prob_BV.cumsum(-1)
-        found_B1 = torch.searchsorted(cdf_BV, (uniform_B * cdf_BV[:, -1])[:, None], right=True)
-        return found_B1[:, 0].clamp_(max=prob_BV.shape[1] - 1)
+        token_B1 = torch.searchsorted(cdf_BV, (uniform_B * cdf_BV[:, -1])[:, None], right=True)
+        return token_B1[:, 0].clamp_(max=prob_BV.shape[1] - 1)
     block_probs = F.pad(prob_BV, (0, -prob_BV.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK))
     block_cdf = block_probs.sum(-1).cumsum(-1)
     point_B1 = (uniform_B * block_cdf[:, -1])[:, None]
     block_B1 = torch.searchsorted(block_cdf, point_B1, right=True).clamp_(max=block_cdf.shape[1] - 1)
     before_B1 = F.pad(block_cdf, (1, 0)).gather(1, block_B1)
     cdf_inside = block_probs[torch.arange(len(prob_BV), device=prob_BV.device), block_B1[:, 0]].cumsum(-1)
-    # The two sums of a block may differ in their last bit: the draw stays below the second one too.
+    # The two sums of a block may differ in their last bit: keep the draw below the second one too.
     inside_B1 = torch.minimum(point_B1 - before_B1, torch.nextafter(cdf_inside[:, -1:], torch.zeros_like(point_B1)))
-    found_B1 = block_B1 * _BLOCK + torch.searchsorted(cdf_inside, inside_B1, right=True)
-    return found_B1[:, 0].clamp_(max=prob_BV.shape[1] - 1)
+    token_B1 = block_B1 * _BLOCK + torch.searchsorted(cdf_inside, inside_B1, right=True)
+    return token_B1[:, 0].clamp_(max=prob_BV.shape[1] - 1)
 
 
 def read_prompts(model: Any, prompt_ids: Sequence[Sequence[int]], group_size: int, max_new_tokens: int) -> Decoder:
-    """Read prompts in one pass, for `group_size` rows behind each; the caches have room for `max_new_tokens` more.
+    """Read prompts in one pass, for `group_size` rows each; the caches have room for `max_new_tokens` more.
 
-    To be called, like the decoder's `read`, without gradients and with the model in evaluation mode.
+    Call it, like the decoder's `read`, without gradients and with the model in evaluation mode.
     """
     ids_PL, mask_PL = _left_pad(model, prompt_ids)
     kind: type[CacheDecoder | LlamaDecoder] = CacheDecoder
@@ -263,7 +270,7 @@ def read_prompts(model: Any, prompt_ids: Sequence[Sequence[int]], group_size: in
 
 
 def _left_pad(model: Any, prompt_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """`ids_PL` and `mask_PL` (int64, 1 at real tokens); what stands at padding is never seen."""
+    """Return `ids_PL` and `mask_PL` (int64, 1 at real tokens); ids at padding are never seen."""
     longest = max(map(len, prompt_ids))
     ids = [[0] * (longest - len(prompt)) + [*prompt] for prompt in prompt_ids]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompt_ids]
@@ -272,7 +279,7 @@ def _left_pad(model: Any, prompt_ids: Sequence[Sequence[int]]) -> tuple[Tensor, 
 
 
 class CacheDecoder:
-    """`Decoder` for any causal language model, through its own forward pass and cache."""
+    """A `Decoder` for any causal language model, through its own forward pass and cache."""
 
     def __init__(self, model: Any, ids_PL: Tensor, mask_PL: Tensor, group_size: int, max_new_tokens: int) -> None:
         output = model(
@@ -314,7 +321,7 @@ class CacheDecoder:
         self.logits_BV = output.logits[:, -1]
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
+        """Continue with these rows only."""
         self._cache.batch_select_indices(rows)
         self._mask_BX = self._mask_BX[rows]
 

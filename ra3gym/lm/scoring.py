@@ -21,7 +21,7 @@ def token_logprobs(
     attention_mask_BT: Tensor | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """`log p(token t | tokens before t)`, in nats.
+    """Return `log p(token t | tokens before t)`, in nats.
 
     Args:
         model: any causal language model of transformers.
@@ -52,7 +52,7 @@ def completion_logprobs(
     completions: Sequence[Sequence[int]],
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of completions given their prompts; the output layer runs on completion positions only.
+    """Score completions given their prompts; the output layer runs on completion positions only.
 
     Args:
         model: any causal language model of transformers.
@@ -68,10 +68,10 @@ def completion_logprobs(
         ConfigError: an empty prompt, or not one completion per prompt.
     """
     if len(prompts) != len(completions) or not prompts or not all(len(prompt) for prompt in prompts):
-        raise ConfigError(f"{len(prompts)} prompts and {len(completions)} completions: one each, no prompt empty")
+        raise ConfigError(f"{len(prompts)} prompts and {len(completions)} completions: give one each, no prompt empty")
     device = next(model.parameters()).device
     prompt_length, length = max(map(len, prompts)), max(map(len, completions))
-    # Prompts end, and completions begin, at the same column: the columns to predict are then the last ones.
+    # All completions begin at the same column, so that the columns to predict are the last ones.
     ids = torch.zeros(len(prompts), prompt_length + length, dtype=torch.int64)
     attention = torch.zeros_like(ids)
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):

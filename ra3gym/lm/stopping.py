@@ -7,13 +7,13 @@ from typing import Protocol
 
 
 class StopRule(Protocol):
-    """Ends completions by what they say. `generate` asks it as the rows grow."""
+    """Ends completions because of their content. `generate` asks it as the rows grow."""
 
     @property
     def watched_ids(self) -> Collection[int]:
-        """The tokens behind which a completion may end; the rule is asked only where one of them is the newest."""
+        """The tokens after which a completion may end; the rule is asked only where one of them is the newest."""
         ...
 
     def ends(self, row: int, completion: Sequence[int]) -> bool:
-        """Whether row `row` of the batch ends behind these tokens, the newest of which is the last."""
+        """Whether row `row` of the batch ends after these tokens, the last of which is the newest."""
         ...

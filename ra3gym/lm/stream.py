@@ -20,9 +20,16 @@ class TokenStream:
         loaded: any causal language model of transformers; it is only read.
         prompt_ids: at least one token.
 
+    Attributes:
+        logp_V: float32, nats: log-probabilities of the next token.
+        hidden_D: float32: the last layer's state at the last token, as the output layer reads it.
+
     Raises:
         ConfigError: an empty prompt.
     """
+
+    logp_V: torch.Tensor
+    hidden_D: torch.Tensor
 
     def __init__(self, loaded: LoadedModel, prompt_ids: Sequence[int]) -> None:
         if not prompt_ids:
@@ -34,7 +41,7 @@ class TokenStream:
         self._read(self.prompt_ids)
 
     def write(self, token: int) -> None:
-        """Append one token and read the model again."""
+        """Append one token and read it."""
         self.written.append(token)
         self._read([token])
 
@@ -54,33 +61,31 @@ class TokenStream:
             logits_to_keep=1,
         )
         self._cache = output.past_key_values
-        self.logp_V: torch.Tensor = output.logits[0, -1].float().log_softmax(-1).cpu()
-        """float32, nats: log-probabilities of the next token."""
-        self.hidden_D: torch.Tensor = output.hidden_states[-1][0, -1].float().cpu()
-        """float32: the last layer's state at the last token, as the output embedding gets it."""
+        self.logp_V = output.logits[0, -1].float().log_softmax(-1).cpu()
+        self.hidden_D = output.hidden_states[-1][0, -1].float().cpu()
 
 
 def end_ids(loaded: LoadedModel) -> frozenset[int]:
-    """The tokens that end a completion: the tokenizer's, and those of the model's generation config.
+    """Return the tokens that end a completion: the tokenizer's, and those of the model's generation config.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is no such token.
     """
     config: Any = loaded.model.generation_config
-    found = {loaded.tokenizer.eos_token_id}
-    ends = None if config is None else config.eos_token_id
-    found |= set(ends) if isinstance(ends, (list, tuple)) else {ends}
-    found.discard(None)
-    if not found:
+    ends = {loaded.tokenizer.eos_token_id}
+    configured = None if config is None else config.eos_token_id
+    ends |= set(configured) if isinstance(configured, (list, tuple)) else {configured}
+    ends.discard(None)
+    if not ends:
         raise ModelError("the tokenizer has no end token; set tokenizer.eos_token")
-    return frozenset(int(token) for token in found)
+    return frozenset(int(token) for token in ends)
 
 
 def writable_mask(loaded: LoadedModel) -> torch.Tensor:
-    """bool, one per logit: true at tokens that a completion may hold.
+    """Return bool `(V,)`, true at tokens that a completion may hold.
 
-    False at ids that the tokenizer does not know (embeddings are often padded to a round size) and at special tokens
-    other than the end tokens, the latents and the pause token: begin, padding, chat markers.
+    It is false at ids that the tokenizer does not know (embeddings are often padded to a round size) and at special
+    tokens other than end tokens, latents and the pause token: begin, padding, chat markers.
 
     Raises:
         ModelError: the tokenizer has more tokens than the model.

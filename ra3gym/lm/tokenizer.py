@@ -1,4 +1,4 @@
-"""A small byte-level BPE tokenizer for Python code, and the special tokens that stand for latents.
+"""A small byte-level BPE tokenizer for Python code, and the special tokens of latents.
 
 Every text encodes without unknown tokens and decodes to itself. A line break is always a token of its own, so that
 lines can be encoded one by one: `encode(a) + encode(b) == encode(a + b)` whenever `a` ends with a line break.
@@ -20,7 +20,7 @@ END_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|pad|>"
 
 # What one token may span, in order of preference: a line break; the indent of a line; a word, a digit or a run of
-# punctuation, each with the space ahead of it; any other white space.
+# punctuation, each with the space before it; any other white space.
 _PIECES = r"\n|(?<![^\n])[ \t]+| ?[^\W\d]\w*| ?\d| ?[^\s\w]+|[^\S\n]"
 
 
@@ -28,13 +28,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTo
     """Train a byte-level BPE on `texts`.
 
     Args:
-        texts: the corpus; a few thousand programs are plenty for a vocabulary of 512.
+        texts: the corpus; a few thousand programs are enough for a vocabulary of 512.
         vocab_size: an upper bound on the number of tokens, the 256 bytes and two special tokens included. BPE stops
             earlier when no pair of tokens is left to merge.
 
     Returns:
-        A tokenizer whose end (and begin) token is `<|endoftext|>` and whose padding token is `<|pad|>`; it adds neither
-        by itself. `decode(encode(text)) == text` for every text.
+        A tokenizer whose end (and begin) token is `<|endoftext|>` and whose padding token is `<|pad|>`. It does not add
+        them by itself. `decode(encode(text)) == text` for every text.
 
     Raises:
         ConfigError: `vocab_size` has no room for the bytes and the special tokens.
@@ -68,11 +68,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTo
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a prompt that is to be continued, with the begin tokens of the tokenizer's own convention.
+    """Encode a prompt that a model will continue, with the begin tokens of the tokenizer's own convention.
 
-    Llama 3 starts every text with a begin token; the tokenizers of this package add none. What a tokenizer appends
-    (an end token, say) is left out. An empty text gives the begin token, if there is one, so that a model has
-    something to read.
+    Llama 3 starts every text with a begin token; the tokenizers of this package add none. Tokens that a tokenizer
+    appends (an end token, for example) are left out. An empty text gives the begin token, if there is one, so that a
+    model has something to read.
     """
     ids: list[int] = tokenizer.encode(text)
     if not text:
@@ -84,9 +84,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def decode_completion(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
-    """The text of `ids`, special tokens included, as it goes on after `prompt_ids`.
+    """Decode `ids` as the continuation of `prompt_ids`, special tokens included.
 
-    A tokenizer may treat the start of a text on its own (many drop a leading space), so both are decoded together and
+    A tokenizer may treat the start of a text specially (many drop a leading space), so both are decoded together and
     the prompt is cut off.
     """
 
@@ -97,7 +97,7 @@ def decode_completion(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[i
 
 
 def latent_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of the latents 0, 1, ... that `tokenizer` knows; empty when it knows none."""
+    """Return the token ids of the latents 0, 1, ... that `tokenizer` knows; empty when it knows none."""
     added = tokenizer.get_added_vocab()
     ids: list[int] = []
     while latent_token(len(ids)) in added:
@@ -106,7 +106,7 @@ def latent_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def pause_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Token id of `<|pause|>`; `ModelError` when the tokenizer lacks it."""
+    """Return the token id of `<|pause|>`; raises `ModelError` when the tokenizer lacks it."""
     added = tokenizer.get_added_vocab()
     if PAUSE_TOKEN not in added:
         raise ModelError(f"the tokenizer has no {PAUSE_TOKEN}; add it with add_latents(..., pause=True)")
@@ -123,14 +123,14 @@ def add_latents(
 ) -> list[int]:
     """Add the latents `<|z0|>` ... to `tokenizer`, and rows for them to the embeddings of `model`.
 
-    New rows are drawn from a normal with the mean and standard deviation that the old rows have per dimension. (A new
-    row at the mean alone, the default of transformers, leaves the latents nearly identical.) Latents already there
-    keep their rows, so that calling this twice changes nothing.
+    New rows are drawn from a normal with the mean and standard deviation of the old rows, per dimension. (With the
+    default of transformers, new rows at the mean, latents are nearly identical.) Existing latents keep their rows, so
+    that a second call changes nothing.
 
     Args:
         model: resized in place; `None` for the tokenizer alone.
         tokenizer: changed in place.
-        num_latents: the number K of latents afterwards.
+        num_latents: the number K of latents after this call.
         pause: also add `<|pause|>`, the dummy token of the pause control.
         generator: the source of the noise, on the CPU; the global one when `None`.
 
@@ -138,7 +138,7 @@ def add_latents(
         The token ids of the K latents.
 
     Raises:
-        ConfigError: `num_latents` is negative or below the number already there.
+        ConfigError: `num_latents` is negative or below the number of existing latents.
     """
     known = len(latent_ids(tokenizer))
     if num_latents < known:
@@ -152,7 +152,7 @@ def add_latents(
 
 
 def _grow_embeddings(model: Any, old_size: int, new_size: int, generator: torch.Generator | None) -> None:
-    """Give the ids `old_size .. new_size - 1` fresh rows in the input and (if untied) the output embedding."""
+    """Draw rows for the ids `old_size .. new_size - 1` in the input and (if untied) the output embedding."""
     import torch
 
     if new_size == old_size:

@@ -1,4 +1,4 @@
-"""Many growing token sequences under one model: what vector environments step through, one pass for all that write.
+"""Many growing token sequences under one model: what vector environments step through, in one pass per token.
 
 Shape letters: see CONTRIBUTING.md (E rows, one for each environment; B rows of this call).
 """
@@ -21,34 +21,36 @@ from ra3gym.lm.tokenizer import decode_completion
 
 
 class Rows(Protocol):
-    """The cache of E sequences that grow, end and begin anew on their own."""
+    """The cache of E sequences that grow, end and begin anew independently."""
 
     def begin(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Forget these rows and read their prompts; next-token logits `(B, V)` and last states `(B, D)`."""
+        """Forget these rows and read their prompts; return next-token logits `(B, V)` and last states `(B, D)`."""
 
     def write(self, rows: Sequence[int], tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Append one token to each of these rows; the same behind them. The others stay as they are."""
+        """Append one token to each of these rows; return logits and states after it. Other rows stay as they are."""
 
 
 class BatchStream:
-    """E rows, each a prompt and the tokens written after it: `TokenStream`, in batches.
+    """E rows, each a prompt and the tokens written after it: a `TokenStream` in batches.
 
-    Any rows may write together, and any may begin anew, while the others wait; a row's numbers depend on its own tokens
-    only, up to the rounding of a batch's arithmetic. Llama models take a fast path (`llama_rows`), others
-    share one cache of transformers; those whose layers do not keep plain keys and values go row by row.
+    Any rows may write together, and any may begin anew, while the others wait. A row's numbers depend on its own tokens
+    only, up to the rounding of a batch's arithmetic. Llama models take a fast path (`llama_rows`). Others share one
+    cache of transformers, or run row by row if their layers do not keep plain keys and values.
 
     Args:
         loaded: any causal language model of transformers; it is only read, and must not change while this is in use.
         prompts: one per row, at least one token each.
+
+    Attributes:
+        logits_EV: next-token logits as the model computes them, on its device; later calls overwrite them.
+        hidden_ED: the last layer's states at the last tokens, as the output layer reads them; likewise.
 
     Raises:
         ConfigError: an empty prompt, or no row.
     """
 
     logits_EV: Tensor
-    """Next-token logits as the model gives them, on its device; later calls write over them."""
     hidden_ED: Tensor
-    """The last layer's states at the last tokens, as the output embedding gets them; likewise."""
 
     def __init__(self, loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> None:
         if not prompts:
@@ -61,7 +63,7 @@ class BatchStream:
 
     @torch.inference_mode()
     def begin(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
-        """Forget these rows and have them read new prompts, in one pass."""
+        """Forget these rows and read new prompts in them, in one pass."""
         if not all(len(prompt) for prompt in prompts):
             raise ConfigError("a batch stream needs prompts of at least one token; see encode_prompt")
         for row, prompt in zip(rows, prompts, strict=True):
@@ -74,7 +76,7 @@ class BatchStream:
         self.read(rows)
 
     def append(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
-        """Note one token in each of these rows; `read` of the same rows is due next."""
+        """Add one token to each of these rows; call `read` with the same rows next."""
         for row, token in zip(rows, tokens, strict=True):
             self.written[row].append(token)
 
@@ -84,18 +86,18 @@ class BatchStream:
         self._put(rows, *self._rows.write(rows, [self.written[row][-1] for row in rows]))
 
     def logits_BV(self, rows: Sequence[int]) -> Tensor:
-        """Next-token logits of these rows; not copied where they are all, in order."""
+        """Return the next-token logits of these rows; all rows in order are not copied."""
         return self.logits_EV if self._are_all(rows) else self.logits_EV[list(rows)]
 
     def hidden_BD(self, rows: Sequence[int]) -> Tensor:
-        """The last states of these rows, likewise."""
+        """Return the last states of these rows, likewise."""
         return self.hidden_ED if self._are_all(rows) else self.hidden_ED[list(rows)]
 
     def _are_all(self, rows: Sequence[int]) -> bool:
         return len(rows) == len(self.written) and list(rows) == list(range(len(rows)))
 
     def text(self, row: int) -> str:
-        """What a row has written, special tokens included."""
+        """Return the written tokens of a row as text, special tokens included."""
         return decode_completion(self._loaded.tokenizer, self.prompt_ids[row], self.written[row])
 
     def _put(self, rows: Sequence[int], logits_BV: Tensor, hidden_BD: Tensor) -> None:
@@ -110,12 +112,12 @@ class BatchStream:
 def draw(
     logits_BV: Tensor, uniform_B: Sequence[float] | None, *, temperature: float = 1.0, allowed_V: Tensor | None = None
 ) -> list[int]:
-    """One token per row.
+    """Draw one token per row.
 
     Args:
-        logits_BV: of any precision; the distribution is worked out in float64.
-        uniform_B: one number in [0, 1) per row, which decides its token (inverse distribution function); `None` takes
-            the likeliest token.
+        logits_BV: of any precision; the distribution is computed in float64.
+        uniform_B: one number in [0, 1) per row, which decides its token (inverse distribution function); `None` for the
+            likeliest token.
         temperature: divides the logits; above 0.
         allowed_V: bool, the only tokens that may be drawn.
     """
@@ -127,16 +129,16 @@ def draw(
     cdf_BV = torch.softmax(scaled_BV, dim=-1, dtype=torch.float64).cumsum_(-1)
     # Below 1 by more than a rounding step, so that the product stays below the total.
     uniform_B1 = torch.tensor(uniform_B, dtype=torch.float64, device=cdf_BV.device).clamp_(max=1 - 2.0**-40)[:, None]
-    found = torch.searchsorted(cdf_BV, uniform_B1 * cdf_BV[:, -1:], right=True)
-    return [int(token) for token in found[:, 0].tolist()]
+    token_B1 = torch.searchsorted(cdf_BV, uniform_B1 * cdf_BV[:, -1:], right=True)
+    return [int(token) for token in token_B1[:, 0].tolist()]
 
 
 class CacheRows:
     """`Rows` over one cache of transformers whose layers keep plain keys and values.
 
-    All rows share the columns of the cache. A row that does not write leaves a gap in the column that the others fill;
-    the mask hides it, and columns are closed up when gaps take more room than tokens. Prompts are written into the
-    columns from the right.
+    All rows share the columns of the cache. A row that does not write has a gap in the column that others fill. The
+    mask hides gaps; rows are moved together when gaps take more room than tokens. The end of a prompt is in the last
+    column.
     """
 
     def __init__(self, model: Any, num_rows: int) -> None:
@@ -167,7 +169,7 @@ class CacheRows:
         return output.logits[:, -1], output.hidden_states[-1][:, -1]
 
     def write(self, rows: Sequence[int], tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """One column more: a token in these rows, a gap in the others."""
+        """Add one column: a token in these rows, a gap in the others."""
         at = torch.tensor(rows, device=self._mask_EX.device)
         column_E1 = torch.zeros_like(self._mask_EX[:, :1])
         column_E1[at] = 1
@@ -187,7 +189,7 @@ class CacheRows:
         return output.logits[at, -1], output.hidden_states[-1][at, -1]
 
     def _insert(self, at: Tensor, fresh: Any, mask_BL: Tensor) -> None:
-        """Put the prompts' columns at the right end of these rows, and nothing ahead of them."""
+        """Put the prompts' columns at the right end of these rows, with gaps before them."""
         columns, longest = self._mask_EX.shape[1], mask_BL.shape[1]
         size = max(columns, longest)
         self._mask_EX = F.pad(self._mask_EX, (size - columns, 0))
@@ -199,7 +201,7 @@ class CacheRows:
                 setattr(layer, name, buffer)
 
     def _close_up(self) -> None:
-        """Move each row's columns to the right, over its gaps, where gaps outnumber the tokens of the longest row."""
+        """Move the tokens of each row to the right, over its gaps, if gaps outnumber the tokens of the longest row."""
         longest = int(self._mask_EX.sum(1).max())
         if self._mask_EX.shape[1] <= 2 * longest + 16:
             return
@@ -229,12 +231,12 @@ class SeparateRows:
         """Append one token to each of these rows."""
         for row, token in zip(rows, tokens, strict=True):
             stream = self._streams[row]
-            assert stream is not None, "all rows begin ahead of the first token"
+            assert stream is not None, "every row begins before its first token"
             stream.write(token)
         return self._look(rows)
 
     def _look(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Log-probabilities stand in for logits: they differ by a constant."""
+        """Return log-probabilities as logits, from which they differ by a constant, and states."""
         streams = [stream for row in rows if (stream := self._streams[row]) is not None]
         device = self._loaded.model.device
         return torch.stack([s.logp_V for s in streams]).to(device), torch.stack([s.hidden_D for s in streams]).to(
@@ -251,7 +253,7 @@ def _make_rows(loaded: LoadedModel, num_rows: int) -> Rows:
 
 @torch.inference_mode()
 def _keeps_plain_layers(model: Any) -> bool:
-    """Whether the model's cache is one of plain keys and values throughout; asked of a pass over one token."""
+    """Whether all layers of the model's cache are plain keys and values; found by a pass over one token."""
     from transformers.cache_utils import DynamicLayer
 
     cache = model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=True).past_key_values

@@ -1,7 +1,7 @@
-"""Attention for training in bfloat16 on a CPU, where PyTorch's fused kernel is slow, backwards above all.
+"""Attention for training in bfloat16 on a CPU, where PyTorch's fused kernel is slow, above all in the backward pass.
 
-Plain products and a softmax take about half its time. They hold the weights of all pairs of positions, so the fused
-kernel stays in use where these are many.
+Plain products and a softmax take about half its time. They keep the weights of all pairs of positions in memory, so the
+fused kernel is used where there are many pairs.
 
 Shape letters: see CONTRIBUTING.md (T positions that ask, X that are asked; G = H / J).
 """
@@ -20,14 +20,14 @@ from ra3gym.lm.fast.llama_layers import product_dtype
 
 _NAME = "ra3gym_cpu"
 _MOST_PAIRS = 2**25
-"""The weights of a layer that are held at the same time: 64 MiB, and four times that for a moment."""
+"""The most weights of a layer in memory at the same time: 64 MiB, and four times that for a moment."""
 
 
 @contextmanager
 def plain_attention(model: Any) -> Iterator[None]:
-    """Forward passes of `model` inside use this attention where it gains; elsewhere, and behind it, its own.
+    """Have the forward passes of `model` inside this context use plain attention where it is faster.
 
-    Only what is computed again by gradient checkpointing must not begin here, as it would end outside.
+    Do not enter it with gradient checkpointing, which would compute the pass again outside of it.
     """
     config = model.config
     before = config._attn_implementation
@@ -65,7 +65,7 @@ def _attention(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers calls it; the first result is `(B, T, H, I)`."""
+    """Attention as transformers calls it; the first result is `(B, T, H, I)`."""
     rows, heads, asking, _ = query_BHTI.shape
     if dropout or attention_mask is None or rows * heads * asking * key_BJXI.shape[2] > _MOST_PAIRS:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -116,7 +116,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _by_key_head(query_BHTI: Tensor, key_BJXI: Tensor, value_BJXI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`(B J, G T, I)`, `(B J, X, I)` twice: the query heads of a key head ask it together."""
+    """Reshape to `(B J, G T, I)` and twice `(B J, X, I)`: one product for all query heads of a key-value head."""
     products = key_BJXI.shape[0] * key_BJXI.shape[1]
     size = query_BHTI.shape[3]
     key, value = (x.reshape(products, -1, size) for x in (key_BJXI, value_BJXI))

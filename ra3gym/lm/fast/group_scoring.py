@@ -1,4 +1,4 @@
-"""Scores of several completions per prompt, with gradient; what the completions share is computed once.
+"""Scores of several completions per prompt, with gradient; the pass over a shared prompt is computed once.
 
 Shape letters: see CONTRIBUTING.md (C tokens of all completions, B rows of one pass). `output` is what predicts a token:
 the last hidden state, of width D, where the output layer is linear, else the logits, of width V.
@@ -18,26 +18,29 @@ from torch import Tensor, nn
 from ra3gym.errors import ConfigError
 from ra3gym.lm.fast.cpu_attention import plain_attention
 from ra3gym.lm.fast.linear_scores import linear_scores, log_softmax
-from ra3gym.lm.loss import _LINEAR_HEAD
+from ra3gym.lm.loss import LINEAR_HEAD
 
 _MAX_PASSES = 4
 _PASS_TOKENS = 128
-"""What one more pass over the layers costs, in tokens. Rows of like lengths are read apart where that spares more."""
+"""The cost of one more pass over the layers, in tokens. Rows are split by length where that saves more padding."""
 
 
 @dataclass(frozen=True)
 class CompletionScores:
-    """Column t belongs to token t of a completion; everything is 0 where the mask is false."""
+    """Scores of R completions; column t belongs to token t, and all scores are 0 where the mask is false.
+
+    Attributes:
+        logp_RT: log-probability of the token, float32, nats.
+        entropy_RT: entropy of the distribution that predicts the token, float32, nats; `None` unless requested.
+        hidden_RTD: the last hidden state before the token, after the final norm, as the output layer reads it; `None`
+            unless requested.
+        mask_RT: bool, true at the tokens of the completion.
+    """
 
     logp_RT: Tensor
-    """float32, nats."""
     entropy_RT: Tensor | None
-    """float32, nats; of the distribution that predicts the token. `None` unless asked for."""
     hidden_RTD: Tensor | None
-    """The last hidden state ahead of the token, after the final norm: what the output layer reads. `None` unless asked
-    for."""
     mask_RT: Tensor
-    """bool; true at the tokens of the completion."""
 
 
 def group_scores(
@@ -51,14 +54,14 @@ def group_scores(
     entropy: bool = False,
     hidden: bool = False,
 ) -> CompletionScores:
-    """Log-probabilities of completions given their prompts, with gradient where gradients are enabled.
+    """Score completions given their prompts, with gradient where gradients are enabled.
 
-    A prompt goes through the layers once for all its rows, and its gradient comes back from all of them. Rows of like
-    lengths are read together. The output layer runs at the completions' tokens only, and for Llama, Mistral and Qwen
-    the logits and their gradient are formed in blocks. While the model checkpoints activations, which rules out a
-    cache, each row is read with its prompt. Gradients equal those of whole sequences and full logits.
+    A prompt goes through the layers once for all its rows, and gets gradient from all of them. Rows of similar length
+    are read together. The output layer runs only at the completions' tokens; for Llama, Mistral and Qwen the logits and
+    their gradient are formed in blocks. A model that checkpoints activations cannot have a cache: then each row is read
+    with its prompt. Gradients equal those of whole sequences and full logits.
 
-    Weights are used inside the modules' own forward passes, or read during this call, so that it may stand inside the
+    Weights are used only inside this call and inside the modules' own forward passes. So it may be called in the
     forward pass of a module that DistributedDataParallel or FSDP wraps, and under autocast.
 
     Args:
@@ -67,10 +70,10 @@ def group_scores(
         completions: R completions, possibly empty, end token included where it should count.
         prompt_of_row: for each completion the index of its prompt, in any order.
         temperature: divides the logits, as in `generate`.
-        allowed_mask_V: bool, the tokens that could be sampled; probabilities are renormalised over them. A token
-            outside has minus infinity.
-        entropy: also give the entropy of each token's distribution.
-        hidden: also give the state ahead of each token, for a value head.
+        allowed_mask_V: bool, the tokens that could be sampled; probabilities are renormalized over them. The
+            log-probability of other tokens is minus infinity.
+        entropy: whether to return the entropy of each token's distribution.
+        hidden: whether to return the state before each token, for a value head.
 
     Raises:
         ConfigError: an empty prompt, not one prompt per completion, or a mask of the wrong type or size.
@@ -124,7 +127,7 @@ def _read(
     completions: Sequence[Sequence[int]],
     prompt_of_row: Sequence[int],
 ) -> Part:
-    """Read all completions; the parts of all passes, one after the other, on the model's device."""
+    """Read all completions; return the parts of all passes, one after the other, on the model's device."""
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise ConfigError("group_scores needs at least one prompt, and at least one token in each; see encode_prompt")
     if len(completions) != len(prompt_of_row) or not all(0 <= i < len(prompts) for i in prompt_of_row):
@@ -144,26 +147,26 @@ def _read(
 
 
 class _States:
-    """A model's forward pass, up to what its output layer reads where that layer is linear, else up to the logits."""
+    """A model's forward pass, up to the input of its output layer where that layer is linear, else up to the logits."""
 
     def __init__(self, model: Any, want_hidden: bool) -> None:
         self.model, self.want_hidden = model, want_hidden
         self.device = next(model.parameters()).device
-        # Adapters of peft sit inside the model that they wrap; FSDP2 gives modules a class of its own.
+        # Adapters of peft are inside the model that they wrap; FSDP2 gives modules a class of its own.
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         name = type(base).__name__.removeprefix("FSDP")
-        self._head = base.lm_head if name in _LINEAR_HEAD and type(base.lm_head) is nn.Linear else None
+        self._head = base.lm_head if name in LINEAR_HEAD and type(base.lm_head) is nn.Linear else None
         self.body = base.model if self._head is not None else model
         self.has_linear_head = self._head is not None
         self.config = base.config
-        # Ranks that share out a model's weights must run the same number of passes.
+        # Ranks that share a model's weights must run the same number of passes.
         self.one_pass = any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
         self.checkpoints_activations = model.training and any(
             getattr(part, "gradient_checkpointing", False) for part in model.modules()
         )
 
     def read(self, ids: Tensor, mask: Tensor, position: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
-        """For each position what `scores` reads, and the hidden state (the same, or nothing, if not wanted)."""
+        """Return, for each position, the input of `scores` and the hidden state (any tensor unless wanted)."""
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
         inputs |= {"past_key_values": cache, "use_cache": cache is not None}
         if self._head is not None:
@@ -179,7 +182,7 @@ class _States:
     def scores(
         self, output_C: Tensor, target_C: Tensor, temperature: float, allowed_mask_V: Tensor | None, entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities, and entropies if wanted, shapes `(C,)`."""
+        """Return log-probabilities, and entropies if wanted, both `(C,)`."""
         vocab_size = output_C.shape[1] if self._head is None else len(self._head.weight)
         banned_V = None if allowed_mask_V is None else _banned(allowed_mask_V, vocab_size, self.device)
         if self._head is not None:
@@ -189,13 +192,13 @@ class _States:
         logp_C = logp_CV.gather(1, target_C[:, None])[:, 0]
         if not entropy:
             return logp_C, None
-        # A banned token's logarithm is replaced ahead of the product, whose gradient would be 0 times infinity.
+        # Replace the logarithm of banned tokens: the gradient of the product would be 0 times infinity.
         log_or_zero_CV = logp_CV if banned_V is None else logp_CV.masked_fill(banned_V, 0.0)
         return logp_C, -(logp_CV.exp() * log_or_zero_CV).sum(-1)
 
 
 Part = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Rows, columns, what predicts the token there, and the hidden state."""
+"""Rows, columns, the output that predicts the token there, and the hidden state."""
 
 
 def _read_shared(
@@ -204,7 +207,7 @@ def _read_shared(
     completions: Sequence[Sequence[int]],
     prompt_of_row: Sequence[int],
 ) -> Iterator[Part]:
-    """Prompts once; then the completions on copies of their keys and values, which carry gradients back."""
+    """Read prompts once, then the completions on copies of their keys and values, which carry gradients back."""
     from transformers import DynamicCache
 
     used = sorted(set(prompt_of_row)) or [0]
@@ -222,7 +225,7 @@ def _read_shared(
         hidden_PLD[:, -1].index_select(0, first),
     )
     for rows in _passes(length_R, 1 if states.one_pass else _MAX_PASSES):
-        # The last token predicts nothing. (Read in any case where there is only one: the passes of all ranks agree.)
+        # The last token predicts nothing. A single token is read nevertheless, so that all ranks run the same passes.
         ids_BT, mask_BT = _padded(
             [completions[n][: max(1, len(completions[n]) - 1)] or [0] for n in rows], states.device
         )
@@ -246,7 +249,7 @@ def _read_whole_rows(
     completions: Sequence[Sequence[int]],
     prompt_of_row: Sequence[int],
 ) -> Iterator[Part]:
-    """Each completion behind its prompt, without a cache."""
+    """Read each completion after its prompt, without a cache."""
     texts = [[*prompts[p], *completion] for p, completion in zip(prompt_of_row, completions, strict=True)]
     length_R = torch.tensor(list(map(len, completions)), dtype=torch.int64)
     start_R = torch.tensor([len(prompts[p]) for p in prompt_of_row], dtype=torch.int64)
@@ -260,10 +263,10 @@ def _read_whole_rows(
 
 
 def _passes(length_R: Tensor, most: int) -> list[Tensor]:
-    """Rows, cut by length into passes so that padding and the passes' own cost are least."""
+    """Sort rows by length and cut them into passes, so that padding plus the cost of the passes is least."""
     order = length_R.argsort(stable=True)
     length = length_R[order].tolist()
-    # cost[k][n]: of the n shortest rows in k passes; each pass is as wide as its longest row.
+    # cost[k][n] is the cost of the n shortest rows in k passes; each pass is as wide as its longest row.
     cost = [[0.0] + [float("inf")] * len(length)]
     cut: list[list[int]] = []
     for _ in range(min(most, len(length))):
@@ -284,7 +287,7 @@ def _passes(length_R: Tensor, most: int) -> list[Tensor]:
 
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device, *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """`ids` and `mask` (int64, 1 at real tokens)."""
+    """Return padded ids and their mask (int64, 1 at real tokens)."""
     longest = max(map(len, rows))
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)
     mask = torch.zeros_like(ids)
@@ -296,7 +299,7 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device, *, left: bool =
 
 
 def _repeated(cache: Any, prompt_B: Tensor) -> Any:
-    """A cache of its own for each row, whose gradients add up in the prompt's."""
+    """Repeat a cache for each row; the gradients of rows add up in that of their prompt."""
     repeated = copy.copy(cache)
     repeated.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in repeated.layers:

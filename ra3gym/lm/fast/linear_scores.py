@@ -17,7 +17,7 @@ from ra3gym.lm.fast.llama_layers import product_dtype
 _BLOCK_ELEMENTS = 2**23
 """Logits that exist at the same time in one pass: 32 MiB in float32."""
 _KEEP_ELEMENTS = 2**25
-"""Log-probabilities kept from the forward to the backward pass: 128 MiB in float32. The rest is computed again."""
+"""Log-probabilities kept from the forward to the backward pass: 128 MiB in float32. Others are computed again."""
 
 
 def linear_scores(
@@ -30,10 +30,10 @@ def linear_scores(
     banned_V: Tensor | None = None,
     entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """`log p(target_c)` and the entropy of `p = softmax((W h_c + b) / temperature)`, in nats, shapes `(C,)`, float32.
+    """Return `log p(target_c)` and the entropy of `p = softmax((W h_c + b) / temperature)`: nats, `(C,)`, float32.
 
-    Both are differentiable in the states, the weight and the bias. Products are taken in the weight's type, or in that
-    of autocast; everything else, and the sum of the weight's gradient over blocks, in float32.
+    Both are differentiable in the states, the weight and the bias. Products are taken in the type of the weight, or of
+    autocast where it is on. All else is in float32, as is the sum of the weight's gradient over blocks.
 
     Args:
         hidden_CD: the states.
@@ -41,8 +41,8 @@ def linear_scores(
         bias_V: its bias.
         target_C: int64, the tokens.
         temperature: divides the logits.
-        banned_V: bool, tokens of probability 0; the others are renormalised.
-        entropy: whether to give the entropy too (else `None`).
+        banned_V: bool, tokens of probability 0; the others are renormalized.
+        entropy: whether to return the entropy (else `None`).
     """
     dtype = product_dtype(weight_VD)
     with torch.autocast(hidden_CD.device.type, enabled=False):
@@ -96,7 +96,7 @@ class _LinearScores(torch.autograd.Function):
         hidden_CD, weight_VD, bias_V, target_C, banned_V, entropy_C = ctx.saved_tensors
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         grad_hidden_CD = torch.empty_like(hidden_CD) if for_hidden else None
-        # In bfloat16 the sum over blocks would lose small terms.
+        # In float32, because a sum over blocks in bfloat16 would lose small terms.
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if for_weight else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if for_bias else None
         cast_weight_VD = weight_VD.to(ctx.dtype)
@@ -145,7 +145,7 @@ def _log_softmax(
 
 
 def log_softmax(logits: Tensor, temperature: float, banned_V: Tensor | None) -> Tensor:
-    """Log-probabilities in float32 at this temperature; minus infinity at banned tokens."""
+    """Return log-probabilities in float32 at this temperature; minus infinity at banned tokens."""
     logits = logits.float()
     if temperature != 1.0:
         logits = logits / temperature
@@ -155,6 +155,6 @@ def log_softmax(logits: Tensor, temperature: float, banned_V: Tensor | None) -> 
 
 
 def _entropy(logp_BV: Tensor) -> Tensor:
-    """`-sum p log p`, where 0 log 0 is 0."""
+    """Return `-sum p log p`, where 0 log 0 is 0."""
     entropy_B: Tensor = torch.special.entr(logp_BV.exp()).sum(-1)
     return entropy_B

@@ -1,7 +1,8 @@
-"""Decoding as CUDA graphs: the GPU repeats a token's few hundred kernels without being told each of them again.
+"""Decoding as CUDA graphs: the GPU replays the few hundred kernels of a token without a launch for each.
 
-With small models a GPU waits for its launches most of the time. A graph freezes shapes and addresses, so here every
-buffer has its final size from the start, what is not written yet is hidden, and positions are counted on the device.
+With small models a GPU waits for its launches most of the time. A graph freezes shapes and addresses. So every buffer
+has its final size from the start, positions that are not filled yet are hidden, and positions are counted on the
+device.
 
 Shape letters: see CONTRIBUTING.md.
 """
@@ -19,22 +20,22 @@ from torch import Tensor
 from ra3gym.lm.fast.llama_decoder import LlamaDecoder
 
 GRAPHS_VARIABLE = "RA3GYM_CUDA_GRAPHS"
-"""Set to 0 in the environment, it keeps decoding on a GPU to one launch per kernel."""
+"""Set this environment variable to 0 to decode on a GPU without graphs."""
 
 _GRAPH_FROM = 16
-"""With at least so many new tokens, recording a graph pays for itself."""
+"""From so many new tokens on, recording a graph pays for itself."""
 
 
 def wants_graphs(device: torch.device, max_new_tokens: int) -> bool:
-    """Whether decoding so many tokens on this device goes by graphs."""
+    """Whether to decode so many tokens on this device by graphs."""
     return device.type == "cuda" and max_new_tokens >= _GRAPH_FROM and os.environ.get(GRAPHS_VARIABLE) != "0"
 
 
 class GraphedLlamaDecoder(LlamaDecoder):
-    """`LlamaDecoder` whose token is a graph, recorded anew where rows leave.
+    """A `LlamaDecoder` that replays one graph per token; the graph is recorded anew when rows leave.
 
-    The first token of a batch is read without a graph: libraries set themselves up in it, which none may do in a
-    recording.
+    The first token of a batch is read without a graph, because libraries initialize themselves on first use, which is
+    forbidden while recording.
     """
 
     _token_B: Tensor
@@ -47,7 +48,7 @@ class GraphedLlamaDecoder(LlamaDecoder):
         self._fix()
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
+        """Continue with these rows only."""
         super().keep(rows)
         self._fix()
 
@@ -65,7 +66,7 @@ class GraphedLlamaDecoder(LlamaDecoder):
         self._filled += 1
 
     def _fix(self) -> None:
-        """Lay out the state of a token where it will stay, for the rows of now."""
+        """Allocate the state of a token at addresses that stay, for the current rows."""
         self._replay = None
         self._warm = False
         device = self._position_B.device
@@ -75,22 +76,22 @@ class GraphedLlamaDecoder(LlamaDecoder):
         self._unwritten_X = torch.zeros(length, dtype=self._llama.dtype, device=device)
         self._unwritten_X[self._filled :] = -torch.inf
         for buffer in (*self._keys, *self._values):
-            buffer[:, :, self._filled :] = 0.0  # a NaN would come through its weight of 0
+            buffer[:, :, self._filled :] = 0.0  # a weight of 0 would not hide a NaN
 
     def _record(self) -> Callable[[], None] | None:
         try:
             return record(self._advance)
         except RuntimeError as error:
             warnings.warn(
-                f"recording a CUDA graph failed ({error}): sampling goes on without, more slowly; "
-                f"{GRAPHS_VARIABLE}=0 spares the attempt",
+                f"recording a CUDA graph failed ({error}): sampling continues without it, more slowly; "
+                f"{GRAPHS_VARIABLE}=0 avoids the attempt",
                 stacklevel=2,
             )
             self._records = False
             return None
 
     def _advance(self) -> None:
-        """A token on the device alone: no shape and no address differs from one to the next."""
+        """Read a token on the device only, with the same shapes and addresses each time."""
         self._unwritten_X.index_fill_(0, self._at_1, 0.0)
         self._step(self._token_B)
         self._position_B.add_(1)
@@ -109,7 +110,7 @@ class GraphedLlamaDecoder(LlamaDecoder):
 
 
 def record(step: Callable[[], None]) -> Callable[[], None]:
-    """What repeats `step` on the addresses of now; recording does not run it. It has run once already."""
+    """Return a function that repeats `step` on its current addresses; call after `step` has run once."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
