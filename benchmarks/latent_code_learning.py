@@ -13,7 +13,7 @@ tasks, which is wider than one over episodes. Then the same on 128 tasks of the 
 episodes each.
 
 The policies begin at the decoder's own choice: the log-probabilities are part of what they observe and are added to
-their logits (`ra3gym.envs.logprob_observation`).
+their logits (`ra3gym.envs.wrappers`).
 
     OMP_NUM_THREADS=1 python benchmarks/latent_code_learning.py
 """
@@ -52,7 +52,7 @@ from ra3gym.agents.mid_training.inference.conditioning import global_seeds
 from ra3gym.agents.sb3 import DecoderPriorPolicy, MaskableDecoderPriorPolicy, as_vec_env
 from ra3gym.agents.tianshou import DecoderPriorActor, MaskedActor, UnmaskedCritic, as_vector_env
 from ra3gym.cli import PIPE_WIDTH
-from ra3gym.envs.logprob_observation import LogprobObservation
+from ra3gym.envs.wrappers import LogprobObservation
 from ra3gym.experiments.report.statistics import bootstrap_interval
 from ra3gym.files import write_json
 from ra3gym.runs.manifest import describe_start

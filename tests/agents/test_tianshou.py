@@ -25,9 +25,9 @@ from ra3gym.abstractions.inference.posterior import LatentChain
 from ra3gym.abstractions.inference.problem import InferenceProblem, problem_from_chain
 from ra3gym.abstractions.inference.sticky_prior import StickyPrior
 from ra3gym.agents.tianshou import DecoderPriorActor, GymnasiumVectorEnv, MaskedActor, UnmaskedCritic, as_vector_env
-from ra3gym.envs.logprob_observation import LogprobObservation
 from ra3gym.envs.trace_inference.env import TraceInferenceEnv
 from ra3gym.envs.trace_inference.vector_env import TraceInferenceVectorEnv
+from ra3gym.envs.wrappers import LogprobObservation
 from ra3gym.errors import ConfigError
 
 K, N = 4, 5

@@ -211,7 +211,7 @@ def _beside_logprobs(policy: DecoderPriorPolicy | MaskableDecoderPriorPolicy) ->
     if not isinstance(space, gym.spaces.Discrete) or policy.features_dim <= space.n:
         raise ConfigError(
             f"observations of {policy.features_dim} numbers cannot hold a hidden state and log-probabilities of "
-            f"{space}: wrap the vector environment in ra3gym.envs.logprob_observation.LogprobObservation"
+            f"{space}: wrap the vector environment in ra3gym.envs.wrappers.LogprobObservation"
         )
     return _BesideLogprobs(
         policy.features_dim,

@@ -16,7 +16,8 @@ from tianshou.utils.net.common import Net
 
 from ra3gym.agents.sb3 import DecoderPriorPolicy, MaskableDecoderPriorPolicy, as_vec_env
 from ra3gym.agents.tianshou import DecoderPriorActor, MaskedActor
-from ra3gym.envs.logprob_observation import FLOOR, LogprobObservation
+from ra3gym.envs.wrappers import LogprobObservation
+from ra3gym.envs.wrappers.logprobs import FLOOR
 from ra3gym.errors import ConfigError
 
 N = 4
