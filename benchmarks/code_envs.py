@@ -38,7 +38,7 @@ from rich.table import Table
 
 from ra3gym import lm
 from ra3gym.cli import PIPE_WIDTH
-from ra3gym.envs.code.problem import CodeProblem
+from ra3gym.envs.code.problem import CodeConfig, CodeProblem
 from ra3gym.files import write_json
 from ra3gym.lm.sampling import generate
 from ra3gym.runs.manifest import describe_start
@@ -106,8 +106,8 @@ def generating(problem: CodeProblem, size: int, seed: int, write: Callable[[list
         tasks = [problem.draw_task(rng) for _ in range(size)]
         written = write(tasks)
         pairs = zip(tasks, written, strict=True)
-        for graded in [problem.submit(task, tokens, len(tokens)) for task, tokens in pairs]:
-            graded.outcome()
+        for submission in [problem.submit(task, tokens, len(tokens)) for task, tokens in pairs]:
+            submission.result()
         yield size, sum(map(len, written))
 
 
@@ -187,9 +187,7 @@ def systems(options: Options) -> Iterator[tuple[Row, Iterator[Chunk], Callable[[
             yield {"system": f"{level}, sync", "size": size}, stepping(sync, options.seed), sync.close
     for name, sampler in (("generate", own_sampler), ("transformers", transformers_sampler)):
         for size in options.num_envs:
-            problem = CodeProblem(
-                loaded, "idioms", None, observation="hidden", reward="fraction", device="cpu", dtype="float32", **budget
-            )
+            problem = CodeProblem(CodeConfig(loaded, **budget))
             work = generating(problem, size, options.seed, sampler(problem, options.seed))
             yield {"system": name, "size": size}, work, problem.close
 

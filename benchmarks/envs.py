@@ -39,7 +39,7 @@ from ra3gym.abstractions.inference.problem import InferenceProblem, problem_from
 from ra3gym.abstractions.inference.sticky_prior import StickyPrior
 from ra3gym.cli import PIPE_WIDTH
 from ra3gym.envs.trace_inference.env import TraceInferenceEnv
-from ra3gym.envs.trace_inference.problem import load_problem
+from ra3gym.envs.trace_inference.problem import TraceInferenceConfig, load_problem
 from ra3gym.envs.trace_inference.vector_env import TraceInferenceVectorEnv
 from ra3gym.files import write_json
 from ra3gym.runs.manifest import describe_start
@@ -176,7 +176,10 @@ def main(options: Options) -> None:
     result: dict[str, Any] = {**describe_start(), "options": kept, "problems": {}}
     loads = [os.getloadavg()[0]]
     passes: list[Row] = []
-    for name, problem in (("embedded", load_problem()), ("planted", planted_problem(options.seed))):
+    for name, problem in (
+        ("embedded", load_problem(TraceInferenceConfig())),
+        ("planted", planted_problem(options.seed)),
+    ):
         result["problems"][name] = {
             "traces": problem.chain.num_traces,
             "lines": len(problem.chain.row_N),

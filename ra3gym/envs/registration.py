@@ -5,9 +5,9 @@ from __future__ import annotations
 import gymnasium as gym
 
 ENVIRONMENTS = {
-    "TokenCode": ("code.token:TokenCodeEnv", "code.token_vector:TokenCodeVectorEnv"),
-    "LatentCode": ("code.latent:LatentCodeEnv", "code.latent_vector:LatentCodeVectorEnv"),
-    "RationaleCode": ("code.rationale:RationaleCodeEnv", "code.rationale_vector:RationaleCodeVectorEnv"),
+    "TokenCode": ("code.token:TokenCodeEnv", "code.token:TokenCodeVectorEnv"),
+    "LatentCode": ("code.latent:LatentCodeEnv", "code.latent:LatentCodeVectorEnv"),
+    "RationaleCode": ("code.rationale:RationaleCodeEnv", "code.rationale:RationaleCodeVectorEnv"),
     "TraceInference": ("trace_inference.env:TraceInferenceEnv", "trace_inference.vector_env:TraceInferenceVectorEnv"),
     "OptionMDP": ("option_mdp.env:OptionMDPEnv", "option_mdp.vector_env:OptionMDPVectorEnv"),
 }

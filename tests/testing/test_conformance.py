@@ -29,12 +29,9 @@ from ra3gym.abstractions.latents.path import LatentPath
 from ra3gym.agents.mid_training import make_e_step
 from ra3gym.agents.mid_training.e_steps.controls import AstEStep
 from ra3gym.agents.mid_training.e_steps.registry import ExactEStep, OracleEStep
-from ra3gym.envs.code.latent import LatentCodeEnv
-from ra3gym.envs.code.latent_vector import LatentCodeVectorEnv
-from ra3gym.envs.code.rationale import RationaleCodeEnv
-from ra3gym.envs.code.rationale_vector import RationaleCodeVectorEnv
-from ra3gym.envs.code.token import TokenCodeEnv
-from ra3gym.envs.code.token_vector import TokenCodeVectorEnv
+from ra3gym.envs.code.latent import LatentCodeEnv, LatentCodeVectorEnv
+from ra3gym.envs.code.rationale import RationaleCodeEnv, RationaleCodeVectorEnv
+from ra3gym.envs.code.token import TokenCodeEnv, TokenCodeVectorEnv
 from ra3gym.envs.option_mdp.env import OptionMDPEnv
 from ra3gym.envs.option_mdp.vector_env import OptionMDPVectorEnv
 from ra3gym.envs.trace_inference.env import TraceInferenceEnv

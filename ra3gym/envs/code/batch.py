@@ -1,305 +1,214 @@
-"""Programs that a frozen model writes in one batch: the episodes' tokens, and the segments that a decoder adds to them.
+"""The programs that a frozen model writes in one batch, and the step of every environment that writes programs.
 
-A batch holds E rows, each at a task of its own. Rows that end begin anew with `begin` while the others go on. The
-environments, single and vector, are bookkeeping over this; a single one has one row.
+A batch holds E rows, each at its own task. A row that ends can begin a new task while the others continue. The
+environments of `ra3gym.envs.code.episodes`, single and vector, only arrange its rows; a single one has one row.
 
-Shape suffixes: E rows, B rows of this call, K latents, V vocabulary.
+Shape letters: see CONTRIBUTING.md (E rows, one per environment; B rows of this call; A actions).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from ra3gym.abstractions.inference.problem import NO_LATENT
-from ra3gym.envs.code.problem import CodeProblem, Graded, clipped
+from ra3gym.envs.batched_episodes import BoolArray, Info
+from ra3gym.envs.code.problem import CodeConfig, CodeProblem, Observation, Submission, clipped
 from ra3gym.envs.coloured_text import Run, ansi_text
-from ra3gym.envs.options import check_choice
-from ra3gym.errors import ConfigError, ModelError
-from ra3gym.lm.fast.batch_stream import BatchStream, draw
-from ra3gym.lm.tokenizer import decode_completion, latent_ids
+from ra3gym.lm.fast.batch_stream import BatchStream
 from ra3gym.tasks.answers import split_latents
 from ra3gym.verify import Verdict
 
-DecoderKind = Literal["sample", "greedy"]
+C = TypeVar("C", bound=CodeConfig)
+
+ILLEGAL = -1
+"""Stands for every action that is masked or out of range."""
 
 
 @dataclass(frozen=True)
-class SegmentOptions:
-    """How the frozen decoder writes a segment, and which latents may begin one; see `LatentCodeEnv`.
+class Step:
+    """What one action in each of B rows led to.
 
-    Raises:
-        ConfigError: a value outside its choices or range.
+    Attributes:
+        terminated_B: bool, rows whose program ended with an end token.
+        truncated_B: bool, rows that ran out of tokens or decisions.
+        infos: the step's own infos, as columns of B rows, new in memory.
     """
 
-    decoder: DecoderKind = "sample"
-    temperature: float = 1.0
-    segment_lines: int | None = 8
-    segment_tokens: int | None = 64
-    max_decisions: int | None = None
-    top_k: int | None = None
-    min_prob: float | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("decoder", self.decoder, DecoderKind)
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature={self.temperature} must be positive; decoder='greedy' takes the likeliest")
-        for name in ("segment_lines", "segment_tokens", "max_decisions", "top_k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value} must be at least 1, or None for no limit")
-        if self.min_prob is not None and not 0 <= self.min_prob < 1:
-            raise ConfigError(f"min_prob={self.min_prob} must be in [0, 1), or None for no threshold")
+    terminated_B: BoolArray
+    truncated_B: BoolArray
+    infos: Info
 
 
-@dataclass
-class Segment:
-    """What one decision led to. `over`: an end token came, or the budget is used up."""
+class CodeBatch(ABC, Generic[C]):
+    """E episodes of one problem; a base class. Subclasses say what the actions are and what a step writes.
 
-    latent: int
-    """-1 for an illegal action, which writes nothing."""
-    tokens: list[int] = field(default_factory=list)
-    """The latent's own token, then what the decoder wrote."""
-    breaks: int = 0
-    lines: int = 0
-    text: str = ""
-    """What the decoder wrote, the end token left out."""
-    ended: bool = False
-    over: bool = False
+    Args:
+        config: the keywords of the environment.
+        num_rows: E.
 
+    Raises:
+        ConfigError, ModelError, UnknownNameError: as `CodeProblem`.
+    """
 
-class CodeBatch:
-    """E episodes of a problem in one stream: which task, what is written, how much of the budget is used."""
-
-    def __init__(self, problem: CodeProblem, num_rows: int) -> None:
-        self.problem = problem
-        self.num_rows = num_rows
+    def __init__(self, config: C, num_rows: int) -> None:
+        self.config = config
+        self.problem = CodeProblem(config, num_rows)
+        self.num_actions = self._count_actions()
         self.task_E = np.zeros(num_rows, dtype=np.int64)
         self.spent_E = np.zeros(num_rows, dtype=np.int64)
-        """Tokens written, and illegal actions, which use up one each."""
+        """Tokens of the budget that are used: one for each written token, and one for each illegal action."""
+        self.decisions_E = np.zeros(num_rows, dtype=np.int64)
+        """Actions taken in this episode."""
+        self.legal_EA = np.ones((num_rows, self.num_actions), dtype=np.bool_)
         self._stream: BatchStream | None = None
+        self._submissions: dict[int, Submission] = {}
+        self._task_ids = np.array([task.task_id for task in self.problem.tasks], dtype=object)
+
+    # What a subclass says
+
+    @abstractmethod
+    def _count_actions(self) -> int:
+        """Return A. Called once, when configuration and problem are there."""
+
+    @abstractmethod
+    def _advance(self, rows: Sequence[int], actions: Sequence[int], rngs_E: Sequence[np.random.Generator]) -> Step:
+        """Take one action, or `ILLEGAL`, in each of these rows. Call `_submit` with every row whose episode ends."""
+
+    @abstractmethod
+    def _update_actions(self, rows: Sequence[int], rngs_E: Sequence[np.random.Generator]) -> None:
+        """Find out what the actions of these rows are now, and set their `legal_EA`."""
+
+    @abstractmethod
+    def _action_infos(self, rows: Sequence[int]) -> Info:
+        """Return what infos say of these rows' actions besides the mask, as columns of B, new in memory."""
+
+    # Episodes
 
     @property
     def stream(self) -> BatchStream:
-        """The rows' tokens; all rows begin ahead of its first use."""
+        """The rows' tokens, once episodes have begun."""
         assert self._stream is not None, "no episode has begun"
         return self._stream
 
-    def begin(self, rows: Sequence[int], tasks: Sequence[int]) -> None:
-        """Begin these tasks in these rows, in one pass; the first call takes all rows, in order."""
+    def begin(self, rows: Sequence[int], tasks: Sequence[int], rngs_E: Sequence[np.random.Generator]) -> None:
+        """Begin these tasks in these rows, in one pass. The first call takes all rows, in order."""
         prompts = [self.problem.prompts[task] for task in tasks]
-        self.task_E[list(rows)], self.spent_E[list(rows)] = tasks, 0
+        self.task_E[list(rows)] = tasks
+        self.spent_E[list(rows)] = self.decisions_E[list(rows)] = 0
         if self._stream is None:
             self._stream = BatchStream(self.problem.loaded, prompts)
         else:
             self._stream.begin(rows, prompts)
+        self._update_actions(rows, rngs_E)
+
+    def step(self, rows: Sequence[int], actions: Sequence[int], rngs_E: Sequence[np.random.Generator]) -> Step:
+        """Take one action in each of these rows.
+
+        The program of an episode that ends goes to the judge before the forward pass of the other rows, so grading
+        runs beside it; `grades` waits for it.
+
+        Args:
+            rows: no row twice.
+            actions: one per row; masked and out-of-range ones are illegal.
+            rngs_E: one generator per environment.
+        """
+        self.decisions_E[list(rows)] += 1
+        step = self._advance(rows, self._legal_or_illegal(rows, actions), rngs_E)
+        self._update_actions(rows, rngs_E)
+        return step
+
+    def _legal_or_illegal(self, rows: Sequence[int], actions: Sequence[int]) -> list[int]:
+        action_B = np.asarray(actions)
+        in_range_B = (action_B >= 0) & (action_B < self.num_actions)
+        legal_B = in_range_B & self.legal_EA[list(rows), np.where(in_range_B, action_B, 0)]
+        checked: list[int] = np.where(legal_B, action_B, ILLEGAL).tolist()
+        return checked
+
+    # Grading
+
+    def _submit(self, row: int) -> None:
+        """Give a row's program to the judge, without waiting."""
+        spent = int(self.spent_E[row])
+        self._submissions[row] = self.problem.submit(int(self.task_E[row]), self.written(row), spent)
+
+    def forget_submissions(self) -> None:
+        """Drop grades that nobody has asked for."""
+        self._submissions = {}
+
+    def grades(self, rows: Sequence[int]) -> tuple[npt.NDArray[np.float64], Info]:
+        """Wait for the grades of episodes that ended in the last step: rewards `(B,)`, and infos as columns of B."""
+        results = [self._submissions[row].result() for row in rows]
+        self.forget_submissions()
+        verdict_B = np.empty(len(rows), dtype=object)
+        verdict_B[:] = [graded.verdict for graded, _ in results]
+        all_terms = [terms for _, terms in results]
+        names = all_terms[0] if all_terms else {}
+        columns = {name: np.array([terms[name] for terms in all_terms]) for name in names}
+        reward_B = np.array([sum(terms.values()) for terms in all_terms], dtype=np.float64)
+        return reward_B, {"verdict": verdict_B, "reward_terms": columns}
+
+    # Texts
 
     def written(self, row: int) -> list[int]:
-        """The tokens behind a row's prompt."""
+        """Return the tokens after a row's prompt."""
         return [] if self._stream is None else self._stream.written[row]
 
     def completion(self, row: int) -> str:
-        """What a row has written as text, latents included, without the end token."""
+        """Return the text that a row has written, latents included, without the end token."""
         return self.problem.completion(int(self.task_E[row]), self.written(row))
 
     def program(self, row: int) -> str:
-        """What is graded of a row."""
+        """Return what is graded of a row."""
         return self.problem.program(int(self.task_E[row]), self.written(row))
 
-    def spent(self, row: int) -> str:
-        """How much of the budget a row has used, as its status says it."""
-        return str(self.spent_E[row])
+    def render(self, row: int, verdict: Verdict | None, mode: str) -> Any:
+        """Return a row's program under a line of status, as text ("ansi") or as a picture ("rgb_array").
 
-    def show(self, row: int, verdict: Verdict | None) -> str:
-        """What a row holds as text under a line of status: segments behind their latents, in the latents' colours."""
-        status = self.problem.status(int(self.task_E[row]), self.spent(row), verdict)
-        return f"# {status}\n{ansi_text(self._runs(row, named=True))}\n"
-
-    def frame(self, row: int, verdict: Verdict | None) -> npt.NDArray[np.uint8]:
-        """The same as a picture, the latents' numbers beside the lines; see `ra3gym.envs.frames`."""
+        Segments have the colours of their latents. The text shows the latents' tokens, the picture their numbers
+        beside the lines.
+        """
+        status = self.problem.status(int(self.task_E[row]), self._spent_text(row), verdict)
+        if mode == "ansi":
+            return f"# {status}\n{ansi_text(self._runs(row, with_tokens=True))}\n"
         from ra3gym.envs.frames import program_frame
 
-        status = self.problem.status(int(self.task_E[row]), self.spent(row), verdict)
-        return program_frame(status, self._runs(row, named=False))
+        return program_frame(status, self._runs(row, with_tokens=False))
 
-    def _runs(self, row: int, *, named: bool) -> list[Run]:
-        """The prompt, then what a row has written, cut at its latents; `named`: their tokens are left in."""
+    def _spent_text(self, row: int) -> str:
+        """Return how much of the budget a row has used, for its status line."""
+        return str(self.spent_E[row])
+
+    def _runs(self, row: int, *, with_tokens: bool) -> list[Run]:
+        """Return the prompt, then the completion cut at its latents, with or without their tokens."""
         runs, latent = [Run(self.problem.tasks[int(self.task_E[row])].prompt)], NO_LATENT
         for name, text in split_latents(self.completion(row)):
             if name is not None and name != "pause":
                 latent = int(name.removeprefix("z"))
-            runs.append(Run(f"<|{name}|>{text}" if named and name is not None else text, latent))
+            runs.append(Run(f"<|{name}|>{text}" if with_tokens and name is not None else text, latent))
         return runs
 
-    def submit(self, row: int) -> Graded:
-        """Give a row's program to the judge, without waiting."""
-        return self.problem.submit(int(self.task_E[row]), self.written(row), int(self.spent_E[row]))
+    # Returned data
 
-    def hidden_BD(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
-        """float32 `(B, D)`: last hidden states, clipped."""
-        return clipped(self.stream.hidden_BD(rows))
+    def observe(self, rows: Sequence[int]) -> Observation:
+        """Return the observations of these rows, `(B, ...)`, new in memory."""
+        if self.problem.config.observation == "tokens":
+            return np.stack([self.problem.padded(int(self.task_E[row]), self.written(row)) for row in rows])
+        hidden_BD = clipped(self.stream.hidden_BD(rows))
+        if self.problem.config.observation == "hidden":
+            return hidden_BD
+        return {"obs": hidden_BD, "mask": self.legal_EA[list(rows)].astype(np.int8)}
 
-    def padded_BL(self, rows: Sequence[int]) -> npt.NDArray[np.int64]:
-        """int64 `(B, L)`: prompts and programs, padded on the right."""
-        return np.stack([self.problem.padded(int(self.task_E[row]), self.written(row)) for row in rows])
-
-
-class SegmentBatch(CodeBatch):
-    """A `CodeBatch` that grows by segments, one for each decision; what begins and ends them, subclasses say.
-
-    Args:
-        allowed_V: bool, on any device: the tokens that the frozen decoder may write.
-    """
-
-    def __init__(self, problem: CodeProblem, num_rows: int, options: SegmentOptions, allowed_V: Tensor) -> None:
-        super().__init__(problem, num_rows)
-        self.options = options
-        self.decisions_E = np.zeros(num_rows, dtype=np.int64)
-        self._allowed_V = allowed_V.to(problem.loaded.model.device)
-        self._breaks: dict[int, int] = {}
-
-    def begin(self, rows: Sequence[int], tasks: Sequence[int]) -> None:
-        self.decisions_E[list(rows)] = 0
-        super().begin(rows, tasks)
-
-    def spent(self, row: int) -> str:
-        decisions = int(self.decisions_E[row])
-        return f"{decisions} {'decision' if decisions == 1 else 'decisions'}, {self.spent_E[row]}"
-
-    def out_of_decisions(self, row: int) -> bool:
-        """Whether a row has taken `max_decisions`."""
-        most = self.options.max_decisions
-        return most is not None and bool(self.decisions_E[row] >= most)
-
-    def _append(
-        self,
-        tokens: Sequence[int],
-        rows: Sequence[int],
-        segments: Sequence[Segment],
-        on_over: Callable[[int], None],
-    ) -> None:
-        """Write a token in each of these rows (-1: none), and see which episodes are over.
-
-        What is over is known, and handed on, ahead of the forward pass: grading runs beside it.
-        """
-        writing = [i for i, token in enumerate(tokens) if token >= 0]
-        written_rows = [rows[i] for i in writing]
-        self.stream.append(written_rows, [tokens[i] for i in writing])
-        for token, row, segment in zip(tokens, rows, segments, strict=True):
-            self.spent_E[row] += 1
-            if token >= 0:
-                segment.tokens.append(token)
-                segment.breaks += self._line_breaks(token)
-                segment.ended = token in self.problem.end_ids
-            segment.over = segment.ended or bool(self.spent_E[row] >= self.problem.max_new_tokens)
-            if segment.over:
-                on_over(row)
-        if writing:
-            self.stream.read(written_rows)
-
-    def _next_tokens(
-        self, rows: Sequence[int], rngs: Sequence[np.random.Generator], allowed_V: Tensor | None = None
-    ) -> list[int]:
-        """The decoder's next tokens, not yet written; of `allowed_V`, bool `(V,)` or `(B, V)`, where it is given."""
-        allowed_V = self._allowed_V if allowed_V is None else allowed_V
-        uniform_B = None if self.options.decoder == "greedy" else [float(rng.random()) for rng in rngs]
-        return draw(self.stream.logits_BV(rows), uniform_B, temperature=self.options.temperature, allowed_V=allowed_V)
-
-    def _line_breaks(self, token: int) -> int:
-        """Line breaks in a token's text; tokens of other tokenizers may hold several."""
-        if token not in self._breaks:
-            self._breaks[token] = decode_completion(self.problem.loaded.tokenizer, [], [token]).count("\n")
-        return self._breaks[token]
-
-
-class LatentBatch(SegmentBatch):
-    """A segment is a latent, then what the frozen decoder writes until it asks for the next.
-
-    Raises:
-        ModelError: the tokenizer knows no latents.
-    """
-
-    def __init__(self, problem: CodeProblem, num_rows: int, options: SegmentOptions) -> None:
-        super().__init__(problem, num_rows, options, problem.writable_V)
-        self.latent_ids = latent_ids(problem.loaded.tokenizer)
-        if not self.latent_ids:
-            raise ModelError(
-                "the model knows no latents, and they are the actions here: take 'embedded', or a model trained with "
-                "them (ra3gym.lm.add_latents adds the tokens <|z0|>, <|z1|>, ...)"
-            )
-        self._latents = frozenset(self.latent_ids)
-
-    def logprobs_BK(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
-        """float32 `(B, K)`, nats: the model's own choice, given that a latent comes."""
-        logits_BK = self.stream.logits_BV(rows)[:, self.latent_ids].float()
-        found: npt.NDArray[np.float32] = logits_BK.log_softmax(-1).cpu().numpy()
-        return found
-
-    def legal_BK(self, logprobs_BK: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        """bool `(B, K)`: the latents among the `top_k` likeliest whose probability reaches `min_prob`.
-
-        The likeliest latent is always legal.
-        """
-        legal_BK = np.ones(logprobs_BK.shape, dtype=np.bool_)
-        rank_BK = np.argsort(np.argsort(-logprobs_BK, axis=1, kind="stable"), axis=1)
-        if self.options.top_k is not None:
-            legal_BK &= rank_BK < self.options.top_k
-        if self.options.min_prob is not None:
-            legal_BK &= np.exp(logprobs_BK) >= self.options.min_prob
-        legal_BK |= rank_BK == 0
-        return legal_BK
-
-    def decide(
-        self,
-        rows: Sequence[int],
-        latents: Sequence[int],
-        rngs: Sequence[np.random.Generator],
-        on_over: Callable[[int], None] = lambda row: None,
-    ) -> list[Segment]:
-        """Begin a segment with a latent in each of these rows, and have the decoder write them to their ends.
-
-        A segment ends where the decoder's next token is a latent (which is not written: that choice is the agent's),
-        at its cap of lines or tokens, with an end token, or with the budget.
-
-        Args:
-            rows: whose turn it is; no row twice.
-            latents: one per row; -1 for an illegal action: nothing is written, and one token of the budget is gone.
-            rngs: one per row; a sampling decoder takes one number per token from it, and one more where it asks for a
-                latent. A greedy one takes none.
-            on_over: called with a row as soon as its episode is over, while the others write on.
-        """
-        self.decisions_E[list(rows)] += 1
-        segments = [Segment(latent) for latent in latents]
-        open_B = list(range(len(rows)))
-        token_B = [self.latent_ids[latent] if latent >= 0 else -1 for latent in latents]
-        while open_B:
-            self._append(token_B, [rows[b] for b in open_B], [segments[b] for b in open_B], on_over)
-            open_B = [b for b in open_B if self._wants_more(segments[b])]
-            if not open_B:
-                break
-            token_B = self._next_tokens([rows[b] for b in open_B], [rngs[b] for b in open_B])
-            going = [i for i, token in enumerate(token_B) if token not in self._latents]
-            open_B, token_B = [open_B[i] for i in going], [token_B[i] for i in going]
-        for segment in segments:
-            self._finish(segment)
-        return segments
-
-    def _wants_more(self, segment: Segment) -> bool:
-        """Whether the decoder is to go on with a segment."""
-        lines, tokens = self.options.segment_lines, self.options.segment_tokens
-        full = (lines is not None and segment.breaks >= lines) or (
-            tokens is not None and len(segment.tokens) > tokens  # the latent's own is not counted
-        )
-        return not (segment.over or full or segment.latent < 0)
-
-    def _finish(self, segment: Segment) -> None:
-        """The segment's text and lines; a last line without a break counts where the program stops in it."""
-        body = segment.tokens[1 : len(segment.tokens) - segment.ended]
-        segment.text = decode_completion(self.problem.loaded.tokenizer, segment.tokens[:1], body) if body else ""
-        stops_within = segment.over and segment.text != "" and not segment.text.endswith("\n")
-        segment.lines = segment.breaks + stops_within
+    def infos(self, rows: Sequence[int]) -> Info:
+        """Return the infos of these rows that do not depend on a step, as columns of B, new in memory."""
+        index_B = list(rows)
+        return {
+            "task_id": self._task_ids[self.task_E[index_B]],
+            **self._action_infos(rows),
+            "action_mask": self.legal_EA[index_B].astype(np.int8),
+        }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias
 
@@ -16,13 +17,15 @@ import numpy.typing as npt
 import torch
 
 from ra3gym.abstractions.latents.comments import parsed
-from ra3gym.envs.options import check_choice, refuse_unknown_options
+from ra3gym.envs.keywords import check_choice, check_render_mode, refuse_unknown_options
 from ra3gym.errors import ConfigError, DataError, UnknownNameError
-from ra3gym.lm import LoadedModel, encode_prompt, load, strip_latents
+from ra3gym.lm import LoadedModel, encode_prompt, load
 from ra3gym.lm.stream import end_ids, writable_mask
 from ra3gym.lm.tokenizer import decode_completion
 from ra3gym.tasks import CodeTask, load_tasks
+from ra3gym.tasks.answers import without_latents
 from ra3gym.verify import Judge, Verdict
+from ra3gym.verify.grader import Graded, Grader
 
 Observation: TypeAlias = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
 ObservationKind = Literal["hidden", "tokens", "dict"]
@@ -33,62 +36,100 @@ HIDDEN_BOUND = 1e4
 """Hidden states are clipped to this; what a final normalisation layer gives out stays far below."""
 
 
-class CodeProblem:
-    """A model and the tasks that it is to solve, within a budget of tokens; see `TokenCodeEnv` for the arguments.
+@dataclass(frozen=True)
+class CodeConfig:
+    """The keywords of all environments that write programs.
+
+    Attributes:
+        model: "embedded" (the checkpoint in the package), a Hugging Face folder or hub id; or a `LoadedModel` when the
+            class is used directly. It must not change while the environment is in use.
+        tasks: a name for `ra3gym.tasks.load_tasks`; or a sequence of tasks when the class is used directly.
+        split: the part of the tasks, where `tasks` is a name. `None` takes the split "rl" of the embedded domain, whose
+            compositions neither training nor evaluation has, and all of any other set.
+        observation: "hidden" gives the model's last hidden state, "tokens" the padded token ids of prompt and program,
+            "dict" the hidden state as "obs" beside the action mask as "mask".
+        max_new_tokens: the budget of an episode in tokens.
+        judge_workers: processes that grade programs. `None` takes 1 for one environment and 2 for several, whose
+            programs may end in the same step.
+        reward: "fraction" pays the fraction of hidden tests passed, "all" pays 1 if all pass and 0 otherwise.
+        shaping: further terms of the reward, each with a weight; {"format": 0.1, "length": -0.2}, say. "format" is 1 if
+            the program parses as Python, else 0; "length" is the share of `max_new_tokens` that was used. `None` for no
+            such terms.
+        device: where a model given by name is loaded.
+        dtype: the precision of a model given by name, as `ra3gym.lm.load` names it.
+        render_mode: `None`, "ansi" or "rgb_array".
 
     Raises:
-        ConfigError: an option outside its choices, an empty set of tasks, or a prompt too long for the model.
+        ConfigError: a value outside its choices or range.
+    """
+
+    model: str | os.PathLike[str] | LoadedModel = "embedded"
+    tasks: str | Sequence[CodeTask] = "idioms"
+    split: str | None = None
+    _: KW_ONLY
+    observation: ObservationKind = "hidden"
+    max_new_tokens: int = 192
+    judge_workers: int | None = None
+    reward: RewardKind = "fraction"
+    shaping: Mapping[str, float] | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    render_mode: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("observation", self.observation, ObservationKind)
+        check_choice("reward", self.reward, RewardKind)
+        check_render_mode(self.render_mode)
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        if self.judge_workers is not None and self.judge_workers < 1:
+            raise ConfigError(f"judge_workers={self.judge_workers} must be at least 1, or None")
+        shaping: Mapping[str, Any] = self.shaping or {}
+        for term, weight in shaping.items():
+            check_choice("shaping", term, ShapingTerm)
+            if not isinstance(weight, (int, float)) or not math.isfinite(weight):
+                raise ConfigError(f"shaping={dict(shaping)}: the weight of {term!r} must be a finite number")
+
+
+class CodeProblem:
+    """A model and the tasks that it is to solve, within a budget of tokens.
+
+    Args:
+        config: see `CodeConfig`.
+        num_programs: how many programs are written at once.
+
+    Raises:
+        ConfigError: an empty set of tasks, or a prompt too long for the model.
         ModelError: the model cannot be loaded.
         UnknownNameError: no such set of tasks.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str] | LoadedModel,
-        tasks: str | Sequence[CodeTask],
-        split: str | None,
-        *,
-        max_new_tokens: int,
-        observation: ObservationKind,
-        reward: RewardKind,
-        shaping: Mapping[str, float] | None = None,
-        judge_workers: int,
-        device: str,
-        dtype: str,
-    ) -> None:
-        check_choice("observation", observation, ObservationKind)
-        check_choice("reward", reward, RewardKind)
-        self.shaping: dict[str, Any] = dict(shaping or {})
-        """Weights of further terms of the reward."""
-        for term, weight in self.shaping.items():
-            check_choice("shaping", term, ShapingTerm)
-            if not isinstance(weight, (int, float)) or not math.isfinite(weight):
-                raise ConfigError(f"shaping={self.shaping}: the weight of {term!r} must be a finite number")
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 1")
-        self.max_new_tokens, self.observation, self.reward_kind = max_new_tokens, observation, reward
-        self.loaded = model if isinstance(model, LoadedModel) else load(model, device=device, dtype=dtype)
+    def __init__(self, config: CodeConfig, num_programs: int = 1) -> None:
+        self.config = config
+        model, tasks, split = config.model, config.tasks, config.split
+        self.loaded = model if isinstance(model, LoadedModel) else load(model, device=config.device, dtype=config.dtype)
         if split is None and tasks == "idioms":
             split = "rl"
         self.tasks = list(load_tasks(tasks, split=split) if isinstance(tasks, str) else tasks)
         if not self.tasks:
             raise ConfigError(f"tasks={tasks!r} holds no task")
         self.index = {task.task_id: i for i, task in enumerate(self.tasks)}
-        self._tasks_name = "the given sequence" if not isinstance(tasks, str) else f"{tasks!r}, split {split!r},"
-        self._judge_workers = judge_workers
-        self._judge: Judge | None = None
+        self._tasks_name = f"{tasks!r}, split {split!r}," if isinstance(tasks, str) else "the given sequence"
+        self._judge_workers = min(2, num_programs) if config.judge_workers is None else config.judge_workers
+        self._grader: Grader | None = None
+        self._close_judge: weakref.finalize[[], CodeProblem] | None = None
 
         tokenizer: Any = self.loaded.tokenizer
-        config: Any = self.loaded.model.config
+        model_config: Any = self.loaded.model.config
         self.prompts = [encode_prompt(tokenizer, task.prompt) for task in self.tasks]
-        self.length = self._longest(config)
+        self.max_length = self._longest(model_config)
         """Tokens of the longest prompt and `max_new_tokens`, together."""
         self.end_ids = end_ids(self.loaded)
         self.pad_id = min(self.end_ids) if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         self.writable_V = writable_mask(self.loaded)
         """bool: the tokens that a completion may hold."""
         self.vocab_size = len(self.writable_V)
-        self.hidden_size = int(config.get_text_config().hidden_size)
+        self.hidden_size = int(model_config.get_text_config().hidden_size)
 
     # Tasks
 
@@ -98,11 +139,11 @@ class CodeProblem:
         return list(self.index)
 
     def draw_task(self, rng: np.random.Generator) -> int:
-        """The index of a random task."""
+        """Return the index of a random task."""
         return int(rng.integers(len(self.tasks)))
 
     def task_index(self, task_id: object) -> int:
-        """The index of a task; `UnknownNameError` with close matches when there is none of that name."""
+        """Return the index of a task; `UnknownNameError` with close matches if there is none of that name."""
         if task_id not in self.index:
             shown = get_close_matches(str(task_id), self.index, n=5) or self.task_ids[:5]
             hint = f"{self._tasks_name} holds {len(self.index)}; env.unwrapped.task_ids lists them all."
@@ -110,24 +151,25 @@ class CodeProblem:
         return self.index[str(task_id)]
 
     def pick(self, options: Mapping[str, Any], rng: np.random.Generator) -> int:
-        """The index of the task that `reset(options=...)` is to begin."""
+        """Return the index of the task that `reset(options=...)` asks for, or of a random one."""
         refuse_unknown_options(options, ("task_id",))
         return self.task_index(options["task_id"]) if "task_id" in options else self.draw_task(rng)
 
     # Texts
 
     def completion(self, task: int, written: Sequence[int]) -> str:
-        """What was written as text, latents included, without the end token."""
+        """Return what was written as text, latents included, without the end token."""
         body = written[:-1] if written and written[-1] in self.end_ids else written
         return decode_completion(self.loaded.tokenizer, self.prompts[task], body)
 
     def program(self, task: int, written: Sequence[int]) -> str:
-        """What is graded: the prompt and the completion without latents."""
-        return self.tasks[task].prompt + strip_latents(self.completion(task, written))
+        """Return what is graded: the prompt and the completion without latents."""
+        chosen = self.tasks[task]
+        return chosen.prompt + without_latents(chosen, self.completion(task, written))
 
     def status(self, task: int, spent: str, verdict: Verdict | None) -> str:
-        """The line above a rendered program."""
-        line = f"{self.tasks[task].task_id}: {spent} of {self.max_new_tokens} tokens"
+        """Return the line above a rendered program."""
+        line = f"{self.tasks[task].task_id}: {spent} of {self.config.max_new_tokens} tokens"
         if verdict is not None:
             line += f", {sum(verdict.tests)} of {len(verdict.tests)} tests passed ({verdict.status})"
         return line
@@ -135,65 +177,82 @@ class CodeProblem:
     # Observations
 
     def observation_space(self, num_actions: int) -> gym.spaces.Space[Any]:
-        """The space of one environment's observations."""
-        if self.observation == "tokens":
-            return gym.spaces.Box(0, self.vocab_size - 1, (self.length,), np.int64)
+        """Return the space of one environment's observations."""
+        if self.config.observation == "tokens":
+            return gym.spaces.Box(0, self.vocab_size - 1, (self.max_length,), np.int64)
         hidden = gym.spaces.Box(-HIDDEN_BOUND, HIDDEN_BOUND, (self.hidden_size,), np.float32)
-        if self.observation == "hidden":
+        if self.config.observation == "hidden":
             return hidden
         return gym.spaces.Dict({"obs": hidden, "mask": gym.spaces.Box(0, 1, (num_actions,), np.int8)})
 
     def padded(self, task: int, written: Sequence[int]) -> npt.NDArray[np.int64]:
-        """int64 `(L,)`: prompt and program, padded on the right."""
+        """Return the token ids of prompt and program, int64 `(max_length,)`, padded on the right."""
         ids = [*self.prompts[task], *written]
-        return np.array(ids + [self.pad_id] * (self.length - len(ids)), dtype=np.int64)
+        return np.array(ids + [self.pad_id] * (self.max_length - len(ids)), dtype=np.int64)
 
     # Grading
 
-    def submit(self, task: int, written: Sequence[int], spent: int) -> Graded:
-        """Have the judge grade one program, without waiting; the judge starts with the first."""
-        if self._judge is None:
-            self._judge = Judge(workers=self._judge_workers)
+    def submit(self, task: int, written: Sequence[int], spent: int) -> Submission:
+        """Give one program to the judge and return without waiting. The first call starts the judge.
+
+        Args:
+            task: index of the task.
+            written: the tokens of the completion.
+            spent: how much of the budget was used, for the shaping term "length".
+        """
+        if self._grader is None:
+            judge = Judge(workers=self._judge_workers)
+            self._grader = Grader(judge, reward="score" if self.config.reward == "fraction" else "passed")
+            # An environment that is dropped without close() leaves no processes. Nothing waits for verdicts then.
+            self._close_judge = weakref.finalize(self, judge.close, cancel=True)
         program = self.program(task, written)
-        found = {"format": _parses(program), "length": spent / self.max_new_tokens} if self.shaping else {}
-        shaped = {term: weight * found[term] for term, weight in self.shaping.items()}
-        return Graded(self._judge.submit([(self.tasks[task], program)]), self.reward_kind, shaped)
+        shaped: dict[str, float] = {}
+        if self.config.shaping:
+            values = {"format": _parses(program), "length": spent / self.config.max_new_tokens}
+            shaped = {term: weight * values[term] for term, weight in self.config.shaping.items()}
+        return Submission(self._grader.submit_programs([self.tasks[task]], [program]), shaped)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles start a judge of their own: its processes are not theirs."""
-        return self.__dict__ | {"_judge": None}
+        """Leave the judge out: copies and pickles start one of their own."""
+        return self.__dict__ | {"_grader": None, "_close_judge": None}
 
     def close(self) -> None:
         """End the judge's processes; safe to call twice."""
-        if self._judge is not None:
-            self._judge.close()
-            self._judge = None
+        if self._grader is not None and self._close_judge is not None:
+            self._close_judge.detach()
+            self._grader.judge.close()
+            self._grader = None
 
-    def _longest(self, config: Any) -> int:
-        """Refuse prompts that leave no room for `max_new_tokens`, here rather than in the middle of training."""
-        positions = getattr(config, "max_position_embeddings", None)
+    def _longest(self, model_config: Any) -> int:
+        """Return `max_length`; refuse prompts that leave no room for `max_new_tokens` before any training begins."""
+        positions = getattr(model_config, "max_position_embeddings", None)
         longest, task = max(zip(map(len, self.prompts), self.tasks, strict=True), key=lambda pair: pair[0])
-        length = longest + self.max_new_tokens
+        budget = self.config.max_new_tokens
+        length = longest + budget
         if positions is not None and length > positions:
             raise ConfigError(
-                f"the prompt of task {task.task_id!r} ({longest} tokens) and max_new_tokens={self.max_new_tokens} need "
+                f"the prompt of task {task.task_id!r} ({longest} tokens) and max_new_tokens={budget} need "
                 f"{length} positions, but the model has {positions}; lower max_new_tokens or take another model"
             )
         return length
 
 
 @dataclass(frozen=True)
-class Graded:
-    """A program in the judge's hands, and what its episode is paid beside."""
+class Submission:
+    """A program that the judge is grading.
 
-    verdicts: Future[list[Verdict]]
-    kind: RewardKind
+    Attributes:
+        graded: the judge's grade, when it is there.
+        shaped: the shaping terms of the reward, weighted.
+    """
+
+    graded: Future[list[Graded]]
     shaped: dict[str, float]
 
-    def outcome(self) -> tuple[Verdict, dict[str, float]]:
-        """Wait for the verdict; it comes with the terms of the reward, weighted: `"tests"` and those of `shaping`."""
-        (verdict,) = self.verdicts.result()
-        return verdict, {"tests": verdict.score if self.kind == "fraction" else float(verdict.passed), **self.shaped}
+    def result(self) -> tuple[Graded, dict[str, float]]:
+        """Wait for the grade. The terms of the reward come with it: `"tests"`, then those of `shaping`."""
+        (graded,) = self.graded.result()
+        return graded, {"tests": graded.reward, **self.shaped}
 
 
 def _parses(program: str) -> bool:
@@ -205,6 +264,6 @@ def _parses(program: str) -> bool:
 
 
 def clipped(hidden: torch.Tensor) -> npt.NDArray[np.float32]:
-    """Hidden states as observations: float32, new in memory, within `HIDDEN_BOUND`."""
-    found: npt.NDArray[np.float32] = hidden.float().clamp(-HIDDEN_BOUND, HIDDEN_BOUND).cpu().numpy()
-    return found
+    """Return hidden states as observations: float32, new in memory, within `HIDDEN_BOUND`."""
+    array: npt.NDArray[np.float32] = hidden.float().clamp(-HIDDEN_BOUND, HIDDEN_BOUND).cpu().numpy()
+    return array

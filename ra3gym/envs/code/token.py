@@ -1,157 +1,154 @@
-"""`ra3gym/TokenCode-v0`: write a Python program one token at a time; the reward is its share of hidden tests passed."""
+"""`ra3gym/TokenCode-v0`: write a Python program one token at a time; the reward is its share of hidden tests passed.
+
+Shape letters: see CONTRIBUTING.md (E environments, B rows of this call, A actions, V vocabulary).
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ra3gym.envs.code.batch import CodeBatch
-from ra3gym.envs.code.problem import CodeProblem, ObservationKind, RewardKind
-from ra3gym.envs.code.single import CodeEnv
-from ra3gym.envs.options import check_choice, check_render_mode
+from ra3gym.envs.batched_episodes import Info
+from ra3gym.envs.code.batch import CodeBatch, Step
+from ra3gym.envs.code.episodes import CodeEnv, CodeVectorEnv
+from ra3gym.envs.code.problem import CodeConfig
+from ra3gym.envs.keywords import check_choice
 from ra3gym.errors import ConfigError
-from ra3gym.lm import LoadedModel
-from ra3gym.tasks import CodeTask
 
 ActionSpace = Literal["topk", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenConfig(CodeConfig):
+    """The keywords of `TokenCode-v0`: those of `CodeConfig`, and these.
+
+    Attributes:
+        action_space: "topk" makes an action an index into the `top_k` likeliest tokens; "full" makes it a token id.
+        top_k: candidates per step; 8 to 64 keeps nearly all the mass of a trained model. Lowered to the number of
+            legal tokens if there are fewer.
+
+    Raises:
+        ConfigError: a value outside its choices or range.
+    """
+
+    action_space: ActionSpace = "topk"
+    top_k: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("action_space", self.action_space, ActionSpace)
+        if self.top_k < 1:
+            raise ConfigError(f"top_k={self.top_k} must be at least 1")
+
+
+class TokenBatch(CodeBatch[TokenConfig]):
+    """Programs that grow by one token in each step."""
+
+    def __init__(self, config: TokenConfig, num_rows: int) -> None:
+        super().__init__(config, num_rows)
+        writable_V = self.problem.writable_V
+        if config.action_space == "full":
+            self.legal_EA[:] = writable_V.numpy()
+        zero_V = torch.zeros(len(writable_V), device=self.problem.loaded.model.device)
+        self._penalty_V = zero_V.masked_fill_(~writable_V.to(zero_V.device), -torch.inf)
+        """float32: -inf at tokens that cannot be candidates, else 0."""
+        self._candidates_EA = np.tile(np.arange(self.num_actions), (num_rows, 1))
+        self._logprobs_EA = np.zeros((num_rows, self.num_actions), dtype=np.float32)
+
+    def _count_actions(self) -> int:
+        if self.config.action_space == "full":
+            return self.problem.vocab_size
+        return min(self.config.top_k, int(self.problem.writable_V.sum()))
+
+    def _advance(self, rows: Sequence[int], actions: Sequence[int], rngs_E: Sequence[np.random.Generator]) -> Step:
+        index_B, action_B = list(rows), np.array(actions)
+        legal_B = action_B >= 0
+        token_B = np.where(legal_B, self._candidates_EA[index_B, action_B], -1)
+        writing = [row for row, legal in zip(rows, legal_B.tolist(), strict=True) if legal]
+        self.stream.append(writing, token_B[legal_B].tolist())
+        self.spent_E[index_B] += 1
+        terminated_B = np.array([token in self.problem.end_ids for token in token_B.tolist()])
+        truncated_B = ~terminated_B & (self.spent_E[index_B] >= self.config.max_new_tokens)
+        for i in np.flatnonzero(terminated_B | truncated_B).tolist():
+            self._submit(rows[i])
+        if writing:
+            self.stream.read(writing)
+        infos: Info = {"duration": {"tokens": np.ones(len(rows), dtype=np.int64)}, "illegal_action": ~legal_B}
+        return Step(terminated_B, truncated_B, infos)
+
+    def _update_actions(self, rows: Sequence[int], rngs_E: Sequence[np.random.Generator]) -> None:
+        index_B, logits_BV = list(rows), self.stream.logits_BV(rows)
+        if self.config.action_space == "full":
+            self._logprobs_EA[index_B] = logits_BV.float().log_softmax(-1).cpu().numpy()
+        else:
+            candidates_BA, logprobs_BA = likeliest(logits_BV, self.num_actions, self._penalty_V)
+            self._candidates_EA[index_B], self._logprobs_EA[index_B] = candidates_BA, logprobs_BA
+
+    def _action_infos(self, rows: Sequence[int]) -> Info:
+        index_B = list(rows)
+        return {"candidates": self._candidates_EA[index_B], "logprobs": self._logprobs_EA[index_B]}
 
 
 class TokenCodeEnv(CodeEnv):
     """Solve a `CodeTask` token by token.
 
-    **Actions.** `action_space="topk"` (default): `Discrete(k)`, an index into the model's `top_k` likeliest tokens
-    here, in falling order, listed in `info["candidates"]`. `"full"`: `Discrete(V)`, a token id. Candidates are always
-    legal; in the full vocabulary, ids without a token and special tokens other than end, latents and pause are masked.
+    **Actions.** `action_space="topk"` (default): `Discrete(top_k)`, an index into the model's likeliest next tokens,
+    in falling order, listed in `info["candidates"]`. `"full"`: `Discrete(V)`, a token id. Candidates are always legal.
+    In the full vocabulary, ids without a token and special tokens other than end, latents and pause are masked.
     The mask comes as `info["action_mask"]` (int8), as `action_masks()` (bool) and in the `"dict"` observation.
     *An illegal action* (masked, or out of range) writes nothing, uses up one token of the budget, and is reported as
     `info["illegal_action"]`.
 
-    **Observations.** `"hidden"` (default): float32 `(D,)`, the model's last hidden state. `"tokens"`: int64 `(L,)`,
-    ids of prompt and program, padded on the right; L is the longest prompt plus `max_new_tokens`. `"dict"`: a flat
-    Dict of `"obs"`, the hidden state, and `"mask"`, int8 `(n,)`.
+    **Observations.** `"hidden"` (default): float32 `(D,)`, the model's last hidden state. `"tokens"`: int64, the ids of
+    prompt and program, padded on the right to the longest prompt plus `max_new_tokens`. `"dict"`: a flat Dict of
+    `"obs"`, the hidden state, and `"mask"`, int8 `(A,)`.
 
     **Episode.** `reset` draws a task with `self.np_random`; `reset(options={"task_id": ...})` picks one. An end token
     terminates; `max_new_tokens` actions without one truncate. *Either way the program is graded*: a cut-off program
     can be right, or partly right. Latent and pause tokens are stripped from it first.
 
     **Reward.** 0 until the end, then the fraction of hidden tests passed (`reward="fraction"`) or 1 if all pass and 0
-    otherwise (`"all"`). `shaping` adds terms to it, each with a weight of yours: `"format"`, 1 if the program parses as
-    Python; `"length"`, the share of `max_new_tokens` that was used, so its weight is negative as a rule. The terms are
-    in `info["reward_terms"]` at the end.
+    otherwise (`"all"`). `shaping` adds weighted terms: `"format"`, 1 if the program parses as Python; `"length"`, the
+    share of `max_new_tokens` that was used, so its weight is negative as a rule. At the end the terms are in
+    `info["reward_terms"]`.
 
-    **Info.** Always `task_id`, `candidates` (int64 token id per action), `logprobs` (float32, nats, per action, under
+    **Info.** Always `task_id`, `candidates` (int64, token id per action), `logprobs` (float32, nats, per action, under
     the model's whole vocabulary) and `action_mask`. After a step also `duration` (`{"tokens": 1}`) and
     `illegal_action`; at the end also `verdict` and `reward_terms`.
 
-    Args:
-        model: "embedded" (the checkpoint in the package), a Hugging Face folder or hub id; or a `LoadedModel` when the
-            class is used directly.
-        tasks: a name for `ra3gym.tasks.load_tasks`; or a sequence of tasks when the class is used directly.
-        split: the part of them, where `tasks` is a name. `None` takes the split "rl" of the embedded domain, whose
-            compositions neither training nor evaluation has, and all of any other set.
-        action_space: see above.
-        top_k: candidates per step; 8 to 64 keeps nearly all the mass of a trained model. Lowered to the number of
-            legal tokens if there are fewer.
-        observation: see above.
-        max_new_tokens: the budget of an episode in tokens.
-        judge_workers: processes that grade; an environment grades one program at a time, so 1 suffices.
-        reward: see above.
-        shaping: see above; `{"format": 0.1, "length": -0.2}`, say. `None` for no such terms.
-        device: where a model given by name is loaded.
-        dtype: its precision, as `ra3gym.lm.load` names it.
-        render_mode: `None`, "ansi" or "rgb_array".
+    The keywords are the fields of `TokenConfig`.
 
     Raises:
-        ConfigError: an option outside its choices, an empty set of tasks, or a prompt too long for the model.
+        ConfigError: a keyword outside its choices, an empty set of tasks, or a prompt too long for the model.
         ModelError: the model cannot be loaded.
-        UnknownNameError: no such set of tasks; in `reset`, no such task.
+        UnknownNameError: no such keyword or set of tasks; in `reset`, no such task.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str] | LoadedModel = "embedded",
-        tasks: str | Sequence[CodeTask] = "idioms",
-        split: str | None = None,
-        *,
-        action_space: ActionSpace = "topk",
-        top_k: int = 32,
-        observation: ObservationKind = "hidden",
-        max_new_tokens: int = 192,
-        judge_workers: int = 1,
-        reward: RewardKind = "fraction",
-        shaping: Mapping[str, float] | None = None,
-        device: str = "cpu",
-        dtype: str = "float32",
-        render_mode: str | None = None,
-    ) -> None:
-        check_choice("action_space", action_space, ActionSpace)
-        check_render_mode(render_mode, self.metadata["render_modes"])
-        if top_k < 1:
-            raise ConfigError(f"top_k={top_k} must be at least 1")
-        problem = CodeProblem(
-            model,
-            tasks,
-            split,
-            max_new_tokens=max_new_tokens,
-            observation=observation,
-            reward=reward,
-            shaping=shaping,
-            judge_workers=judge_workers,
-            device=device,
-            dtype=dtype,
-        )
-        self._barred_V = barred(problem)
-        self._top_k = min(top_k, int(problem.writable_V.sum())) if action_space == "topk" else None
-        super().__init__(CodeBatch(problem, 1), self._top_k or problem.vocab_size, render_mode)
-        if self._top_k is None:
-            self._legal_n = problem.writable_V.numpy()
-
-    def _advance(self, action: int) -> tuple[bool, bool, dict[str, Any]]:
-        self._batch.spent_E[0] += 1
-        legal = action >= 0
-        if legal:
-            self._batch.stream.write([0], [int(self._candidates[action])])
-        terminated = legal and self._batch.written(0)[-1] in self.problem.end_ids
-        truncated = not terminated and bool(self._batch.spent_E[0] >= self.max_new_tokens)
-        return terminated, truncated, {"duration": {"tokens": 1}, "illegal_action": not legal}
-
-    def _update_actions(self) -> None:
-        """What each action would write now, and its log-probability; candidates are always legal."""
-        logits_1V = self._batch.stream.logits_BV([0])
-        if self._top_k is None:
-            self._candidates, self._logprobs = np.arange(self.problem.vocab_size), logprobs(logits_1V)[0]
-        else:
-            candidates_1k, logprobs_1k = likeliest(logits_1V, self._top_k, self._barred_V)
-            self._candidates, self._logprobs = candidates_1k[0], logprobs_1k[0]
-
-    def _actions(self) -> dict[str, Any]:
-        return {"candidates": self._candidates.copy(), "logprobs": self._logprobs.copy()}
+    config_type = TokenConfig
+    batch_type = TokenBatch
 
 
-def barred(problem: CodeProblem) -> Tensor:
-    """float32 `(V,)` on the model's device: -inf at tokens that cannot be candidates, 0 elsewhere."""
-    zero_V = torch.zeros(problem.vocab_size, device=problem.loaded.model.device)
-    return zero_V.masked_fill_(~problem.writable_V.to(zero_V.device), -torch.inf)
+class TokenCodeVectorEnv(CodeVectorEnv):
+    """`TokenCodeEnv`, `num_envs` times, over one model: one forward pass per step. See `CodeVectorEnv`."""
 
-
-def logprobs(logits_BV: Tensor) -> npt.NDArray[np.float32]:
-    """float32 `(B, V)`, nats: log-probabilities of all tokens."""
-    found: npt.NDArray[np.float32] = logits_BV.float().log_softmax(-1).cpu().numpy()
-    return found
+    config_type = TokenConfig
+    batch_type = TokenBatch
 
 
 @torch.inference_mode()
-def likeliest(logits_BV: Tensor, k: int, barred_V: Tensor) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The k likeliest tokens of each row that are not barred, in falling order: ids and log-probabilities, `(B, k)`.
+def likeliest(
+    logits_BV: Tensor, top_k: int, penalty_V: Tensor
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return the `top_k` likeliest tokens of each row in falling order, and their log-probabilities, both `(B, A)`.
 
-    Log-probabilities are those under the whole vocabulary.
+    Log-probabilities are those under the whole vocabulary. Tokens with a penalty of -inf are never among them.
     """
-    # Several times faster than masked_fill, and in place: the sum is written over what is new here in any case.
-    top = logits_BV.float().log_softmax(-1).add_(barred_V).topk(k)
+    # Several times faster than masked_fill. In place, because log_softmax has made a new array in any case.
+    top = logits_BV.float().log_softmax(-1).add_(penalty_V).topk(top_k)
     return top.indices.cpu().numpy(), top.values.cpu().numpy()

@@ -1,8 +1,8 @@
 """The compiled part of `TraceInferenceVectorEnv`: what a problem says as tables, where each environment is, and the
 passes over all of them.
 
-Shape suffixes: E environments, N lines in all, K latents, D observed numbers, T lines of the longest trace, B
-pre-drawn traces. Row N of a table stands for what is behind a last line.
+Shape letters: see CONTRIBUTING.md (E environments, N lines of all traces, K latents, D width of an observation, T lines
+of the longest trace). Row N of a table is for the state after a last line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ra3gym.abstractions.inference.problem import NO_LATENT, Float32Array, Infer
 
 Int8Array = npt.NDArray[np.int8]
 
-BLOCK = 256
+DRAWN = 256
 """Traces drawn at once for an environment: a generator is called rarely, and gives the same as one call for each."""
 
 
@@ -49,7 +49,7 @@ class State(NamedTuple):
     log_joint_E: FloatArray
     path_ET: IntArray
     ended_E: BoolArray
-    drawn_EB: IntArray
+    drawn_traces: IntArray
     cursor_E: IntArray
     last_trace_E: IntArray
     """This and the next two: of the last episode that ended."""
@@ -68,8 +68,8 @@ class State(NamedTuple):
             log_joint_E=np.zeros(num_envs),
             path_ET=np.zeros((num_envs, longest), dtype=np.int64),
             ended_E=np.zeros(num_envs, dtype=np.bool_),
-            drawn_EB=np.zeros((num_envs, BLOCK), dtype=np.int64),
-            cursor_E=np.full(num_envs, BLOCK),
+            drawn_traces=np.zeros((num_envs, DRAWN), dtype=np.int64),
+            cursor_E=np.full(num_envs, DRAWN),
             last_trace_E=integers(),
             last_latent_E=integers(),
             last_log_joint_E=np.zeros(num_envs),
@@ -112,14 +112,14 @@ def _plain(array: npt.NDArray[Any], dtype: type) -> npt.NDArray[Any]:
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def begin_chosen(tables: Tables, state: State, chosen_E: BoolArray, pinned_E: IntArray) -> None:
     """Begin traces in the chosen environments: `pinned_E`, or the next one drawn where it is -1."""
-    offsets, drawn_EB, cursor_E = tables.offsets, state.drawn_EB, state.cursor_E
+    offsets, drawn_traces, cursor_E = tables.offsets, state.drawn_traces, state.cursor_E
     trace_E, line_E, previous_E = state.trace_E, state.line_E, state.previous_E
     log_joint_E, ended_E = state.log_joint_E, state.ended_E
     for e in range(len(chosen_E)):
         if chosen_E[e]:
             trace = pinned_E[e]
             if trace < 0:
-                trace = drawn_EB[e, cursor_E[e]]
+                trace = drawn_traces[e, cursor_E[e]]
                 cursor_E[e] += 1
             trace_E[e] = trace
             line_E[e] = offsets[trace]
@@ -129,7 +129,7 @@ def begin_chosen(tables: Tables, state: State, chosen_E: BoolArray, pinned_E: In
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def look(tables: Tables, state: State, obs_ED: Float32Array, mask_EK: Int8Array) -> None:
+def observe_all(tables: Tables, state: State, obs_ED: Float32Array, mask_EK: Int8Array) -> None:
     """Write observations and masks of all environments as they are."""
     known_ND, some_N = tables.known_ND, tables.some_N
     legal_NK, legal_fresh_NK = tables.legal_NK, tables.legal_fresh_NK
@@ -202,4 +202,4 @@ def step_all(
                 last_trace_E[e], last_latent_E[e], last_log_joint_E[e] = trace, latent, log_joint_E[e]
                 ended_E[e], begins_E[e] = not same_step, same_step
     begin_chosen(tables, state, begins_E, np.full(E, -1))
-    look(tables, state, obs_ED, mask_EK)
+    observe_all(tables, state, obs_ED, mask_EK)

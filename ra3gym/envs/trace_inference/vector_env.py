@@ -1,11 +1,11 @@
 """Many `TraceInference-v0` at once, as arrays: one compiled pass over all environments per step.
 
-Shape suffixes: E environments, W of them concerned, N lines in all, M traces, K latents, D observed numbers.
+Shape letters: see CONTRIBUTING.md (E environments, B of them selected, N lines, M traces, K latents, D width of an
+observation).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,22 +16,19 @@ from gymnasium.vector import AutoresetMode
 
 from ra3gym.abstractions.inference.posterior import BoolArray, FloatArray
 from ra3gym.abstractions.inference.problem import Float32Array, InferenceProblem
-from ra3gym.envs.batched_episodes import BatchedEnv, Info, Where
-from ra3gym.envs.options import check_vector
-from ra3gym.envs.trace_inference.env import (
-    Observation,
-    ObservationKind,
-    TraceInferenceEnv,
-    check_options,
-    observation_space,
-    refuse_impossible,
-    render_path,
-    trace_index,
+from ra3gym.envs.batched_episodes import BatchedEnv, Info, Selection
+from ra3gym.envs.keywords import check_vector, config_from
+from ra3gym.envs.trace_inference.env import Observation, TraceInferenceEnv, observation_space, render_path
+from ra3gym.envs.trace_inference.kernels import (
+    DRAWN,
+    Int8Array,
+    State,
+    begin_chosen,
+    make_tables,
+    observe_all,
+    step_all,
 )
-from ra3gym.envs.trace_inference.kernels import BLOCK, Int8Array, State, begin_chosen, look, make_tables, step_all
-from ra3gym.envs.trace_inference.problem import load_problem
-from ra3gym.lm import LoadedModel
-from ra3gym.tasks import ExpertTrace
+from ra3gym.envs.trace_inference.problem import TraceInferenceConfig, load_problem, trace_index
 
 
 class TraceInferenceVectorEnv(BatchedEnv):
@@ -42,15 +39,17 @@ class TraceInferenceVectorEnv(BatchedEnv):
     and masks.
 
     Args:
-        problem: see `TraceInferenceEnv`, as for all arguments that are not named here.
-        num_envs: how many environments, at least 1.
+        problem: the first field of `TraceInferenceConfig`.
+        num_envs: E, at least 1.
         autoreset_mode: see `BatchedEnv`.
+        **keywords: the other fields of `TraceInferenceConfig`.
 
     Raises:
         ConfigError, DataError, ModelError, UnknownNameError: as `TraceInferenceEnv`; `ConfigError` also for a number
             of environments below 1 or an unknown mode.
     """
 
+    config_type = TraceInferenceConfig
     metadata: dict[str, Any] = {**TraceInferenceEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
 
     def __init__(
@@ -58,41 +57,19 @@ class TraceInferenceVectorEnv(BatchedEnv):
         problem: InferenceProblem | None = None,
         num_envs: int = 1,
         *,
-        model: str | os.PathLike[str] | LoadedModel = "embedded",
-        traces: str | Sequence[ExpertTrace] = "idioms",
-        num_traces: int | None = 32,
-        alpha: float = 0.7,
-        switch_penalty: float | None = None,
-        context_lines: int | None = None,
-        floor: float = -100.0,
-        observation: ObservationKind = "features",
-        device: str = "cpu",
-        dtype: str = "float32",
-        render_mode: str | None = None,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        **keywords: Any,
     ) -> None:
-        check_options(floor, observation, render_mode, self.metadata["render_modes"])
+        self.config = config_from(TraceInferenceConfig, self, (problem,), keywords)
         mode = check_vector(num_envs, autoreset_mode)
-        self.problem = problem or load_problem(
-            model=model,
-            traces=traces,
-            num_traces=num_traces,
-            alpha=alpha,
-            switch_penalty=switch_penalty,
-            context_lines=context_lines,
-            device=device,
-            dtype=dtype,
-        )
-        refuse_impossible(self.problem)
+        self.problem = load_problem(self.config)
         super().__init__(
             num_envs,
             gym.spaces.Discrete(self.problem.num_latents),
-            observation_space(self.problem, observation),
+            observation_space(self.problem, self.config.observation),
             mode=mode,
-            render_mode=render_mode,
+            render_mode=self.config.render_mode,
         )
-        self._floor, self._observation = float(floor), observation
-
         self._index = {trace_id: m for m, trace_id in enumerate(self.problem.trace_ids)}
         self._tables = make_tables(self.problem)
         self._name_M = np.array(self.problem.trace_ids, dtype=object)
@@ -119,14 +96,14 @@ class TraceInferenceVectorEnv(BatchedEnv):
         chosen_E, new_E, pinned_E = self._prepare_reset(
             seed, options or {}, "trace_id", lambda trace_id: trace_index(self._index, trace_id)
         )
-        self._state.cursor_E[new_E] = BLOCK
+        self._state.cursor_E[new_E] = DRAWN
         self._redraw()
         obs_ED, mask_EK = self._blank()
         begin_chosen(self._tables, self._state, chosen_E, pinned_E)
-        look(self._tables, self._state, obs_ED, mask_EK)
-        self._begun = True
+        observe_all(self._tables, self._state, obs_ED, mask_EK)
+        self._has_begun = True
         info: Info = {}
-        self._add_current(info, Where.of(chosen_E), mask_EK)
+        self._add_current(info, Selection.of_mask(chosen_E), mask_EK)
         return self._observation_of(obs_ED, mask_EK), info
 
     def step(self, actions: npt.NDArray[np.int64]) -> tuple[Observation, FloatArray, BoolArray, BoolArray, Info]:
@@ -144,24 +121,24 @@ class TraceInferenceVectorEnv(BatchedEnv):
         self._redraw()
         same_step = self._mode is AutoresetMode.SAME_STEP
         results = obs_ED, mask_EK, reward_E, illegal_E, terminated_E
-        step_all(self._tables, state, action_E, self._floor, same_step, *results)
+        step_all(self._tables, state, action_E, float(self.config.floor), same_step, *results)
 
         info: Info = {}
-        if ended := Where.of(terminated_E):
+        if ended := Selection.of_mask(terminated_E):
             if same_step:
                 self._add_final(info, ended, illegal_E)
             else:
-                ended.put(info, self._outcome(ended))
-        self._add_current(info, Where.everywhere(E), mask_EK)
+                ended.add_to(info, self._outcome(ended))
+        self._add_current(info, Selection.of_all(E), mask_EK)
         stepped_E = ~(terminated_E if same_step else began_E)
         taken = {"duration": {"lines": stepped_E.astype(np.int64)}, "illegal_action": illegal_E & stepped_E}
-        Where.within(stepped_E).put(info, taken)
+        Selection.of_full_columns(stepped_E).add_to(info, taken)
         return self._observation_of(obs_ED, mask_EK), reward_E, terminated_E, np.zeros(E, dtype=np.bool_), info
 
     def action_masks(self) -> BoolArray:
         """bool `(E, K)`: which latents are legal now."""
         obs_ED, mask_EK = self._blank()
-        look(self._tables, self._state, obs_ED, mask_EK)
+        observe_all(self._tables, self._state, obs_ED, mask_EK)
         return mask_EK.astype(np.bool_)
 
     def render(self) -> tuple[Any, ...] | None:
@@ -183,8 +160,8 @@ class TraceInferenceVectorEnv(BatchedEnv):
     def _redraw(self) -> None:
         """Draw traces ahead for environments that have used theirs up; a step or reset takes one at most."""
         state = self._state
-        for e in np.flatnonzero(state.cursor_E == BLOCK).tolist():
-            state.drawn_EB[e] = self._rngs[e].integers(len(self._index), size=BLOCK)
+        for e in np.flatnonzero(state.cursor_E == DRAWN).tolist():
+            state.drawn_traces[e] = self._rngs[e].integers(len(self._index), size=DRAWN)
             state.cursor_E[e] = 0
 
     # Returned data
@@ -197,44 +174,44 @@ class TraceInferenceVectorEnv(BatchedEnv):
         )
 
     def _observation_of(self, obs_ED: Float32Array, mask_EK: Int8Array) -> Observation:
-        return obs_ED if self._observation == "features" else {"obs": obs_ED, "mask": mask_EK.copy()}
+        return obs_ED if self.config.observation == "features" else {"obs": obs_ED, "mask": mask_EK.copy()}
 
-    def _add_current(self, info: Info, where: Where, mask_EK: Int8Array) -> None:
+    def _add_current(self, info: Info, selected: Selection, mask_EK: Int8Array) -> None:
         """What holds of the line ahead."""
-        state, rows_W = self._state, where.rows_W
-        where.put(
+        state, index_B = self._state, selected.index_B
+        selected.add_to(
             info,
             {
-                "trace_id": self._name_M[state.trace_E[rows_W]],
-                "line": self._text_N[state.line_E[rows_W]],
-                "log_joint": state.log_joint_E[rows_W].copy(),
-                "action_mask": mask_EK[rows_W],
+                "trace_id": self._name_M[state.trace_E[index_B]],
+                "line": self._text_N[state.line_E[index_B]],
+                "log_joint": state.log_joint_E[index_B].copy(),
+                "action_mask": mask_EK[index_B],
             },
         )
 
-    def _outcome(self, where: Where) -> Info:
+    def _outcome(self, selected: Selection) -> Info:
         """How the episodes that have just ended went."""
-        evidence_W = self.problem.log_evidence_M[self._state.last_trace_E[where.rows_W]]
-        return {"evidence": evidence_W, "gap": evidence_W - self._state.last_log_joint_E[where.rows_W]}
+        evidence_B = self.problem.log_evidence_M[self._state.last_trace_E[selected.index_B]]
+        return {"evidence": evidence_B, "gap": evidence_B - self._state.last_log_joint_E[selected.index_B]}
 
-    def _add_final(self, info: Info, where: Where, illegal_E: BoolArray) -> None:
+    def _add_final(self, info: Info, selected: Selection, illegal_E: BoolArray) -> None:
         """`final_obs` and `final_info` of environments that have gone on to another trace within this step."""
-        state, rows_W = self._state, where.rows_W
-        obs_WD = self.problem.end_observations(state.last_latent_E[rows_W])
-        mask_WK = np.ones((len(obs_WD), self.problem.num_latents), dtype=np.int8)
+        state, index_B = self._state, selected.index_B
+        obs_BD = self.problem.end_observations(state.last_latent_E[index_B])
+        mask_BK = np.ones((len(obs_BD), self.problem.num_latents), dtype=np.int8)
         final: Info = {}
-        where.put(
+        selected.add_to(
             final,
             {
-                "trace_id": self._name_M[state.last_trace_E[rows_W]],
-                "line": np.repeat(self._text_N[-1:], len(obs_WD)),
-                "log_joint": state.last_log_joint_E[rows_W],
-                "action_mask": mask_WK,
+                "trace_id": self._name_M[state.last_trace_E[index_B]],
+                "line": np.repeat(self._text_N[-1:], len(obs_BD)),
+                "log_joint": state.last_log_joint_E[index_B],
+                "action_mask": mask_BK,
             }
-            | {"duration": {"lines": np.ones(len(obs_WD), dtype=np.int64)}, "illegal_action": illegal_E[rows_W]}
-            | self._outcome(where),
+            | {"duration": {"lines": np.ones(len(obs_BD), dtype=np.int64)}, "illegal_action": illegal_E[index_B]}
+            | self._outcome(selected),
         )
-        where.put_final(info, self._observation_of(obs_WD, mask_WK), final)
+        selected.add_final_to(info, self._observation_of(obs_BD, mask_BK), final)
 
 
 def _line_names(problem: InferenceProblem) -> npt.NDArray[Any]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector.utils import batch_space
 
-from ra3gym.abstractions.pruning.pruned_actions import PrunedActions
+from ra3gym.abstractions.pruning import PrunedActions
 from ra3gym.errors import ConfigError
 
 PER_ACTION = ("candidates", "logprobs")
@@ -37,7 +37,7 @@ class PruneActions(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     Args:
         env: any environment with a `Discrete` action space that starts at 0.
-        subset: the actions to keep: indices, or the report of a rule in `ra3gym.abstractions.pruning.rules`.
+        subset: the actions to keep: indices, or the report of a rule in `ra3gym.abstractions.pruning`.
         reindex: whether to number the kept actions anew, see above.
         per_action: the keys of `info` that hold one number per action, besides the mask.
 

@@ -1,11 +1,9 @@
-"""What `ra3gym envs` shows: the package's environments, their spaces and the keywords that make them."""
+"""The command `ra3gym envs`: the package's environments, their spaces and their keywords."""
 
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +14,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
+from ra3gym.envs.keywords import field_meanings, section_entries
 from ra3gym.errors import UnknownNameError
 
 NAMESPACE = "ra3gym"
@@ -27,12 +26,18 @@ DEFAULT_SPACES = {
     "ra3gym/TokenCode-v0": ("Discrete(32)", "Box(-10000.0, 10000.0, (64,), float32)"),
     "ra3gym/TraceInference-v0": ("Discrete(48)", "Box(-10000.0, 10000.0, (178,), float32)"),
 }
-"""Action and observation space of each id without keywords: making them would load a model. A test makes them."""
+"""Action and observation space of each id without keywords. Making them would load a model; a test does that."""
 
 
 @dataclass(frozen=True)
 class Keyword:
-    """One keyword of an environment: its default as Python, and what the class says of it."""
+    """One keyword of an environment.
+
+    Attributes:
+        name: with two stars for further keywords.
+        default: as Python, "" if there is none.
+        meaning: what the environment's documentation says of it, in one line.
+    """
 
     name: str
     default: str
@@ -40,12 +45,12 @@ class Keyword:
 
 
 def environment_ids() -> list[str]:
-    """The ids of this package's environments."""
+    """Return the ids of this package's environments."""
     return sorted(name for name, spec in gym.registry.items() if spec.namespace == NAMESPACE)
 
 
 def find_environment(env_id: str) -> EnvSpec:
-    """The specification of any registered environment, "module:id" included; `UnknownNameError` if there is none."""
+    """Return the specification of any registered environment, "module:id" included; `UnknownNameError` if unknown."""
     try:
         return gym.spec(env_id)
     except (gym.error.Error, ImportError) as error:
@@ -54,20 +59,22 @@ def find_environment(env_id: str) -> EnvSpec:
 
 
 def keywords_of(spec: EnvSpec) -> list[Keyword]:
-    """The keywords of an environment, `render_mode` included, in their order.
+    """Return the keywords of an environment, `render_mode` included, in their order.
 
-    What a class says is "as in `TokenCodeEnv`", or another of the package, is taken from there.
+    They are the fields of the class's `config_type`, if it has one; else the parameters of its signature.
     """
     creator = creator_of(spec)
-    documented = _meanings(creator)
-    if reference := re.search(r"as in `(\w+)`", _arguments(creator)):
-        family = {one.__name__: one for one in map(creator_of, map(gym.spec, environment_ids()))}
-        if reference[1] in family:
-            documented = _meanings(family[reference[1]]) | documented
-    return [
-        Keyword(name, default, documented.get(name.lstrip("*"), ""))
-        for name, default in _defaults(inspect.signature(creator))
-    ]
+    config_type = getattr(creator, "config_type", None)
+    if config_type is not None:
+        meanings = field_meanings(config_type)
+        defaults = {
+            one.name: repr(one.default if one.default_factory is MISSING else one.default_factory())
+            for one in fields(config_type)
+        }
+    else:
+        meanings = section_entries(inspect.getdoc(creator) or "", "Args")
+        defaults = dict(map(_default, inspect.signature(creator).parameters.values()))
+    return [Keyword(name, default, meanings.get(name.lstrip("*"), "")) for name, default in defaults.items()]
 
 
 def list_environments(console: Console) -> None:
@@ -83,15 +90,15 @@ def list_environments(console: Console) -> None:
         about.add_row("about", Text(_summary(env_id)))
         about.add_row("actions", Text(actions))
         about.add_row("observes", Text(observations))
-        defaults = [f"{name}={default}" for name, default in _defaults(inspect.signature(creator_of(gym.spec(env_id))))]
-        about.add_row("defaults", Text(", ".join(one.removesuffix("=") for one in defaults)), end_section=True)
+        defaults = [f"{keyword.name}={keyword.default}" for keyword in keywords_of(gym.spec(env_id))]
+        about.add_row("defaults", Text(", ".join(defaults)), end_section=True)
         table.add_row(env_id, about, end_section=True)
     console.print(table)
     console.print("ra3gym envs ID explains one; ra3gym play ID steps it here.", highlight=False)
 
 
 def describe_environment(env_id: str, console: Console) -> None:
-    """Print what an environment's class says of itself, and its keywords with their defaults.
+    """Print what an environment's class documents, and its keywords with their defaults.
 
     Raises:
         UnknownNameError: no such environment.
@@ -113,32 +120,18 @@ def describe_environment(env_id: str, console: Console) -> None:
 
 
 def creator_of(spec: EnvSpec) -> Any:
-    """The environment's class, or the function that makes it."""
+    """Return the environment's class, or the function that makes it."""
     return load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
 
 
 def _summary(env_id: str) -> str:
-    """The part of the module's first line behind the id: what a step is."""
+    """Return what a step is: the part of the module's first line after the id."""
     first = (inspect.getdoc(inspect.getmodule(creator_of(gym.spec(env_id)))) or "").partition("\n")[0]
     return first.partition(": ")[2].replace("`", "").rstrip(".")
 
 
-def _defaults(signature: inspect.Signature) -> Iterator[tuple[str, str]]:
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            yield f"**{name}", ""
-        else:
-            yield name, "" if parameter.default is parameter.empty else repr(parameter.default)
-
-
-def _arguments(creator: type[object]) -> str:
-    """The "Args" of a class's docstring."""
-    _, _, rest = (inspect.getdoc(creator) or "").partition("\nArgs:\n")
-    return re.split(r"^\S", rest, maxsplit=1, flags=re.MULTILINE)[0]
-
-
-def _meanings(creator: type[object]) -> dict[str, str]:
-    """What a docstring says of each keyword, in one line each; nothing where it only names another class."""
-    entries = re.split(r"^ {4}(\w+): ", _arguments(creator), flags=re.MULTILINE)[1:]
-    found = {name: " ".join(text.split()) for name, text in zip(entries[::2], entries[1::2], strict=True)}
-    return {name: text for name, text in found.items() if not re.match(r"(as in|see) `", text)}
+def _default(parameter: inspect.Parameter) -> tuple[str, str]:
+    """Return a parameter's name and its default as Python, "" if it has none."""
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return f"**{parameter.name}", ""
+    return parameter.name, "" if parameter.default is parameter.empty else repr(parameter.default)

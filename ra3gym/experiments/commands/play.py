@@ -85,7 +85,7 @@ def make_playable(spec: EnvSpec, kwargs: Mapping[str, Any]) -> Env:
     """Make an environment that renders text; errors as `play`."""
     creator = creator_of(spec)
     parameters = inspect.signature(creator).parameters
-    if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+    if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):  # such a class refuses names itself
         for name in kwargs:
             if name not in parameters:
                 raise UnknownNameError(f"keyword of {spec.id}", name, parameters)

@@ -186,9 +186,9 @@ def test_decoder_writes_until_it_asks_for_a_latent(make: Any, scripted: Any) -> 
 def test_end_token_terminates_and_program_is_graded_without_latents(
     make: Any, loaded: lm.LoadedModel, scripted: Any
 ) -> None:
-    env = make(model=scripted("    return x[0]\n", then={loaded.tokenizer.eos_token_id: 1.0}))
+    model = scripted("    return x[0]\n", then={loaded.tokenizer.eos_token_id: 1.0})
     for reward_kind in ("fraction", "all"):
-        env.problem.reward_kind = reward_kind
+        env = make(model=model, reward=reward_kind)
         env.reset(options={"task_id": "first"})
         _, reward, terminated, truncated, info = env.step(np.int64(0))
         assert (reward, terminated, truncated) == (1.0, True, False)
@@ -292,8 +292,8 @@ def test_sampling_decoder_follows_the_models_distribution(make: Any, loaded: lm.
         odds = 3.0 ** (1 / temperature)
         wrote = []
         for _ in range(800):
-            env._batch.begin([0], [0])
-            wrote.append(env._batch.decide([0], [0], [env.np_random])[0].breaks > 0)
+            env._batch.begin([0], [0], [env.np_random])
+            wrote.append(env._batch.write_segments([0], [0], [env.np_random])[0].breaks > 0)
         assert np.mean(wrote) == pytest.approx(odds / (1 + odds), abs=0.05)
 
 

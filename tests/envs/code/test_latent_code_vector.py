@@ -15,8 +15,7 @@ from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode
 
 from ra3gym import lm
-from ra3gym.envs.code.latent import LatentCodeEnv
-from ra3gym.envs.code.latent_vector import LatentCodeVectorEnv
+from ra3gym.envs.code.latent import LatentCodeEnv, LatentCodeVectorEnv
 from ra3gym.errors import ConfigError, JudgeError, UnknownNameError
 from tests.envs.code.code_vector_cases import TASKS, assert_same_trajectories, random_actions, sync, untimed
 
@@ -192,8 +191,8 @@ def test_a_judge_that_is_down_is_an_error_and_not_a_reward(make: Any) -> None:
     envs = make(2, max_new_tokens=1)
     envs.reset(seed=0)
     envs.step(np.zeros(2))
-    assert envs.problem._judge is not None
-    envs.problem._judge.close()
+    assert envs.problem._grader is not None
+    envs.problem._grader.judge.close()
     envs.reset(seed=0)
     with pytest.raises(JudgeError, match="closed"):
         envs.step(np.zeros(2))

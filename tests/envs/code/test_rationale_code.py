@@ -26,8 +26,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from ra3gym import lm
 from ra3gym.abstractions.latents.comments import comment_problem
 from ra3gym.envs.code.comment_tokens import CommentTokens
-from ra3gym.envs.code.rationale import RationaleCodeEnv
-from ra3gym.envs.code.rationale_vector import RationaleCodeVectorEnv
+from ra3gym.envs.code.rationale import RationaleCodeEnv, RationaleCodeVectorEnv
 from ra3gym.errors import ConfigError, ModelError
 from ra3gym.experiments.commands.play import play
 from ra3gym.lm.sampling import generate
@@ -207,17 +206,17 @@ def test_the_comments_of_a_program_are_those_that_were_chosen(
 def test_log_probabilities_are_those_of_plain_passes(make: Any, loaded: lm.LoadedModel) -> None:
     env = make(loaded, max_new_tokens=60, max_comment_tokens=6, temperature=0.8)
     _, info = env.reset(seed=0)
-    tokens, choices = env._rationale_batch._tokens, env._choices
+    tokens, choices = env._batch.tokens, env._batch.choices[0]
     prefix = [*env._batch.stream.prompt_ids[0], *env._batch.written(0)]
     for choice, comment in enumerate(choices.comments, 1):
         assert 1 <= len(comment) <= 6  # a tokenizer may know "#\n"
         with torch.no_grad():
             logits_TV = loaded.model(torch.tensor([[*prefix, *comment]])).logits[0, len(prefix) - 1 : -1]
-        begin_V = logits_TV[0].masked_fill(~tokens.line_V, -torch.inf).softmax(-1)
-        assert info["logprobs"][0] == pytest.approx(float(begin_V[tokens.plain_V].sum().log()), rel=1e-5)
+        begin_V = logits_TV[0].masked_fill(~tokens.first_V, -torch.inf).softmax(-1)
+        assert info["logprobs"][0] == pytest.approx(float(begin_V[tokens.code_first_V].sum().log()), rel=1e-5)
         expected = float(begin_V[comment[0]].log())
         for t, token in enumerate(comment[1:], 1):
-            allowed_V = tokens.stops_V if t == 5 else tokens.inside_V
+            allowed_V = tokens.proposal_last_V if t == 5 else tokens.proposal_next_V
             expected += float(logits_TV[t].masked_fill(~allowed_V, -torch.inf).log_softmax(-1)[token])
         assert info["logprobs"][choice] == pytest.approx(expected, rel=1e-5)
 
@@ -226,23 +225,23 @@ def test_what_tokens_mean(name: str) -> None:
     loaded = commenting_model("llama", name)
     tokens, tokenizer = CommentTokens(loaded), TOKENIZERS[name]
     texts = [tokenizer.decode([token]) for token in range(len(tokenizer))]
-    assert not (tokens.asks_V & tokens.plain_V).any()
+    assert not (tokens.comment_first_V & tokens.code_first_V).any()
     for token, text in enumerate(texts[: len(tokenizer)]):
         if token == tokenizer.eos_token_id:
-            assert tokens.plain_V[token]
-            assert not tokens.inside_V[token]
+            assert tokens.code_first_V[token]
+            assert not tokens.proposal_next_V[token]
             continue
         assert tokens.is_blank(token) == (text.strip(" \t\r\n\f") == "")
-        assert tokens.asks(token) == (text.lstrip(" \t\f").startswith("#"))
-        if tokens.stops_V[token]:
+        assert tokens.begins_comment(token) == (text.lstrip(" \t\f").startswith("#"))
+        if tokens.proposal_last_V[token]:
             assert text.partition("\n")[1:] == ("\n", text.partition("\n")[2])
-            assert tokens.blank_behind(token, False)
-        assert tokens.blank_behind(token, True) == (text.rpartition("\n")[2].strip(" \t\r\f") == "")
-    joined = [texts[t] for t in range(len(texts)) if tokens.ahead_of_comment(t) is not None]
+            assert tokens.leaves_blank(token, False)
+        assert tokens.leaves_blank(token, True) == (text.rpartition("\n")[2].strip(" \t\r\f") == "")
+    joined = [texts[t] for t in range(len(texts)) if tokens.tokens_before_comment(t) is not None]
     assert ("\n    #" in joined) == ("\n    #" in tokenizer.get_added_vocab())
     for text in joined:
         (token,) = (t for t, one in enumerate(texts) if one == text)
-        assert tokenizer.decode(tokens.ahead_of_comment(token)) == text[: text.index("#")]
+        assert tokenizer.decode(tokens.tokens_before_comment(token)) == text[: text.index("#")]
 
 
 def test_who_does_as_the_model_asks_writes_what_the_model_does(make: Any, commenting: lm.LoadedModel) -> None:

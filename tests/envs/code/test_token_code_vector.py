@@ -14,8 +14,7 @@ from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode
 
 from ra3gym import lm
-from ra3gym.envs.code.token import TokenCodeEnv
-from ra3gym.envs.code.token_vector import TokenCodeVectorEnv
+from ra3gym.envs.code.token import TokenCodeEnv, TokenCodeVectorEnv
 from ra3gym.errors import ConfigError
 from tests.envs.code.code_vector_cases import TASKS, assert_same_trajectories, random_actions, sync
 

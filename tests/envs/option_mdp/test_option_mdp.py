@@ -18,8 +18,9 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from ra3gym.abstractions.options import OptionMDP, optimal_policy, random_option_mdp
-from ra3gym.envs.option_mdp.env import OptionMDPEnv, cumulative
-from ra3gym.envs.option_mdp.kernels import BLOCK
+from ra3gym.envs.option_mdp.env import OptionMDPEnv
+from ra3gym.envs.option_mdp.instance import cumulative
+from ra3gym.envs.option_mdp.kernels import DRAWN
 from ra3gym.envs.option_mdp.vector_env import OptionMDPVectorEnv
 from ra3gym.errors import ConfigError, UnknownNameError
 
@@ -225,7 +226,7 @@ def test_options_longer_than_a_block_go_on_behind_it() -> None:
     assert_alike(theirs, ours, steps=12)
     ours.reset(seed=3)
     longest = max(ours.step(np.zeros(3))[4]["duration"]["steps"].max() for _ in range(5))
-    assert longest > BLOCK
+    assert longest > DRAWN
 
 
 def test_some_are_reset_with_a_mask_when_autoreset_is_disabled() -> None:
@@ -326,7 +327,6 @@ def test_wrong_options_are_refused(make: Any) -> None:
         ({"observation": "pixels"}, "'pixels' is not supported"),
         ({"horizon": 0}, "horizon=0"),
         ({"render_mode": "human"}, "'human'"),
-        ({"num_sates": 3}, "unknown option 'num_sates'"),
         ({"mean_duration": 0.5}, "mean_duration=0.5"),
         ({"actions": [0, 0]}, "distinct indices from 0 to 11"),
         ({"actions": []}, "no action"),
@@ -335,6 +335,10 @@ def test_wrong_options_are_refused(make: Any) -> None:
             make(**options)
     with pytest.raises(UnknownNameError, match="Did you mean 'options'"):
         make(actions="option")
+    with pytest.raises(UnknownNameError, match=rf"keyword of {make.__name__} 'num_sates'.*Did you mean 'num_states'"):
+        make(num_sates=3)
+    with pytest.raises(UnknownNameError, match="keyword of the family 'num_sates'"):
+        make(family={"num_sates": 3})
     env = make()
     for options, message in (({"state": 23}, "state=23.*not terminal, from 0 to 22"), ({"task": 1}, "'task'")):
         with pytest.raises(ConfigError, match=message):

@@ -25,7 +25,7 @@ from ra3gym.abstractions.inference.problem import NO_LATENT, InferenceProblem, p
 from ra3gym.abstractions.inference.sticky_prior import StickyPrior
 from ra3gym.agents.mid_training.inference.posteriors import ExactAgent, PathPosterior, ViterbiAgent, sample_paths
 from ra3gym.envs.trace_inference.env import TraceInferenceEnv
-from ra3gym.envs.trace_inference.problem import load_problem
+from ra3gym.envs.trace_inference.problem import TraceInferenceConfig, load_problem
 from ra3gym.errors import ConfigError, DataError, ModelError, UnknownNameError
 from ra3gym.tasks.idioms import IdiomsDomain
 
@@ -357,7 +357,10 @@ def test_render_shows_lines_behind_their_latents(monkeypatch: pytest.MonkeyPatch
 def test_switch_penalty_stands_for_the_prior_it_names(tiny_model_folder: Path) -> None:
     penalty = StickyPrior(0.8, 4).switch_penalty
     named = {"model": str(tiny_model_folder), "num_traces": 2}
-    by_penalty, by_alpha = load_problem(**named, switch_penalty=penalty), load_problem(**named, alpha=0.8)
+    by_penalty, by_alpha = (
+        load_problem(TraceInferenceConfig(**named, switch_penalty=penalty)),
+        load_problem(TraceInferenceConfig(**named, alpha=0.8)),
+    )
     np.testing.assert_allclose(by_penalty.log_evidence_M, by_alpha.log_evidence_M)
 
 
@@ -366,7 +369,7 @@ def test_problem_by_name_is_built_once_until_the_folder_changes(tmp_path: Path, 
     lm.save(loaded.model, loaded.tokenizer, tmp_path / "model")
 
     def build() -> InferenceProblem:
-        return load_problem(model=tmp_path / "model", num_traces=2)
+        return load_problem(TraceInferenceConfig(model=tmp_path / "model", num_traces=2))
 
     first = build()
     assert build() is first
@@ -387,12 +390,12 @@ def test_task_sets_give_their_canonical_solutions(tmp_path: Path, tiny_model_fol
     unsolved = {key: value for key, value in solved.items() if key != "canonical_solution"} | {"task_id": "two"}
     file = tmp_path / "tasks.jsonl"
     file.write_text(json.dumps(solved) + "\n" + json.dumps(unsolved) + "\n")
-    problem = load_problem(model=tiny_model_folder, traces=f"jsonl:{file}")
+    problem = load_problem(TraceInferenceConfig(model=tiny_model_folder, traces=f"jsonl:{file}"))
     assert problem.trace_ids == ("one",)
     assert problem.line_texts == ("    c = a + b\n", "    return c\n")
     file.write_text(json.dumps(unsolved) + "\n")
     with pytest.raises(DataError, match="no expert trace"):
-        load_problem(model=tiny_model_folder, traces=f"jsonl:{file}")
+        load_problem(TraceInferenceConfig(model=tiny_model_folder, traces=f"jsonl:{file}"))
 
 
 def test_model_without_latents_is_refused(tiny_model_folder: Path) -> None:
