@@ -162,6 +162,7 @@ def envs(arguments: Sequence[str], console: Console) -> None:
 def play(arguments: Sequence[str], console: Console) -> None:
     """Step through an episode of an environment here, by hand or by a policy."""
     from ra3gym.experiments.commands import play as playing
+    from ra3gym.experiments.commands.settings import parse_setting, split_settings
 
     @dataclass(frozen=True)
     class Play:
@@ -183,7 +184,7 @@ def play(arguments: Sequence[str], console: Console) -> None:
         """Stop after this many steps; None plays to the episode's end."""
 
     # tyro expects positional words in one place only; settings may come anywhere.
-    settings, arguments = playing.split_settings(arguments)
+    settings, arguments = split_settings(arguments)
     chosen = parse(Play, arguments or ["--help"], prog="ra3gym play", description=play.__doc__)
     playing.play(
         chosen.id,
@@ -191,8 +192,8 @@ def play(arguments: Sequence[str], console: Console) -> None:
         policy=chosen.policy,
         seed=chosen.seed,
         steps=chosen.steps,
-        options=dict(map(playing.parse_setting, chosen.option)),
-        kwargs=dict(map(playing.parse_setting, [*chosen.settings, *settings])),
+        options=dict(map(parse_setting, chosen.option)),
+        kwargs=dict(map(parse_setting, [*chosen.settings, *settings])),
     )
 
 

@@ -1,13 +1,11 @@
-"""What `ra3gym play` does: one episode of an environment in the terminal, by hand or by a simple policy."""
+"""The command `ra3gym play`: one episode of an environment in the terminal, by hand or by a simple policy."""
 
 from __future__ import annotations
 
 import inspect
-from ast import literal_eval
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import compress
 from typing import Any, Literal, TypeAlias
 
 import gymnasium as gym
@@ -25,12 +23,18 @@ Env: TypeAlias = gym.Env[Any, Any]
 PolicyName = Literal["by-hand", "random", "likeliest", "sample"]
 
 SHOWN_ACTIONS = 12
-"""Legal actions that are listed at each step by hand, the likeliest first."""
+"""How many legal actions are listed at each step by hand, the likeliest first."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A legal action: its number, what it means, and its log-probability in nats where the environment gives one."""
+    """A legal action.
+
+    Attributes:
+        action: its number.
+        name: what it means.
+        logprob: nats, if the environment gives log-probabilities.
+    """
 
     action: int
     name: str
@@ -38,7 +42,7 @@ class Choice:
 
 
 Policy: TypeAlias = Callable[[Sequence[Choice]], int | None]
-"""From the legal actions, likeliest first, to one of them; `None` to stop."""
+"""From the legal actions, likeliest first, to the number of one of them; `None` stops."""
 
 
 def play(
@@ -55,16 +59,16 @@ def play(
 
     Args:
         env_id: any registered environment with Discrete actions and the render mode "ansi".
-        console: where to print, and to ask.
-        policy: "by-hand" asks for each action; "random" takes any legal one, "likeliest" and "sample" go by
+        console: prints the episode, and asks for actions.
+        policy: "by-hand" asks for each action; "random" takes any legal one; "likeliest" and "sample" use
             `info["logprobs"]`.
-        seed: of the environment, and of a policy's draws.
-        steps: stop after so many; `None` plays to the end.
+        seed: of the environment, and of a random policy.
+        steps: stop after so many steps; `None` plays to the end.
         options: for `reset`, such as a task id.
         kwargs: keywords of the environment.
 
     Raises:
-        ConfigError: keywords or options that the environment refuses, or one that cannot be played so.
+        ConfigError: keywords or options that the environment refuses, or an environment that cannot be played.
         UnknownNameError: no such environment, keyword, or task.
     """
     if steps is not None and steps < 1:
@@ -75,14 +79,12 @@ def play(
         _, info = env.reset(seed=seed, options=dict(options) if options else None)
         choose = _policy(policy, np.random.default_rng(seed), console)
         if policy in ("likeliest", "sample") and "logprobs" not in info:
-            raise ConfigError(
-                f"policy={policy!r} goes by info['logprobs'], which {env_id} does not give: take 'random'"
-            )
+            raise ConfigError(f"policy={policy!r} needs info['logprobs'], which {env_id} does not give: take 'random'")
         _play(env, info, choose, console, by_hand=policy == "by-hand", steps=steps)
 
 
 def make_playable(spec: EnvSpec, kwargs: Mapping[str, Any]) -> Env:
-    """Make an environment that renders text; errors as `play`."""
+    """Make an environment that renders text; errors as in `play`."""
     creator = creator_of(spec)
     parameters = inspect.signature(creator).parameters
     if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):  # such a class refuses names itself
@@ -103,28 +105,8 @@ def make_playable(spec: EnvSpec, kwargs: Mapping[str, Any]) -> Env:
     return env
 
 
-def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words of a command line that read key=value and belong to no option; and all the others."""
-    loose = [
-        "=" in word and not word.startswith("-") and before != "--option"
-        for before, word in zip(["", *arguments], arguments, strict=False)
-    ]
-    return list(compress(arguments, loose)), [word for word, own in zip(arguments, loose, strict=True) if not own]
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """ "top_k=8" as ("top_k", 8): Python values where they are some, else text; `ConfigError` without a "=" """
-    name, equals, value = text.partition("=")
-    if not (equals and name.isidentifier()):
-        raise ConfigError(f"{text!r}: give settings as key=value, such as top_k=8")
-    try:
-        return name, literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
-
-
 def legal_choices(env: Env, info: Mapping[str, Any]) -> list[Choice]:
-    """The legal actions, likeliest first where the infos have log-probabilities."""
+    """Return the legal actions, likeliest first if the infos have log-probabilities."""
     space = env.action_space
     assert isinstance(space, gym.spaces.Discrete)
     mask = np.asarray(info.get("action_mask", np.ones(space.n))).astype(bool)
@@ -139,7 +121,7 @@ def legal_choices(env: Env, info: Mapping[str, Any]) -> list[Choice]:
 
 
 def _namer(env: Env, info: Mapping[str, Any]) -> Callable[[int], str]:
-    """What an action is called: its token, its comment, its latent, or its place among primitives and options."""
+    """Return what names an action: by its token, its comment, its latent, or its number as primitive or option."""
     bare: Any = env.unwrapped
     if "candidates" in info:
         tokenizer = bare.problem.loaded.tokenizer
@@ -166,7 +148,7 @@ def _play(
         (chosen,) = (choice for choice in choices if choice.action == action)
         _, reward, terminated, truncated, info = env.step(np.int64(action))
         total, taken, over = total + float(reward), taken + 1, terminated or truncated
-        console.print(Text(_told(taken, chosen, float(reward), info)))
+        console.print(Text(_step_line(taken, chosen, float(reward), info)))
     if over or not by_hand:
         console.print(_rendered(env))
     ending = ("terminated" if terminated else "truncated") if over else "stopped"
@@ -174,12 +156,12 @@ def _play(
 
 
 def _rendered(env: Env) -> Text:
-    """What an environment shows; its colours reach terminals that have some, and nothing else."""
+    """Return what an environment shows, in colors that rich prints on terminals that have them."""
     return Text.from_ansi(str(env.render()).rstrip("\n"))
 
 
-def _told(step: int, chosen: Choice, reward: float, info: Mapping[str, Any]) -> str:
-    """One line on a step."""
+def _step_line(step: int, chosen: Choice, reward: float, info: Mapping[str, Any]) -> str:
+    """Return one line on a step."""
     parts = [f"step {step}: action {chosen.action}"]
     if chosen.name:
         parts.append(chosen.name)
@@ -195,7 +177,7 @@ def _told(step: int, chosen: Choice, reward: float, info: Mapping[str, Any]) -> 
 
 
 def _policy(name: PolicyName, rng: np.random.Generator, console: Console) -> Policy:
-    """The policy of that name."""
+    """Return the policy of that name."""
 
     def at_random(choices: Sequence[Choice]) -> int:
         return choices[int(rng.integers(len(choices)))].action
@@ -217,7 +199,7 @@ def _policy(name: PolicyName, rng: np.random.Generator, console: Console) -> Pol
             numbers = [choice.action for choice in choices]
             if answer.lstrip("-").isdecimal() and int(answer) in numbers:
                 return int(answer)
-            wrong = "is not legal here" if answer.lstrip("-").isdecimal() else "is no number"
+            wrong = "is not legal here" if answer.lstrip("-").isdecimal() else "is not a number"
             console.print(Text(f"{answer} {wrong}: give one of {len(numbers)} legal actions, such as {numbers[0]}"))
         return None
 
@@ -231,7 +213,7 @@ def _policy(name: PolicyName, rng: np.random.Generator, console: Console) -> Pol
 
 
 def _ask(console: Console, asked: str) -> str | None:
-    """A line of input; `None` where it has ended."""
+    """Return a line of input; `None` if the input has ended."""
     try:
         return console.input(asked, markup=False).strip()
     except EOFError:
@@ -240,7 +222,7 @@ def _ask(console: Console, asked: str) -> str | None:
 
 
 def _show(choices: Sequence[Choice], console: Console) -> None:
-    """The legal actions: the likeliest as a table, or all in one line where nothing says which are likely."""
+    """Print the legal actions: the likeliest as a table, or all in one line if there are no log-probabilities."""
     if choices[0].logprob is None:
         named = [f"{one.action}: {one.name}" if one.name else str(one.action) for one in choices]
         console.print(Text(f"legal: {', '.join(named)}"))

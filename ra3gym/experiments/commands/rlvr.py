@@ -34,7 +34,7 @@ from ra3gym.agents.rlvr.training import check_fit
 from ra3gym.errors import ConfigError, DataError, UnknownNameError
 from ra3gym.experiments.commands.eval import token_budgets
 from ra3gym.experiments.commands.judge import judge_limits
-from ra3gym.experiments.commands.play import parse_setting
+from ra3gym.experiments.commands.settings import parse_setting
 from ra3gym.experiments.commands.token_pruning import prune_to_expert, token_mask, told
 from ra3gym.experiments.studies.config import typed_config
 from ra3gym.experiments.studies.progress import StudyProgress

@@ -17,7 +17,7 @@ from ra3gym.agents import rlvr
 from ra3gym.agents.rlvr import algorithm, algorithm_names, scope_names
 from ra3gym.agents.rlvr.algorithms import composition
 from ra3gym.cli import main
-from ra3gym.experiments.commands.play import parse_setting
+from ra3gym.experiments.commands.settings import parse_setting
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "rlvr.md").read_text()

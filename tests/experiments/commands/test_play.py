@@ -26,7 +26,8 @@ from ra3gym.experiments.commands.envs import (
     keywords_of,
     list_environments,
 )
-from ra3gym.experiments.commands.play import parse_setting, play, split_settings
+from ra3gym.experiments.commands.play import play
+from ra3gym.experiments.commands.settings import parse_setting, split_settings
 
 OPTION_MDP, TOKEN_CODE = "ra3gym/OptionMDP-v0", "ra3gym/TokenCode-v0"
 LATENT_CODE, TRACE_INFERENCE = "ra3gym/LatentCode-v0", "ra3gym/TraceInference-v0"
@@ -177,7 +178,7 @@ def test_by_hand_with_mistakes_until_the_input_ends(tiny_model_folder: Path, pla
     assert "# idioms/0/train/1: 0 of" in printed
     assert "legal: 0: z0, 1: z1, 2: z2, 3: z3" in printed
     assert "step 1: action 1, z1, reward -" in printed
-    assert "x is no number: give one of 4 legal actions" in printed
+    assert "x is not a number: give one of 4 legal actions" in printed
     assert "9 is not legal here" in printed
     assert "step 2: action " in printed
     assert "stopped after 2 steps" in printed
@@ -234,7 +235,7 @@ def test_environments_of_others_can_be_played(played: Callable[..., str]) -> Non
         (["no_such_module:Env-v0"], "unknown environment 'no_such_module:Env-v0'"),
         ([TOKEN_CODE, "topk=3"], "unknown keyword of TokenCodeEnv 'topk'.* Did you mean 'top_k'"),
         ([TOKEN_CODE, "top_k=many"], "does not take these keywords"),
-        ([OPTION_MDP, "horizn=3"], "unknown option 'horizn'"),
+        ([OPTION_MDP, "horizn=3"], "unknown keyword of OptionMDPEnv 'horizn'.* Did you mean 'horizon'"),
         ([OPTION_MDP, "horizon=0"], "horizon=0: an episode has at least 1"),
         ([OPTION_MDP, "render_mode=human"], "render_mode='human': it is 'ansi' in a terminal"),
         ([OPTION_MDP, "--option", "task_id=3"], "unknown reset option 'task_id'; known: 'state'"),
