@@ -1,7 +1,7 @@
-"""Programs as text in colour: pieces under their latents, shown in a terminal by ANSI escape codes.
+"""Programs as colored text: each piece has the color of its latent, shown in a terminal by ANSI escape codes.
 
-The colours are those of the frames (`ra3gym.envs.frames`): black on the latent's colour, mixed with white, which reads
-well on light and dark terminals alike.
+The colors are those of the frames (`ra3gym.envs.frames`): black on the latent's color mixed with white, which is easy
+to read on light and dark terminals.
 """
 
 from __future__ import annotations
@@ -16,14 +16,20 @@ from ra3gym.abstractions.inference.problem import NO_LATENT
 from ra3gym.abstractions.latents.colours import COLOURS
 
 TINT = 0.35
-"""Share of a latent's colour behind its text, so that black reads well on it."""
+"""Share of a latent's color in the background of its text; the rest is white, so that black is easy to read."""
 _RESET = "\x1b[0m"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""What a terminal might obey: a model may write it. Tabs and line breaks stay."""
+"""Control characters that a model may write and a terminal might obey; not tabs and line breaks."""
 
 
 class Run(NamedTuple):
-    """Text under one latent, or under none; it may span lines. `faint`: it is still ahead."""
+    """Text under one latent, or under none; it may span lines.
+
+    Attributes:
+        text: as it is shown.
+        latent: `NO_LATENT` for none.
+        faint: for text that an episode has not reached yet.
+    """
 
     text: str
     latent: int = NO_LATENT
@@ -31,10 +37,10 @@ class Run(NamedTuple):
 
 
 def ansi_text(runs: Iterable[Run]) -> str:
-    """The runs' text; what stands under a latent has its colour, unless `NO_COLOR` is set (https://no-color.org).
+    """Return the text of the runs in their latents' colors, plain if `NO_COLOR` is set (https://no-color.org).
 
-    Each line is coloured for itself, so that no colour runs on to the edge of a terminal. Control characters of the
-    text become question marks: the only escape codes are ours.
+    Color codes end with each line, so that no color continues to the edge of a terminal. Control characters of the text
+    become question marks, so that all escape codes are ours.
     """
     plain = bool(os.environ.get("NO_COLOR"))
     return "".join(_painted(run, plain) for run in runs)
@@ -51,6 +57,6 @@ def _painted(run: Run, plain: bool) -> str:
 
 @lru_cache(maxsize=256)
 def tinted(colour: str, share: float) -> tuple[int, int, int]:
-    """A colour such as "#0072b2" mixed with white, as red, green and blue up to 255."""
+    """Mix a color such as "#0072b2" with white; return red, green and blue up to 255."""
     red, green, blue = (round(255 - share * (255 - part)) for part in bytes.fromhex(colour.removeprefix("#")))
     return red, green, blue

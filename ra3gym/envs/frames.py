@@ -1,8 +1,8 @@
-"""Frames for `render_mode="rgb_array"`: programs with their segments in colour, and the states of an MDP.
+"""Frames for `render_mode="rgb_array"`: programs with colored segments, and the states of an MDP.
 
 All frames have one size, so that videos can be made of them. Environments import this module when they render.
 
-Shape suffixes: S states.
+Shape letters: see CONTRIBUTING.md (S states).
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ra3gym.abstractions.inference.problem import NO_LATENT
 from ra3gym.abstractions.latents.colours import COLOURS, DARK_COLOURS
-from ra3gym.envs.coloured_text import TINT, Run, tinted
+from ra3gym.envs.colored_text import TINT, Run, tinted
 
 Frame: TypeAlias = npt.NDArray[np.uint8]
 
 WIDTH, HEIGHT = 800, 512
-"""Of a frame in pixels; multiples of 16, as video encoders like them."""
+"""Size of a frame in pixels; multiples of 16, as video encoders prefer."""
 FONT_SIZE = 15
 ROW_HEIGHT = 20
 STATUS_HEIGHT = 30
 GUTTER_WIDTH = 42
-"""Left of the lines, where latents have their numbers."""
+"""Width of the column left of the lines, where the numbers of latents are."""
 MARGIN = 8
 ROWS = (HEIGHT - STATUS_HEIGHT - MARGIN) // ROW_HEIGHT
 SPACE_WIDTH = 8
-"""Of one space of an indent; the font is proportional, and its own spaces are narrow."""
+"""Width of one space of an indent. The font is proportional, and its own spaces are narrow."""
 
 WHITE, INK, FAINT, BAR, HERE = "#ffffff", "#000000", "#767676", "#e8e8e8", "#d55e00"
 DARKEST = 0.6
-"""Share of colour in the cell of the state with the largest value."""
+"""Share of color, the rest white, in the cell of the state with the largest value."""
 SMALLEST_LABELLED_CELL = 40
 LARGEST_CELL = 96
 
 
 def program_frame(status: str, runs: Sequence[Run], focus: int | None = None) -> Frame:
-    """uint8 `(HEIGHT, WIDTH, 3)`: a line of status, and below it the text that the runs make up.
+    """Return a line of status and the text of the runs below it, uint8 `(HEIGHT, WIDTH, 3)`.
 
-    Each piece stands on its latent's colour, and a segment's first line has the latent's number beside it. Long lines
-    are cut. Of a long text the last lines are shown, or those around line `focus`.
+    The background of each piece has its latent's color, and a segment's first line has the latent's number beside it.
+    Long lines are cut. Of a long text the last lines are shown, or those around line `focus`.
     """
     lines = _lines(runs)
     last = len(lines) if focus is None else min(len(lines), max(focus + ROWS // 3, ROWS))
@@ -62,16 +62,16 @@ def program_frame(status: str, runs: Sequence[Run], focus: int | None = None) ->
         else:
             _draw_gutter(draw, top, line[0].latent, line[0].latent != shown)
             _draw_line(draw, top, line)
-            # Where a segment begins within a line, the next line has its number.
+            # If a segment begins within a line, its number is beside the next line.
             shown = line[0].latent if line[-1].latent == line[0].latent else NO_LATENT
     return np.array(image)
 
 
 def states_frame(status: str, value_S: npt.NDArray[np.float64], terminal_S: npt.NDArray[np.bool_], here: int) -> Frame:
-    """uint8 `(HEIGHT, WIDTH, 3)`: a line of status, and a cell for each state, the darker the larger its value.
+    """Return a line of status and a cell for each state, darker for larger values, uint8 `(HEIGHT, WIDTH, 3)`.
 
-    The state `here` has a frame; terminal ones are white and crossed out. Cells that are large enough say the state's
-    number and, below it, its value.
+    The cell of the state `here` has a frame; those of terminal states are white and crossed out. Cells that are large
+    enough show the state's number and its value.
     """
     image, draw = _page(status)
     room = HEIGHT - STATUS_HEIGHT - 2 * MARGIN
@@ -96,7 +96,7 @@ def states_frame(status: str, value_S: npt.NDArray[np.float64], terminal_S: npt.
 
 
 def _page(status: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """A blank frame under its line of status."""
+    """Return a frame that is blank below its line of status."""
     image = Image.new("RGB", (WIDTH, HEIGHT), WHITE)
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, 0, WIDTH, STATUS_HEIGHT - 1), fill=BAR)
@@ -105,14 +105,14 @@ def _page(status: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 def _lines(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs cut at line breaks, at least one to a line; nothing stands behind a last line break."""
+    """Cut the runs at line breaks, at least one run to a line; there is no line after the last line break."""
     lines: list[list[Run]] = [[]]
     for run in runs:
         if run.text:
             first, *others = (run._replace(text=piece) for piece in run.text.split("\n"))
             lines[-1].append(first)
             lines += [[piece] for piece in others]
-    # What begins or ends with a line break leaves a piece without text there: it counts where it is all there is.
+    # A run that begins or ends with a line break leaves an empty piece. It stays only if its line has no other piece.
     lines = [[run for run in line if run.text] or line[-1:] for line in lines]
     if len(lines) > 1 and not any(run.text for run in lines[-1]):
         lines.pop()
@@ -120,7 +120,7 @@ def _lines(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _draw_gutter(draw: ImageDraw.ImageDraw, top: int, latent: int, begins: bool) -> None:
-    """The colour of a line's first latent, and its number where a segment begins."""
+    """Draw the color of a line's first latent, and its number if a segment begins."""
     if latent == NO_LATENT:
         return
     colour = COLOURS[latent % len(COLOURS)]
@@ -131,7 +131,7 @@ def _draw_gutter(draw: ImageDraw.ImageDraw, top: int, latent: int, begins: bool)
 
 
 def _draw_line(draw: ImageDraw.ImageDraw, top: int, line: Sequence[Run]) -> None:
-    """A line's pieces, each on its latent's colour; the last one's goes on to the edge."""
+    """Draw a line's pieces, each on its latent's color, which continues to the edge for the last piece."""
     left, edge = float(GUTTER_WIDTH), WIDTH - MARGIN
     for i, run in enumerate(line):
         text = _clean(run.text)
@@ -141,7 +141,7 @@ def _draw_line(draw: ImageDraw.ImageDraw, top: int, line: Sequence[Run]) -> None
         right = WIDTH if i == len(line) - 1 or left + width > edge else left + width
         if run.latent != NO_LATENT:
             colour = tinted(COLOURS[run.latent % len(COLOURS)], TINT)
-            # One below the top, where the line that begins a segment may be.
+            # One pixel below the top, where the line that begins a segment may be drawn.
             draw.rectangle((left, top + 1, right, top + ROW_HEIGHT - 1), fill=colour)
         _write(draw, (left + indent, top + 1), text, edge - left - indent, FAINT if run.faint else INK)
         left += width
@@ -150,7 +150,7 @@ def _draw_line(draw: ImageDraw.ImageDraw, top: int, line: Sequence[Run]) -> None
 
 
 def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, room: float, ink: str) -> None:
-    """Text from here on, cut with an ellipsis where it needs more than `room` pixels."""
+    """Draw text at a point, cut with an ellipsis if it needs more than `room` pixels."""
     font, text = _font(), _clean(text)
     if font.getlength(text) > room:
         fits = bisect_left(range(1, len(text)), True, key=lambda n: font.getlength(text[:n] + "…") > room)
@@ -159,8 +159,8 @@ def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, room: 
 
 
 def _clean(text: str) -> str:
-    """Text that can be drawn: tabs as spaces, what cannot be printed as question marks, and not endless."""
-    return "".join(one if one.isprintable() else "?" for one in text[:WIDTH].expandtabs(4))
+    """Make text drawable: tabs become spaces, unprintable characters question marks, and long text is cut."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:WIDTH].expandtabs(4))
 
 
 @lru_cache(maxsize=1)

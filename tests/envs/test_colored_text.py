@@ -15,7 +15,7 @@ from PIL import ImageColor
 from rich.text import Text
 
 from ra3gym.abstractions.latents.colours import COLOURS
-from ra3gym.envs.coloured_text import TINT, Run, ansi_text, tinted
+from ra3gym.envs.colored_text import TINT, Run, ansi_text, tinted
 
 CODE = re.compile(r"\x1b\[[0-9;]*m")
 RUNS = st.lists(st.builds(Run, st.text(st.characters() | st.sampled_from("\n\t\x1b \x00")), st.integers(-1, 40)))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import ImageColor
 
 from ra3gym.abstractions.latents.colours import COLOURS, DARK_COLOURS
-from ra3gym.envs.coloured_text import TINT, Run
+from ra3gym.envs.colored_text import TINT, Run
 from ra3gym.envs.frames import (
     GUTTER_WIDTH,
     HEIGHT,

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ra3gym.abstractions.inference.problem import NO_LATENT
 from ra3gym.envs.batched_episodes import BoolArray, Info
 from ra3gym.envs.code.problem import CodeConfig, CodeProblem, Observation, Submission, clipped
-from ra3gym.envs.coloured_text import Run, ansi_text
+from ra3gym.envs.colored_text import Run, ansi_text
 from ra3gym.lm.fast.batch_stream import BatchStream
 from ra3gym.tasks.answers import split_latents
 from ra3gym.verify import Verdict

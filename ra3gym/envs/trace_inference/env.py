@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ra3gym.abstractions.inference.problem import NO_LATENT, InferenceProblem
-from ra3gym.envs.coloured_text import Run, ansi_text
+from ra3gym.envs.colored_text import Run, ansi_text
 from ra3gym.envs.keywords import RENDER_MODES, config_from, refuse_unknown_options
 from ra3gym.envs.trace_inference.problem import ObservationKind, TraceInferenceConfig, load_problem, trace_index
 

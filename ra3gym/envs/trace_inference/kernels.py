@@ -1,5 +1,5 @@
-"""The compiled part of `TraceInferenceVectorEnv`: what a problem says as tables, where each environment is, and the
-passes over all of them.
+"""The compiled part of `TraceInferenceVectorEnv`: a problem as tables, the state of each environment, and the passes
+over all environments.
 
 Shape letters: see CONTRIBUTING.md (E environments, N lines of all traces, K latents, D width of an observation, T lines
 of the longest trace). Row N of a table is for the state after a last line.
@@ -19,19 +19,29 @@ from ra3gym.abstractions.inference.problem import NO_LATENT, Float32Array, Infer
 Int8Array = npt.NDArray[np.int8]
 
 DRAWN = 256
-"""Traces drawn at once for an environment: a generator is called rarely, and gives the same as one call for each."""
+"""How many traces are drawn ahead for an environment. One call of a generator gives the same as one for each trace."""
 
 
 class Tables(NamedTuple):
-    """What the problem says of each line; never written to."""
+    """What the problem says of each line; never written to.
+
+    Attributes:
+        known_ND: observations without the previous latent.
+        legal_NK: legal whatever the previous latent, if there is one. A sticky prior can only add that latent.
+        legal_fresh_NK: legal if there is no previous latent.
+        some_N: whether any of `legal_NK` is.
+        row_N: the line's row of `log_emission_UK`.
+        keep_N: probability that the line keeps the previous latent.
+        fresh_row_N: the line's row of `fresh_PK`.
+        log_emission_UK: log-likelihoods of the distinct lines, in nats.
+        fresh_PK: the distinct distributions of fresh latents.
+        offsets: the first line of each trace, and the end of the last.
+    """
 
     known_ND: Float32Array
     legal_NK: Int8Array
-    """Legal whatever the latent behind, where there is one; a sticky prior can only add that one."""
     legal_fresh_NK: Int8Array
-    """Legal where there is no latent behind."""
     some_N: BoolArray
-    """Whether any of `legal_NK` is."""
     row_N: IntArray
     keep_N: FloatArray
     fresh_row_N: IntArray
@@ -41,7 +51,18 @@ class Tables(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where each environment is; written in place."""
+    """The state of each environment; written in place.
+
+    Attributes:
+        trace_E, line_E: the current trace, and its current line.
+        previous_E: the previous latent.
+        log_joint_E: nats, of the path so far.
+        path_ET: the latents so far.
+        ended_E: bool; the next step begins an episode.
+        drawn_traces: `(E, DRAWN)` traces drawn ahead.
+        cursor_E: the next of them to use.
+        last_trace_E, last_latent_E, last_log_joint_E: of the last episode that ended.
+    """
 
     trace_E: IntArray
     line_E: IntArray
@@ -52,7 +73,6 @@ class State(NamedTuple):
     drawn_traces: IntArray
     cursor_E: IntArray
     last_trace_E: IntArray
-    """This and the next two: of the last episode that ended."""
     last_latent_E: IntArray
     last_log_joint_E: FloatArray
 
@@ -77,14 +97,14 @@ class State(NamedTuple):
 
 
 def make_tables(problem: InferenceProblem) -> Tables:
-    """The tables of a problem, in types and layouts that one compiled version of the passes serves."""
+    """Return the tables of a problem, in types and layouts that need only one compiled version of the passes."""
     chain = problem.chain
     fresh_row_N = chain.fresh_row_M[problem.trace_N]
     fresh_NK, possible_NK = chain.fresh_PK[fresh_row_N], chain.log_emission_UK[chain.row_N] > -np.inf
     legal_NK = ((1.0 - chain.keep_N)[:, None] * fresh_NK > 0.0) & possible_NK
     legal_fresh_NK = (fresh_NK > 0.0) & possible_NK
-    legal_fresh_NK |= ~legal_fresh_NK.any(axis=1, keepdims=True)  # a dead end opens the mask
-    end_1D = problem.end_observations(np.full(1, NO_LATENT))  # the latent behind is filled in at each step
+    legal_fresh_NK |= ~legal_fresh_NK.any(axis=1, keepdims=True)  # where nothing is legal, the mask is all ones
+    end_1D = problem.end_observations(np.full(1, NO_LATENT))  # the previous latent is filled in at each step
     end_1K = np.ones((1, problem.num_latents), dtype=np.bool_)
     return Tables(
         known_ND=np.ascontiguousarray(np.concatenate([problem.known_ND, end_1D])),
@@ -101,17 +121,17 @@ def make_tables(problem: InferenceProblem) -> Tables:
 
 
 def _plain(array: npt.NDArray[Any], dtype: type) -> npt.NDArray[Any]:
-    """Contiguous, of this type: then one compiled version of the kernels serves every problem."""
+    """Return a contiguous array of this type."""
     return np.ascontiguousarray(array, dtype=dtype)
 
 
 # Numba counts references to each array whenever a tuple of arrays is passed on or read from, which costs more than the
-# rest of the loop: so tuples are unpacked ahead of the loops, and no loop calls a function.
+# rest of the loop. So tuples are unpacked before the loops, and no loop calls a function.
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def begin_chosen(tables: Tables, state: State, chosen_E: BoolArray, pinned_E: IntArray) -> None:
-    """Begin traces in the chosen environments: `pinned_E`, or the next one drawn where it is -1."""
+    """Begin traces in the chosen environments: those of `pinned_E`, or the next ones drawn ahead where it is -1."""
     offsets, drawn_traces, cursor_E = tables.offsets, state.drawn_traces, state.cursor_E
     trace_E, line_E, previous_E = state.trace_E, state.line_E, state.previous_E
     log_joint_E, ended_E = state.log_joint_E, state.ended_E
@@ -130,7 +150,7 @@ def begin_chosen(tables: Tables, state: State, chosen_E: BoolArray, pinned_E: In
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def observe_all(tables: Tables, state: State, obs_ED: Float32Array, mask_EK: Int8Array) -> None:
-    """Write observations and masks of all environments as they are."""
+    """Write the current observations and masks of all environments."""
     known_ND, some_N = tables.known_ND, tables.some_N
     legal_NK, legal_fresh_NK = tables.legal_NK, tables.legal_fresh_NK
     row_N, keep_N, log_emission_UK = tables.row_N, tables.keep_N, tables.log_emission_UK
@@ -168,8 +188,9 @@ def step_all(
     illegal_E: BoolArray,
     terminated_E: BoolArray,
 ) -> None:
-    """Step every environment and write what comes of it; begin the next episode where one had ended, or, with
-    `same_step`, ends now.
+    """Step every environment, and write the results into the last five arrays.
+
+    Environments whose episode had ended begin the next one; with `same_step` they do so in the step that ends it.
     """
     K, E, end = mask_EK.shape[1], len(action_E), len(tables.row_N)
     row_N, keep_N, fresh_row_N, offsets = tables.row_N, tables.keep_N, tables.fresh_row_N, tables.offsets

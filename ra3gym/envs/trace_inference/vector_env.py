@@ -107,7 +107,7 @@ class TraceInferenceVectorEnv(BatchedEnv):
         return self._observation_of(obs_ED, mask_EK), info
 
     def step(self, actions: npt.NDArray[np.int64]) -> tuple[Observation, FloatArray, BoolArray, BoolArray, Info]:
-        """Give the line ahead in each environment its latent; illegal actions are reported in the infos.
+        """Give the current line of each environment its latent. Illegal actions are reported in the infos.
 
         Raises:
             ResetNeeded: there was no reset, or, with autoreset disabled, an environment has ended.
@@ -136,13 +136,13 @@ class TraceInferenceVectorEnv(BatchedEnv):
         return self._observation_of(obs_ED, mask_EK), reward_E, terminated_E, np.zeros(E, dtype=np.bool_), info
 
     def action_masks(self) -> BoolArray:
-        """bool `(E, K)`: which latents are legal now."""
+        """Return which latents are legal now, bool `(E, K)`."""
         obs_ED, mask_EK = self._blank()
         observe_all(self._tables, self._state, obs_ED, mask_EK)
         return mask_EK.astype(np.bool_)
 
     def render(self) -> tuple[Any, ...] | None:
-        """What the single environments render, one for each."""
+        """Return what the single environments render, one for each."""
         if self.render_mode is None:
             return None
         state, offsets = self._state, self.problem.chain.offsets
@@ -155,16 +155,12 @@ class TraceInferenceVectorEnv(BatchedEnv):
             shown.append(render_path(self.render_mode, self.problem, m, path, float(state.log_joint_E[e])))
         return tuple(shown)
 
-    # Random traces
-
     def _redraw(self) -> None:
-        """Draw traces ahead for environments that have used theirs up; a step or reset takes one at most."""
+        """Draw traces ahead for environments that have used theirs up. A step or reset takes at most one."""
         state = self._state
         for e in np.flatnonzero(state.cursor_E == DRAWN).tolist():
             state.drawn_traces[e] = self._rngs[e].integers(len(self._index), size=DRAWN)
             state.cursor_E[e] = 0
-
-    # Returned data
 
     def _blank(self) -> tuple[Float32Array, Int8Array]:
         E = self.num_envs
@@ -177,7 +173,7 @@ class TraceInferenceVectorEnv(BatchedEnv):
         return obs_ED if self.config.observation == "features" else {"obs": obs_ED, "mask": mask_EK.copy()}
 
     def _add_current(self, info: Info, selected: Selection, mask_EK: Int8Array) -> None:
-        """What holds of the line ahead."""
+        """Add the infos of the current line."""
         state, index_B = self._state, selected.index_B
         selected.add_to(
             info,
@@ -190,12 +186,12 @@ class TraceInferenceVectorEnv(BatchedEnv):
         )
 
     def _outcome(self, selected: Selection) -> Info:
-        """How the episodes that have just ended went."""
+        """Return the infos of the episodes that have just ended, as columns of B."""
         evidence_B = self.problem.log_evidence_M[self._state.last_trace_E[selected.index_B]]
         return {"evidence": evidence_B, "gap": evidence_B - self._state.last_log_joint_E[selected.index_B]}
 
     def _add_final(self, info: Info, selected: Selection, illegal_E: BoolArray) -> None:
-        """`final_obs` and `final_info` of environments that have gone on to another trace within this step."""
+        """Add `final_obs` and `final_info` of environments that began another trace within this step."""
         state, index_B = self._state, selected.index_B
         obs_BD = self.problem.end_observations(state.last_latent_E[index_B])
         mask_BK = np.ones((len(obs_BD), self.problem.num_latents), dtype=np.int8)
@@ -215,7 +211,7 @@ class TraceInferenceVectorEnv(BatchedEnv):
 
 
 def _line_names(problem: InferenceProblem) -> npt.NDArray[Any]:
-    """What `info["line"]` says of each line, and of what is behind a last one."""
+    """Return what `info["line"]` says of each line, and then what it says after a last line."""
     if problem.line_texts is None:
         index_N = np.arange(len(problem.trace_N)) - problem.chain.offsets[problem.trace_N]
         return np.append(index_N, -1)
