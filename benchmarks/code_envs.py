@@ -1,18 +1,19 @@
-"""How fast programs are written through the environments, beside single environments and plain generation, in one run.
+"""Measure how fast programs are written through the environments, and by plain generation, in one run.
 
-Systems, all with the embedded checkpoint, the same tasks and budget, one program graded after the other as it ends:
+The systems share the embedded checkpoint, the tasks and the budget; each program is graded when it ends:
 
-- `vector`: the environment's own vector form, `LatentCode-v0` and `TokenCode-v0`, autoreset in the same step.
+- `vector`: the vector form of `LatentCode-v0` and `TokenCode-v0`, autoreset in the same step.
 - `sync`: `gymnasium.vector.SyncVectorEnv` over as many single environments.
-- `generate`: no environment; batches of N prompts through the package's own sampler (`ra3gym.lm.sampling`), all graded
-  together behind each batch. What the vector forms are measured against.
+- `generate`: no environment; batches of E prompts through the package's own sampler (`ra3gym.lm.sampling`), all graded
+  together after each batch. The vector forms are compared with this.
 - `transformers`: the same with `model.generate` of transformers.
 
 The agents draw from the log-probabilities in the infos, so that every system writes the same distribution of programs,
-but for the latent that begins one. The time of drawing counts. In each round every system takes its turn at every N,
-for at least `seconds`; a first round warms up (judges start, episodes fall out of step) and does not count. Figures are
-medians over the rounds; a ratio is taken within a round. Episodes under way when the time is up are not counted, their
-tokens are. The load average of the minute before and after says whether the machine was shared.
+except that programs of `LatentCode-v0` begin with a latent. The time of drawing counts. In each round every system runs
+at every E, for at least `seconds`. A first round warms up (judges start, episodes get out of step) and does not count.
+Figures are medians over the rounds; a ratio is taken within a round. Episodes that have not ended when the time is up
+are not counted, but their tokens are. The load average of the minute before and after shows whether the machine was
+shared.
 
     OMP_NUM_THREADS=1 python benchmarks/code_envs.py
 """
@@ -47,7 +48,7 @@ RESULTS = Path(__file__).with_name("results")
 LEVELS = ("LatentCode", "TokenCode")
 Row = dict[str, Any]
 Chunk = tuple[int, int]
-"""Episodes that ended, and tokens written, within a stretch of work."""
+"""How many episodes ended and how many tokens were written in one piece of work."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,11 @@ class Options:
     """Of environments, actions and samples."""
 
 
-def drawn(logprobs_En: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One action per environment, by the model's own probabilities."""
-    reached_En = np.exp(logprobs_En.astype(np.float64)).cumsum(axis=1)
-    target_E1 = rng.random((len(reached_En), 1)) * reached_En[:, -1:] * (1 - 1e-12)
-    return (reached_En <= target_E1).sum(axis=1)
+def drawn(logprobs_EA: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw one action per environment by the model's own probabilities."""
+    reached_EA = np.exp(logprobs_EA.astype(np.float64)).cumsum(axis=1)
+    target_E1 = rng.random((len(reached_EA), 1)) * reached_EA[:, -1:] * (1 - 1e-12)
+    return (reached_EA <= target_E1).sum(axis=1)
 
 
 def stepping(envs: VectorEnv, seed: int) -> Iterator[Chunk]:
@@ -119,7 +120,7 @@ def own_sampler(problem: CodeProblem, seed: int) -> Callable[[list[int]], list[l
         return generate(
             problem.loaded.model,
             [problem.prompts[task] for task in tasks],
-            max_new_tokens=problem.max_new_tokens,
+            max_new_tokens=problem.config.max_new_tokens,
             eos_id=problem.end_ids,
             pad_id=problem.pad_id,
             generator=generator,
@@ -148,7 +149,7 @@ def transformers_sampler(problem: CodeProblem, seed: int) -> Callable[[list[int]
                 top_k=0,
                 top_p=1.0,
                 temperature=1.0,
-                max_new_tokens=problem.max_new_tokens,
+                max_new_tokens=problem.config.max_new_tokens,
                 eos_token_id=sorted(problem.end_ids),
                 pad_token_id=pad,
                 suppress_tokens=banned or None,
@@ -237,7 +238,7 @@ def spread(values: Iterable[float]) -> dict[str, float]:
 def show(summary: Sequence[Row], console: Console) -> None:
     """Print the table."""
     table = Table(title="Programs written and graded: median over the rounds (least–most)")
-    for column in ("system", "N", "episodes/s", "tokens/s", "times N = 1", "of generate"):
+    for column in ("system", "E", "episodes/s", "tokens/s", "times E = 1", "of generate"):
         table.add_column(column)
     for entry in summary:
         table.add_row(

@@ -1,16 +1,16 @@
-"""How fast `TraceInference-v0` steps as arrays, beside `gymnasium.vector.SyncVectorEnv` over single ones, in one run.
+"""Measure how fast `TraceInference-v0` steps as arrays, and under `gymnasium.vector.SyncVectorEnv`, in one run.
 
-Both step the same number of environments over the same problem, from the same seed, under the same random actions,
-which are drawn ahead of the clock. Ahead of any timing both are stepped side by side, and must return the same
-observations, rewards, flags and infos. In each round every system takes its turn; a first round warms up and does not
-count. Figures are medians over the rounds; a ratio is taken within a round. A step is one environment's, so 1024
-environments stepped once are 1024 steps. Steps per second of the process's CPU time stand beside those per second of
-wall clock: on a machine that other work shares, the first say what the code costs. The load average of the minute
-before and after says whether it was shared.
+Both systems step the same number of environments over the same problem, from the same seed, under the same random
+actions, which are drawn before the clock starts. Before any timing both are stepped side by side, and must return the
+same observations, rewards, flags and infos. In each round every system runs once; a first round warms up and does not
+count. Figures are medians over the rounds; a ratio is taken within a round. Steps are counted per environment, so 1024
+environments stepped once are 1024 steps. Steps are given per second of wall clock and per second of the process's CPU
+time; on a shared machine the latter shows what the code costs. The load average of the minute before and after shows
+whether the machine was shared.
 
 Problems: `embedded`, the environment's default (32 traces of the embedded domain, scored by the checkpoint in the
-package), and `planted`, 2,000 traces of a random model with 48 latents, seen through look-ahead features, whose tables
-no longer fit a core's cache.
+package), and `planted`, 2,000 traces of a random model with 48 latents and look-ahead features, whose tables exceed a
+core's cache.
 
     OMP_NUM_THREADS=1 python benchmarks/envs.py
 """
@@ -92,7 +92,7 @@ def check_alike(problem: InferenceProblem, mode: AutoresetMode, seed: int, steps
 
 
 def timed(envs: VectorEnv, actions: np.ndarray, steps: int) -> Row:
-    """Step that many times, going round the actions."""
+    """Step that many times, repeating the actions in order."""
     rows = [actions[i % len(actions)] for i in range(steps)]
     cpu, wall = time.process_time(), time.perf_counter()
     for row in rows:
@@ -152,7 +152,7 @@ def summarise(passes: Sequence[Row]) -> list[Row]:
 def show(summary: Sequence[Row], console: Console) -> None:
     """Print the table."""
     table = Table(title="TraceInference-v0, environment steps per second: median over the rounds (least–most)")
-    for column in ("problem", "autoreset", "N", "ours", "per CPU second", PEER, "per CPU second", "ours / peer"):
+    for column in ("problem", "autoreset", "E", "ours", "per CPU second", PEER, "per CPU second", "ours / peer"):
         table.add_column(column)
     for entry in summary:
         cells = [_text(entry[figure][name]) for name in (OURS, PEER) for figure in ("per_second", "per_cpu_second")]

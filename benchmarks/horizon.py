@@ -1,9 +1,9 @@
-"""How much shorter is the horizon latent by latent? The same programs on the same tasks, at both levels.
+"""Measure how much shorter the horizon is latent by latent: the same programs on the same tasks, at both levels.
 
-The expert at the token level types the model's likeliest token until the program ends, latents included. The expert at
-the latent level makes those latents' choices alone, and the frozen decoder (greedy) writes the rest: the same program,
-so the same reward, in fewer decisions. Decisions, durations (in tokens, the latent's own included) and gamma_bar, the
-mean of gamma^duration over decisions, come with 95% bootstrap intervals over programs
+The expert at the token level writes the model's likeliest token until the program ends, latents included. The expert at
+the latent level chooses the same latents, and the frozen decoder (greedy) writes the rest: the same program, so the
+same reward, in fewer decisions. Decisions, durations (in tokens, the latent's own included) and gamma_bar, the mean of
+gamma^duration over decisions, come with 95% bootstrap intervals over programs
 (`ra3gym.abstractions.options.horizon.observed_horizon`). At the token level every duration is 1.
 
     OMP_NUM_THREADS=1 python benchmarks/horizon.py
@@ -64,7 +64,7 @@ class Written:
 
 
 def play(level: str, options: Options, loaded: lm.LoadedModel, plans: dict[str, list[int]]) -> dict[str, Written]:
-    """Every task once, by the latents of `plans`; at the token level they are written down there instead."""
+    """Play every task once: latents by `plans`, which the token level fills in."""
     extra = {"decoder": "greedy"} if level == "LatentCode" else {"top_k": 1}
     shared = {"model": loaded, "tasks": options.tasks, "split": options.split, "max_new_tokens": options.max_new_tokens}
     envs = gym.make_vec(
@@ -75,7 +75,7 @@ def play(level: str, options: Options, loaded: lm.LoadedModel, plans: dict[str, 
     found: dict[str, Written] = {}
     for start in range(0, len(task_ids), options.num_envs):
         batch = task_ids[start : start + options.num_envs]
-        wanted = batch + batch[:1] * (options.num_envs - len(batch))  # the last batch is filled up
+        wanted = batch + batch[:1] * (options.num_envs - len(batch))  # fills up the last batch
         _, info = envs.reset(options={"task_id": wanted})
         durations: list[list[int]] = [[] for _ in wanted]
         going = [e < len(batch) for e in range(options.num_envs)]
@@ -86,7 +86,7 @@ def play(level: str, options: Options, loaded: lm.LoadedModel, plans: dict[str, 
                     token = int(info["candidates"][e, 0])
                     plans.setdefault(task_id, []).extend([latents[token]] if token in latents else [])
                 elif going[e]:
-                    # A plan that ends ahead of its program, if a batch's rounding parts the two, is answered for.
+                    # If a batch's rounding makes the programs differ, a plan can end before its program.
                     actions[e] = (plans[task_id][len(durations[e]) :] or [NO_MORE])[0]
             _, reward_E, terminated_E, truncated_E, info = envs.step(np.array(actions))
             for e in np.flatnonzero(going).tolist():
@@ -99,7 +99,7 @@ def play(level: str, options: Options, loaded: lm.LoadedModel, plans: dict[str, 
 
 
 def described(programs: Sequence[Written], gamma: float) -> dict[str, Any]:
-    """What one level's programs say."""
+    """Summarize one level's programs."""
     horizon = observed_horizon([one.durations for one in programs], gamma)
     rewards = [one.reward for one in programs]
     names = ("decisions_per_episode", "mean_duration", "gamma_bar", "effective_horizon")

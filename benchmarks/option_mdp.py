@@ -1,20 +1,22 @@
-"""OptionMDP-v0: its speed, and the two theorems of RA3 on random instances with known optima.
+"""Measure the speed of OptionMDP-v0, and the two theorems of RA3 on random instances with known optima.
 
-*Speed*: `OptionMDPVectorEnv` beside `gymnasium.vector.SyncVectorEnv` over single environments, from the same seed,
-under the same random actions. Ahead of any timing both are stepped side by side and must return the same. Each round
-times both in turn; a first round warms up and does not count. A step is one environment's decision, so 1024
-environments stepped once are 1024 steps. Steps per second of the process's CPU time are given, and beside them those
-of wall clock, which other work on the machine slows down. Figures are medians over rounds.
+*Speed*: `OptionMDPVectorEnv`, and `gymnasium.vector.SyncVectorEnv` over single environments, from the same seed, under
+the same random actions. Before any timing both are stepped side by side and must return the same. Each round times both
+in turn; a first round warms up and does not count. A step is one environment's decision, so 1024 environments stepped
+once are 1024 steps. Steps are given per second of the process's CPU time and per second of wall clock, which other work
+on the machine slows down. Figures are medians over rounds.
 
-*Convergence*: iterations of value iteration from V = 0 to `max |V_N - V*| <= eps` over options and over primitives of
+*Convergence*: iterations of value iteration from V = 0 until `max |V - V*| <= eps`, over options and over primitives of
 the same instance at the same gamma, with the number that the theorem allows.
 
-*Pruning*: tasks drawn from a family, sets of actions eliminated by each; how often any (eps, sigma)-suboptimal set is
-left, against the number of samples, over a grid of sizes; and the number after which that is at most delta, measured,
-beside the theorem's `|Z_eps| log(|Z| / delta) / sigma`. Two families: `planted`, MDPs that share options, of which each
-task needs its own and the rarest has probability sigma; and `independent`, one-step tasks in which each action outside
-Z_eps does with such a probability that every set of |Z_eps| of them fails with probability sigma, which comes near to
-the theorem's worst case: many suboptimal sets that fail on different samples.
+*Pruning*: tasks are drawn from a family, and each eliminates the sets of actions that fail on it. Measured is how often
+an (eps, sigma)-suboptimal set is left after a number of samples, over a grid of sizes, and the number of samples after
+which that happens in at most delta of the draws. The theorem's number is `|Z_eps| log(|Z| / delta) / sigma`. There are
+two families. `planted`: MDPs that share options; each task needs its own option, and the rarest task has probability
+sigma. `independent`: one-step tasks in which each action outside Z_eps succeeds with a probability such that every set
+of |Z_eps| of them fails with probability sigma. That is close to the theorem's worst case: many suboptimal sets that
+fail on different samples.
+
 
     OMP_NUM_THREADS=1 python benchmarks/option_mdp.py
 
@@ -99,7 +101,7 @@ def check_alike(actions: str, seed: int) -> None:
 
 
 def timed(envs: VectorEnv, actions: np.ndarray, steps: int) -> dict[str, float]:
-    """Step that many times, going round the actions."""
+    """Step that many times, repeating the actions in order."""
     rows = [actions[i % len(actions)] for i in range(steps)]
     cpu, wall = time.process_time(), time.perf_counter()
     for row in rows:
@@ -198,56 +200,59 @@ def measure_pruning(options: Options, console: Console) -> list[Row]:
             tasks = random_task_family(options.seed + num_tasks, num_tasks=num_tasks, num_options=num_options)
             eps = 0.02 * float(np.mean([task.start_S @ task.model.reward_ZS.max(axis=0) for task in tasks]))
             size = len(smallest_good_set(tasks, eps))
-            wrong_CT = candidate_errors(tasks, candidate_sets(num_options, size)) > eps
+            is_wrong = candidate_errors(tasks, candidate_sets(num_options, size)) > eps
             for sigma in (0.05, 0.1, 0.2):
-                last_R, sets = _planted(options, rng, wrong_CT, sigma)
-                rows.append({"family": "planted", "eps": eps} | _cell(options, last_R, sets, num_options, size, sigma))
+                last_gone, sets = _planted(options, rng, is_wrong, sigma)
+                rows.append(
+                    {"family": "planted", "eps": eps} | _cell(options, last_gone, sets, num_options, size, sigma)
+                )
         console.print(f"pruning: families of {num_tasks} tasks done")
     for size in (1, 2, 3):
         for num_actions in (8, 16, 24):
             for sigma in (0.05, 0.1, 0.2):
-                last_R, sets = _independent(options, rng, num_actions, size, sigma)
-                rows.append({"family": "independent"} | _cell(options, last_R, sets, num_actions, size, sigma))
+                last_gone, sets = _independent(options, rng, num_actions, size, sigma)
+                rows.append({"family": "independent"} | _cell(options, last_gone, sets, num_actions, size, sigma))
     return rows
 
 
-def _planted(options: Options, rng: np.random.Generator, wrong_CT: np.ndarray, sigma: float) -> tuple[np.ndarray, int]:
-    """After how many samples the last suboptimal set was gone, in each draw, and the number of such sets.
+def _planted(options: Options, rng: np.random.Generator, is_wrong: np.ndarray, sigma: float) -> tuple[np.ndarray, int]:
+    """Return, for each draw, after how many samples the last suboptimal set was gone; and the number of such sets.
 
-    The rarest task has probability sigma, the others share the rest.
+    The rarest task has probability sigma, the others share the rest. `is_wrong` has a row per set, a column per task.
     """
-    T = wrong_CT.shape[1]
-    share_T = np.append(np.full(T - 1, (1.0 - sigma) / (T - 1)), sigma)
-    suboptimal_C = wrong_CT @ share_T >= sigma - 1e-12
-    # When each task is first drawn decides after how many samples each set has been spoken against.
-    first_RT = np.stack([rng.choice(T, size=(options.draws, 2000), p=share_T) == t for t in range(T)], axis=2)
-    first_RT = np.where(first_RT.any(axis=1), first_RT.argmax(axis=1) + 1, 2001)
-    gone_RC = np.where(wrong_CT, first_RT[:, None, :], 2001).min(axis=2)
-    return gone_RC[:, suboptimal_C].max(axis=1), int(suboptimal_C.sum())
+    num_tasks = is_wrong.shape[1]
+    share = np.append(np.full(num_tasks - 1, (1.0 - sigma) / (num_tasks - 1)), sigma)
+    is_suboptimal = is_wrong @ share >= sigma - 1e-12
+    # A set is eliminated by the first sample of a task that it is wrong for.
+    size = (options.draws, 2000)
+    first_seen = np.stack([rng.choice(num_tasks, size=size, p=share) == t for t in range(num_tasks)], axis=2)
+    first_seen = np.where(first_seen.any(axis=1), first_seen.argmax(axis=1) + 1, 2001)
+    gone_after = np.where(is_wrong, first_seen[:, None, :], 2001).min(axis=2)
+    return gone_after[:, is_suboptimal].max(axis=1), int(is_suboptimal.sum())
 
 
 def _independent(
     options: Options, rng: np.random.Generator, num_actions: int, size: int, sigma: float
 ) -> tuple[np.ndarray, int]:
-    """As `_planted`: the first `size` actions are Z_eps, one of which always does."""
+    """Return the same as `_planted`. The first `size` actions are Z_eps, of which one always succeeds."""
     others = candidate_sets(num_actions - size, size)
-    bits_C = (1 << others).sum(axis=1)
-    does = 1.0 - sigma ** (1.0 / size)
+    set_bits = (1 << others).sum(axis=1)
+    probability = 1.0 - sigma ** (1.0 / size)
     samples = 2 * samples_needed(size, num_actions, sigma=sigma, delta=options.delta)
     last = []
     for _ in range(options.draws):
-        does_NZ = rng.random((samples, num_actions - size)) < does
-        bits_N = does_NZ @ (1 << np.arange(num_actions - size))
-        against_NC = (bits_N[:, None] & bits_C) == 0
-        gone_C = np.where(against_NC.any(axis=0), against_NC.argmax(axis=0) + 1, samples + 1)
-        last.append(int(gone_C.max()))
+        succeeds = rng.random((samples, num_actions - size)) < probability
+        sample_bits = succeeds @ (1 << np.arange(num_actions - size))
+        eliminates = (sample_bits[:, None] & set_bits) == 0
+        gone_after = np.where(eliminates.any(axis=0), eliminates.argmax(axis=0) + 1, samples + 1)
+        last.append(int(gone_after.max()))
     return np.array(last), len(others)
 
 
-def _cell(options: Options, last_R: np.ndarray, sets: int, num_actions: int, size: int, sigma: float) -> Row:
-    """What one cell of the grid comes to."""
+def _cell(options: Options, last_gone: np.ndarray, sets: int, num_actions: int, size: int, sigma: float) -> Row:
+    """Return the figures of one cell of the grid."""
     needed = samples_needed(size, num_actions, sigma=sigma, delta=options.delta)
-    measured = int(np.ceil(np.quantile(last_R, 1.0 - options.delta, method="inverted_cdf")))
+    measured = int(np.ceil(np.quantile(last_gone, 1.0 - options.delta, method="inverted_cdf")))
     grid = sorted({max(1, round(needed * share)) for share in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)})
     return {
         "num_actions": num_actions,
@@ -256,8 +261,8 @@ def _cell(options: Options, last_R: np.ndarray, sets: int, num_actions: int, siz
         "suboptimal_sets": sets,
         "predicted_samples": needed,
         "measured_samples": measured,
-        "failures_at_predicted": float((last_R > needed).mean()),
-        "failures": {str(n): float((last_R > n).mean()) for n in grid},
+        "failures_at_predicted": float((last_gone > needed).mean()),
+        "failures": {str(n): float((last_gone > n).mean()) for n in grid},
     }
 
 

@@ -11,7 +11,8 @@ from ra3gym.errors import ConfigError
 
 def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the words of a command line of the form key=value that belong to no option, and all others."""
-    settings, others = [], []
+    settings: list[str] = []
+    others: list[str] = []
     for before, word in zip(["", *arguments], arguments, strict=False):
         is_setting = "=" in word and not word.startswith("-") and before != "--option"
         (settings if is_setting else others).append(word)
