@@ -1,4 +1,4 @@
-"""What isolation this machine gives, and why: every step of the judge's set-up tried for real, with the way out."""
+"""Which isolation works on this machine, and why: tries every step of the judge's setup and names what to change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ISOLATION_VARIABLE = "RA3GYM_ISOLATION"
 
 _OLDEST_KERNEL = (5, 12)  # mount_setattr
 _MEMORY_MB = Limits().memory_mb
-_HARD_LIMITS = (  # what a program's own limits must stay below, and how a shell sets it
+_HARD_LIMITS = (  # upper bounds of the limits that a program gets, and how a shell sets them
     ("address space", resource.RLIMIT_AS, _MEMORY_MB << 20, "ulimit -v"),
     ("processes and threads", resource.RLIMIT_NPROC, 64, "ulimit -u"),
     ("open files", resource.RLIMIT_NOFILE, 256, "ulimit -n"),
@@ -74,7 +74,14 @@ def f(kind):
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at: whether it is well (`None`: not needed here), what was found, and what to do about it."""
+    """The result of one check.
+
+    Attributes:
+        name: what was checked.
+        ok: whether it is as needed; `None` if it is not needed here.
+        detail: what was found.
+        way_out: what to change if it is not ok.
+    """
 
     name: str
     ok: bool | None
@@ -84,7 +91,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All checks, whether `Judge()` works on this machine as it is set up, and what that comes to in one line."""
+    """All checks, whether `Judge()` works on this machine with its present settings, and a conclusion in one line."""
 
     checks: tuple[Check, ...]
     ok: bool
@@ -92,9 +99,9 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at this machine and try the judge on it, for a second or two.
+    """Check this machine and try the judge on it, which takes a second or two.
 
-    Raises `UnknownNameError` when the environment variable RA3GYM_ISOLATION names no isolation.
+    Raises `UnknownNameError` when the environment variable RA3GYM_ISOLATION is not the name of an isolation.
     """
     chosen = os.environ.get(ISOLATION_VARIABLE) or "namespaces"
     if chosen not in get_args(Isolation):
@@ -135,28 +142,28 @@ def _concluded(chosen: str, namespaces: Check, works: set[str], plain: str) -> t
     if chosen == "namespaces":
         if "namespaces" in works:
             return True, "Judge() isolates programs by namespaces and seccomp"
-        why = "programs are not graded rightly in them" if namespaces.ok else namespaces.detail
+        why = "programs get wrong verdicts in them" if namespaces.ok else namespaces.detail
         cannot = f"Judge() cannot isolate programs by namespaces here ({why})"
         if plain not in works:
             return False, f"{cannot}, nor run them in plain processes: see the reasons above"
         instead = f"use {ISOLATION_VARIABLE}={plain} for programs you trust"
         return False, f"{cannot}; {instead}" + (", as another user than root if you can" if os.geteuid() == 0 else "")
-    says = f"{ISOLATION_VARIABLE}={chosen}"
+    setting = f"{ISOLATION_VARIABLE}={chosen}"
     if chosen == "process" and os.geteuid() == 0:
-        return False, f"Judge() refuses {says} for root: run as another user, or say process-as-root"
+        return False, f"Judge() refuses {setting} for root: run as another user, or set process-as-root"
     better = "; namespaces work here and protect more: unset it" if "namespaces" in works else ""
     if plain in works:
-        return True, f"Judge() runs programs in plain processes, as {says} says{better}"
-    return False, f"Judge() cannot run programs in plain processes, as {says} says: see the reasons above{better}"
+        return True, f"Judge() runs programs in plain processes, because of {setting}{better}"
+    return False, f"Judge() cannot run programs in plain processes, as {setting} asks: see the reasons above{better}"
 
 
 def _unneeded(check: Check) -> Check:
-    """A suspect that turned out not to stand in the way."""
+    """Return a failed check as one that is not needed."""
     return replace(check, ok=None, way_out="") if check.ok is False else check
 
 
 def check_platform() -> Check:
-    """Whether namespaces and the table of system calls exist for this kind of machine."""
+    """Check that namespaces and the table of system calls exist for this kind of machine."""
     from ra3gym.verify.sandbox.isolation import seccomp
 
     name, machine = platform.system(), platform.machine()
@@ -166,37 +173,37 @@ def check_platform() -> Check:
 
 
 def check_kernel(release: str) -> Check:
-    """Whether a Linux kernel is new enough for the read-only root."""
-    found = re.match(r"(\d+)\.(\d+)", release)
-    if platform.system() != "Linux" or found is None:
+    """Check that a Linux kernel is new enough for the read-only root."""
+    version = re.match(r"(\d+)\.(\d+)", release)
+    if platform.system() != "Linux" or version is None:
         return Check("kernel", None, release)
-    ok = (int(found[1]), int(found[2])) >= _OLDEST_KERNEL
+    ok = (int(version[1]), int(version[2])) >= _OLDEST_KERNEL
     return Check("kernel", ok, release, "" if ok else "namespaces need Linux 5.12 or newer")
 
 
 def check_python() -> Check:
-    """The interpreter that programs run in: the same as this one."""
+    """Report the interpreter that programs run in, which is this one."""
     return Check("Python", True, f"{platform.python_implementation()} {platform.python_version()}")
 
 
 def check_user() -> Check:
-    """Who programs' processes are started by."""
+    """Report which user starts the processes of programs."""
     if os.geteuid() == 0:
         return Check("user", True, "root; programs run under another user id")
     return Check("user", True, "not root: user namespaces are needed")
 
 
 def check_container(root: Path = Path("/")) -> Check:
-    """Whether this is a container, which often forbids namespaces."""
-    marks = {".dockerenv": "Docker", "run/.containerenv": "Podman", "run/systemd/container": "a container of systemd's"}
-    found = [name for mark, name in marks.items() if (root / mark).exists()]
-    if not found:
+    """Check that this is not a container, which often forbids namespaces."""
+    marks = {".dockerenv": "Docker", "run/.containerenv": "Podman", "run/systemd/container": "a systemd container"}
+    kinds = [name for mark, name in marks.items() if (root / mark).exists()]
+    if not kinds:
         return Check("container", None, "no sign of one")
-    return Check("container", False, " and ".join(found), _CONTAINER_WAY_OUT)
+    return Check("container", False, " and ".join(kinds), _CONTAINER_WAY_OUT)
 
 
 def check_switch(name: str, bad: str, way_out: str, root: Path = Path("/proc/sys")) -> Check:
-    """A kernel setting that takes user namespaces from unprivileged users when it has the value `bad`."""
+    """Check a kernel setting that forbids user namespaces to unprivileged users when its value is `bad`."""
     try:
         value = root.joinpath(*name.split(".")).read_text().strip()
     except OSError:
@@ -205,9 +212,9 @@ def check_switch(name: str, bad: str, way_out: str, root: Path = Path("/proc/sys
 
 
 def check_namespaces() -> Check:
-    """Whether a worker shuts itself in, and how long that takes."""
+    """Check that a worker can isolate itself, and measure how long that takes."""
     if sys.platform != "linux":
-        return Check("namespaces", False, "only Linux has them", "run it on Linux, or in a virtual machine")
+        return Check("namespaces", False, "only Linux has them", "use Linux, or a virtual machine with Linux")
     started = time.perf_counter()
     worker = None
     try:
@@ -221,32 +228,31 @@ def check_namespaces() -> Check:
     finally:
         if worker is not None:
             worker.close()
-    return Check(
-        "namespaces", True, f"a worker is shut in and warm after {1000 * (time.perf_counter() - started):.0f} ms"
-    )
+    milliseconds = 1000 * (time.perf_counter() - started)
+    return Check("namespaces", True, f"a worker is isolated and warmed up after {milliseconds:.0f} ms")
 
 
 def check_seccomp() -> Check:
-    """Whether a process can filter its own system calls."""
+    """Check that a process can filter its own system calls."""
     if sys.platform != "linux":
         return Check("seccomp", None, "only Linux has it")
     program = (
         "from sandbox.isolation import linux, seccomp; linux.prctl('no_new_privs', linux.PR_SET_NO_NEW_PRIVS, 1); "
         "linux.install_filter(seccomp.filter_program(linux.MACHINE)); print('a filter can be installed')"
     )
-    ok, said = _with_sandbox(program)
-    return Check("seccomp", ok, said, "" if ok else "the kernel needs CONFIG_SECCOMP_FILTER, on x86_64 or aarch64")
+    ok, printed = _with_sandbox(program)
+    return Check("seccomp", ok, printed, "" if ok else "the kernel needs CONFIG_SECCOMP_FILTER, on x86_64 or aarch64")
 
 
 def check_landlock(needed: bool) -> Check:
-    """Which Landlock plain processes can hide the file system behind."""
+    """Check for Landlock, with which plain processes hide the file system."""
     if sys.platform != "linux":
         return Check("Landlock", None, "only Linux has it")
-    ok, said = _with_sandbox("from sandbox.isolation import landlock; print(landlock.version())")
-    if ok and said != "0":
-        return Check("Landlock", True if needed else None, f"version {said}; for plain processes only")
-    way_out = "without it programs can read what their user can: Linux 5.13 or newer, with landlock in lsm="
-    return Check("Landlock", False if needed else None, "none" if ok else said, way_out if needed else "")
+    ok, printed = _with_sandbox("from sandbox.isolation import landlock; print(landlock.version())")
+    if ok and printed != "0":
+        return Check("Landlock", True if needed else None, f"version {printed}; for plain processes only")
+    way_out = "without it programs read all files of their user; use Linux 5.13 or newer, with landlock in lsm="
+    return Check("Landlock", False if needed else None, "none" if ok else printed, way_out if needed else "")
 
 
 def _with_sandbox(program: str) -> tuple[bool, str]:
@@ -263,7 +269,7 @@ def _with_sandbox(program: str) -> tuple[bool, str]:
 
 
 def check_memory(root: Path = Path("/")) -> Check:
-    """Whether one program's memory fits into what this process and its children may use."""
+    """Check that the memory of one program fits into what this process and its children may use."""
     limit = cgroup_limit("memory", ("memory.max", "memory.limit_in_bytes"), root)
     if limit is None:
         return Check("memory limit", True, "none")
@@ -273,7 +279,7 @@ def check_memory(root: Path = Path("/")) -> Check:
 
 
 def check_processes(root: Path = Path("/")) -> Check:
-    """Whether the control group leaves room for a worker's processes and a program's threads."""
+    """Check that the control group allows a worker's processes and a program's threads."""
     limit = cgroup_limit("pids", ("pids.max",), root)
     if limit is None:
         return Check("process limit", True, "none")
@@ -283,7 +289,7 @@ def check_processes(root: Path = Path("/")) -> Check:
 
 
 def cgroup_limit(controller: str, files: Sequence[str], root: Path = Path("/")) -> int | None:
-    """The lowest limit of this process's control group and those above it, version 1 or 2; `None` without one."""
+    """Return the lowest limit of this process's control group and its parents, version 1 or 2; `None` without one."""
     mounted = root / "sys/fs/cgroup"
     places = [mounted, mounted / controller]
     try:
@@ -301,13 +307,13 @@ def cgroup_limit(controller: str, files: Sequence[str], root: Path = Path("/")) 
             text = file.read_text().strip()
         except OSError:
             continue
-        if text.isdecimal() and int(text) < 1 << 60:  # version 1 says "no limit" by a huge number
+        if text.isdecimal() and int(text) < 1 << 60:  # version 1 writes "no limit" as a huge number
             limits.append(int(text))
     return min(limits, default=None)
 
 
 def check_limits() -> Check:
-    """Whether this process's own hard limits leave room for those that programs get."""
+    """Check that the hard limits of this process are not below the limits that programs get."""
     low, ways_out = [], []
     for name, kind, needed, command in _HARD_LIMITS:
         hard = resource.getrlimit(kind)[1]
@@ -316,11 +322,11 @@ def check_limits() -> Check:
             ways_out.append(command)
     if low:
         return Check("hard limits", False, "; ".join(low), f"raise {', '.join(ways_out)} where this shell is started")
-    return Check("hard limits", True, "leave room for a program's own")
+    return Check("hard limits", True, "high enough for programs")
 
 
 def check_grading(isolation: Isolation) -> Check:
-    """Whether a judge tells a right program from a wrong one, and what a program gets away with."""
+    """Check that a judge tells right programs from wrong ones and refuses what programs must not do."""
     name = f"grading, {isolation}"
     try:
         with Judge(workers=1, isolation=isolation) as judge:
@@ -334,12 +340,11 @@ def check_grading(isolation: Isolation) -> Check:
     refused, unread = attempts.tests
     if not refused:
         got = re.search(r"got (.*) for", attempts.message)
-        return Check(
-            name, False, f"a program gets away with {got[1] if got else attempts.message}", "please report this"
-        )
-    told = "a right program passes, a wrong one fails, processes, sockets, signals and writing are refused"
+        allowed = got[1] if got else attempts.message
+        return Check(name, False, f"a program was able to do this: {allowed}", "please report this")
+    detail = "a right program passes, a wrong one fails; processes, sockets, signals and writing are refused"
     if unread:
-        return Check(name, True, told)
+        return Check(name, True, detail)
     if isolation == "namespaces":
         return Check(name, False, "a program reads files of the machine", "please report this")
-    return Check(name, True, f"{told}; reading other files is not, without Landlock")
+    return Check(name, True, f"{detail}; without Landlock, reading other files is allowed")

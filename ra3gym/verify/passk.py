@@ -7,15 +7,15 @@ import numpy.typing as npt
 
 
 def pass_at_k(n: npt.ArrayLike, c: npt.ArrayLike, k: int) -> npt.NDArray[np.float64]:
-    """`1 - C(n-c, k) / C(n, k)`: the chance that k of n samples, drawn without replacement, hold a correct one.
+    """Return `1 - C(n-c, k) / C(n, k)`, the chance that k of n samples without replacement include a correct one.
 
     Args:
-        n: samples drawn per problem; a scalar or an array that broadcasts with `c`.
-        c: how many of them are correct, `0 <= c <= n`.
+        n: samples per problem; a scalar or an array that broadcasts with `c`.
+        c: correct samples per problem, `0 <= c <= n`.
         k: the k of pass@k, `1 <= k <= n`.
 
     Returns:
-        One estimate per problem, float64, of the broadcast shape; take the mean for a benchmark's figure.
+        One estimate per problem, float64, of the broadcast shape; their mean is the result of a benchmark.
 
     Raises:
         ValueError: `k < 1`, `n < k`, or `c` outside `[0, n]`.

@@ -74,16 +74,16 @@ def test_where_namespaces_are_forbidden_it_names_the_step_the_setting_and_the_wa
     assert "user.max_user_namespaces no 0 way out: sudo sysctl user.max_user_namespaces=10000" in words
 
 
-def test_plain_processes_asked_for_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_conclusion_names_plain_processes_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RA3GYM_ISOLATION", PLAIN)
     found = diagnose()
     assert found.ok
-    assert found.conclusion.startswith(f"Judge() runs programs in plain processes, as RA3GYM_ISOLATION={PLAIN} says")
+    assert found.conclusion.startswith(f"Judge() runs programs in plain processes, because of RA3GYM_ISOLATION={PLAIN}")
     assert check_named(f"grading, {PLAIN}", found.checks).ok
     assert all(check.way_out for check in found.checks if check.ok is False)
 
 
-def test_what_the_judge_refuses_it_says_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_that_the_judge_refuses_is_refused_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = doctor(isolation="chroot")
     assert unknown.returncode == 1
     assert "unknown RA3GYM_ISOLATION 'chroot'; known: namespaces, process, process-as-root" in unknown.stderr

@@ -1,6 +1,6 @@
-"""An audit hook that keeps an honest program from doing harm by accident, where the kernel offers nothing better.
+"""An audit hook that keeps an honest program from accidental harm, for kernels without seccomp.
 
-No wall against a hostile one: it does not cover native code, or reading files.
+It does not stop a hostile program: it covers neither native code nor reading files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def install() -> None:
-    """Refuse, from now on and for good, to start processes, open sockets, signal others and change files."""
+    """Refuse, permanently, to start processes, open sockets, send signals and change files."""
     forbidden, writing, refuse = _FORBIDDEN, _WRITING, PermissionError
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The system calls that Python has no function for."""
+"""System calls for which Python has no function."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CAPABILITY_VERSION_3 = 0x20080522
 
 
 class StepFailed(OSError):
-    """A step of setting up the sandbox that this machine refuses; its `step` says which."""
+    """This machine refused a step of the sandbox's setup, named in `step`."""
 
     def __init__(self, step: str, number: int) -> None:
         super().__init__(number, os.strerror(number))
@@ -53,30 +53,30 @@ class FilterProgram(ctypes.Structure):
 
 
 def system_call(number: int, *arguments: Any) -> int:
-    """A system call by its number; each argument a ctypes value, `None` for a null pointer."""
+    """Make a system call by its number; arguments are ctypes values, `None` for a null pointer."""
     return int(_libc.syscall(ctypes.c_long(number), *arguments))
 
 
 def checked(step: str, result: int) -> int:
-    """`result`, unless it says that the call failed: then `StepFailed`."""
+    """Return the result of a system call; raises `StepFailed` if the call failed."""
     if result < 0:
         raise StepFailed(step, ctypes.get_errno())
     return result
 
 
 def unshare(flags: int) -> None:
-    """Leave the namespaces that `flags` name for new ones."""
+    """Move this process to new namespaces of the kinds in `flags`."""
     checked("unshare", _libc.unshare(flags))
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    """mount(2)."""
+    """Mount a file system; see mount(2)."""
     arguments = [None if text is None else text.encode() for text in (source, target, kind)]
     checked(f"mount {target}", _libc.mount(*arguments, flags, None if data is None else data.encode()))
 
 
 def set_mount_flags(target: str, flags: int) -> None:
-    """Add `MS_RDONLY`, `MS_NOSUID`, `MS_NODEV`, `MS_NOEXEC` to the mount at `target` and all below it."""
+    """Add flags (`MS_RDONLY`, `MS_NOSUID`, `MS_NODEV`, `MS_NOEXEC`) to the mount at `target` and all below it."""
     attributes = MountAttributes(flags, 0, 0, 0)  # MOUNT_ATTR_* have the values of these MS_*
     done = system_call(
         _MOUNT_SETATTR,
@@ -90,12 +90,12 @@ def set_mount_flags(target: str, flags: int) -> None:
 
 
 def unmount(target: str) -> None:
-    """Take the mount at `target` away, now from view and for good once nothing uses it."""
+    """Remove the mount at `target` from view now, and completely when nothing uses it any more."""
     checked(f"umount {target}", _libc.umount2(target.encode(), MNT_DETACH))
 
 
 def pivot_root(new: str, old: str) -> None:
-    """Make `new` the root, and put the present one at `old`."""
+    """Make `new` the root, and move the present root to `old`."""
     places = (ctypes.c_char_p(place.encode()) for place in (new, old))
     checked("pivot_root", system_call(_PIVOT_ROOT[MACHINE], *places))
 
@@ -111,20 +111,20 @@ def prctl(step: str, option: int, argument: int = 0) -> None:
 
 
 def drop_bounding_set() -> None:
-    """Give up the capabilities that an exec could win; takes one itself, so it comes before changing the user."""
+    """Drop the capabilities that an exec could gain. This needs a capability, so it comes before the change of user."""
     number = 0
     while _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
         number += 1
 
 
 def drop_capabilities() -> None:
-    """Give up every capability, and (`no_new_privs`) every way to win one back."""
+    """Give up every capability and, with `no_new_privs`, every way to regain one."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     checked("capset", _libc.capset(header, (ctypes.c_uint32 * 6)()))
     prctl("no_new_privs", PR_SET_NO_NEW_PRIVS, 1)
 
 
 def install_filter(instructions: bytes) -> None:
-    """Put a seccomp filter on this thread and all that come from it; needs `no_new_privs`."""
+    """Install a seccomp filter for this thread and its descendants; needs `no_new_privs`."""
     program = FilterProgram(len(instructions) // 8, instructions)
     checked("seccomp", _libc.prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program), 0, 0))

@@ -1,7 +1,7 @@
-"""Shutting a process in: namespaces of its own, a small read-only root, no capabilities.
+"""Isolating a process: its own namespaces, a small read-only root, no capabilities.
 
-`enter` does it once for a zygote; every program is forked from there and finds it done. What it leaves in sight is the
-interpreter's standard library, the folders of the shared objects it runs on, and /dev/null, zero and urandom.
+A zygote calls `enter` once, and the programs forked from it inherit the isolation. The new root shows the interpreter's
+standard library, the folders of the shared objects that it uses, and /dev/null, zero and urandom.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NoReturn
 from . import linux
 
 NOBODY = 65534
-_PRIVATE_UIDS = (61184, 65519)  # what systemd sets aside for users that exist as long as a service runs
+_PRIVATE_UIDS = (61184, 65519)  # the range that systemd uses for dynamic users of services
 _NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 _ALSO_SEEN = ("/etc/ld.so.cache", "/usr/share/zoneinfo")
@@ -26,9 +26,9 @@ _SHARED_OBJECT = re.compile(r"(/.*)/[^/]+\.so[^/]*$")
 
 
 def enter(also_seen: Iterable[str] = ()) -> None:
-    """Shut this process in; returns in a child of it that is pid 1 there. The process that called only waits for it.
+    """Isolate this process. Returns in a child of it that is pid 1; the calling process only waits for the child.
 
-    `also_seen` are more folders to leave in sight. Raises `linux.StepFailed` where this machine refuses a step.
+    `also_seen` are further folders to show. Raises `linux.StepFailed` when this machine refuses a step.
     """
     outside = _namespace("mnt"), _namespace("pid")
     paths = needed_paths(also_seen)
@@ -37,7 +37,7 @@ def enter(also_seen: Iterable[str] = ()) -> None:
     if pid != 0:
         _wait_for(pid)
     _build_root(paths)
-    # All that follows relies on this. Nothing here ever deletes a file; still, not one step outside.
+    # All further steps rely on this check, so that none of them ever changes the machine outside.
     if os.getpid() != 1 or {_namespace("mnt", "/old/proc"), _namespace("pid", "/old/proc")} & {*outside}:
         raise linux.StepFailed("making sure of the new namespaces", errno.EPERM)
     _leave_old_root()
@@ -56,7 +56,7 @@ def _namespace(kind: str, proc: str = "/proc") -> str:
 
 
 def _unshare() -> int | None:
-    """Enter new namespaces; the user id to change to later, `None` where a user namespace of our own has but one."""
+    """Enter new namespaces; returns the user id to change to, `None` in a new user namespace, which has only one."""
     if os.geteuid() == 0 and _mapped(_PRIVATE_UIDS[1]):
         try:
             linux.unshare(_NAMESPACES)
@@ -74,7 +74,7 @@ def _unshare() -> int | None:
 
 
 def _mapped(number: int) -> bool:
-    """Whether the present user namespace has this user and this group."""
+    """Return whether the present user namespace has this user id and this group id."""
     for name in ("uid_map", "gid_map"):
         with open(f"/proc/self/{name}") as file:
             ranges = [[int(part) for part in line.split()] for line in file]
@@ -89,21 +89,17 @@ def _wait_for(pid: int) -> NoReturn:
 
 
 def needed_paths(also_seen: Iterable[str] = ()) -> dict[str, str]:
-    """What Python itself needs, and `also_seen`: each path, and the place without symbolic links where it is."""
+    """Return the paths that Python needs and `also_seen`, each with its path without symbolic links."""
     paths = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), *_ALSO_SEEN, *also_seen}
     with open("/proc/self/maps") as maps:
-        paths |= {found.group(1) for found in map(_SHARED_OBJECT.search, maps) if found}
+        paths |= {match[1] for match in map(_SHARED_OBJECT.search, maps) if match}
     paths = {path for path in paths if os.path.isabs(path) and os.path.exists(path)}
-    # A folder within another comes along with it.
-    return {
-        path: os.path.realpath(path)
-        for path in sorted(paths)
-        if not any(path.startswith(other + "/") for other in paths)
-    }
+    outermost = [path for path in sorted(paths) if not any(path.startswith(other + "/") for other in paths)]
+    return {path: os.path.realpath(path) for path in outermost}
 
 
 def _build_root(paths: dict[str, str]) -> None:
-    """Make /new, with `paths` bound into it, and move the old root to /old."""
+    """Make /new with `paths` mounted in it, and move the old root to /old."""
     tmpfs = linux.MS_NOSUID | linux.MS_NODEV
     linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
     linux.mount("tmpfs", _STAGE, "tmpfs", tmpfs, "size=1m,mode=755")
@@ -113,26 +109,26 @@ def _build_root(paths: dict[str, str]) -> None:
     os.chdir("/")
     linux.mount("tmpfs", "/new", "tmpfs", tmpfs, "size=1m,mode=755")
     for name in os.listdir("/old"):
-        if os.path.islink(f"/old/{name}"):  # such as lib -> usr/lib
+        if os.path.islink(f"/old/{name}"):  # lib -> usr/lib, for example
             os.symlink(os.readlink(f"/old/{name}"), f"/new/{name}")
-    for path, place in paths.items():
-        _mount_point("/new" + path, os.path.isdir("/old" + place))
-        linux.mount("/old" + place, "/new" + path, None, linux.MS_BIND | linux.MS_REC)
+    for path, real_path in paths.items():
+        _mount_point("/new" + path, os.path.isdir("/old" + real_path))
+        linux.mount("/old" + real_path, "/new" + path, None, linux.MS_BIND | linux.MS_REC)
     for packages in _package_folders(paths):
         linux.mount("tmpfs", packages, "tmpfs", tmpfs, "size=4k")
     for device in DEVICES:
         _mount_point(f"/new{device}", False)
     linux.set_mount_flags("/new", linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
-    for device in DEVICES:  # the one kind of file that may be written, and what is written is gone
+    for device in DEVICES:  # the only files that may be written; they discard what is written
         linux.mount(f"/old{device}", f"/new{device}", None, linux.MS_BIND)
 
 
 def _package_folders(paths: Iterable[str]) -> list[str]:
-    """Where installed packages lie within `paths`, or in a folder of one version of Python in them."""
+    """Return the folders of installed packages in `paths`, or in a folder of a Python version in them."""
     folders = [f"/new{path}" for path in paths if os.path.isdir(f"/new{path}")]
     folders += [f"{folder}/{name}" for folder in folders for name in os.listdir(folder) if name.startswith("python")]
-    found = [f"{folder}/{kind}" for folder in folders for kind in ("site-packages", "dist-packages")]
-    return [folder for folder in found if os.path.isdir(folder)]
+    packages = [f"{folder}/{kind}" for folder in folders for kind in ("site-packages", "dist-packages")]
+    return [folder for folder in packages if os.path.isdir(folder)]
 
 
 def _mount_point(path: str, is_folder: bool) -> None:

@@ -1,8 +1,8 @@
-"""The system calls that a program may make: everything else fails with EPERM, whatever the program is.
+"""The system calls that a program may make. All others fail with EPERM.
 
-Threads, memory, reading files, time and its own signals are allowed; new processes, exec, sockets, signals to others,
-ptrace, mount, bpf, io_uring, keys and namespaces are not. `clone3` says ENOSYS, since its flags lie in memory where a
-filter cannot look: the C library then falls back to `clone`.
+Threads, memory, reading files, time and the program's own signals are allowed. New processes, exec, sockets, signals to
+other processes, ptrace, mount, bpf, io_uring, keys and namespaces are not. `clone3` fails with ENOSYS, because its
+flags are in memory that a filter cannot read; the C library then uses `clone`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "writev": (20, 66),
     "pread64": (17, 67),
     "close_range": (436, 436),
-    # looking at files; nothing in the sandbox can be written
+    # reading files; nothing in the sandbox can be written
     "open": (2, None),
     "openat": (257, 56),
     "stat": (4, None),
@@ -64,7 +64,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "mremap": (25, 216),
     "madvise": (28, 233),
     "membarrier": (324, 283),
-    # threads, and the end
+    # threads and exit
     "set_robust_list": (273, 99),
     "get_robust_list": (274, 100),
     "rseq": (334, 293),
@@ -74,7 +74,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "exit": (60, 93),
     "exit_group": (231, 94),
     "restart_syscall": (219, 128),
-    # its own signals and timers
+    # the process's own signals and timers
     "rt_sigaction": (13, 134),
     "rt_sigprocmask": (14, 135),
     "rt_sigreturn": (15, 139),
@@ -93,7 +93,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "gettimeofday": (96, 169),
     "time": (201, None),
     "times": (100, 153),
-    # who and where it is
+    # about the process and the machine
     "getpid": (39, 172),
     "getppid": (110, 173),
     "gettid": (186, 178),
@@ -115,15 +115,8 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "umask": (95, 166),
 }
 _FCNTL = (72, 25)
-_FCNTL_COMMANDS = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    1030,
-    1032,
-)  # duplicate, flags, size of a pipe; not its owner, whom the kernel signals
+# Duplicating, flags, the size of a pipe; not the owner of a descriptor, to whom the kernel sends signals.
+_FCNTL_COMMANDS = (0, 1, 2, 3, 4, 1030, 1032)
 _CLONE, _CLONE3, _PRLIMIT64 = (56, 220), (435, 435), (302, 261)
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 
@@ -137,15 +130,15 @@ _CLONE_THREAD = 0x00010000
 
 
 def supported(machine: str) -> bool:
-    """Whether there are numbers for this kind of machine (as `platform.machine()` has it)."""
+    """Return whether `ALLOWED` has numbers for a kind of machine, as named by `platform.machine()`."""
     return machine in _ARCHITECTURES
 
 
 def filter_program(machine: str, read_only: bool = False) -> bytes:
-    """The filter for a kind of machine, in classic BPF: 8 bytes an instruction.
+    """Return the filter for a kind of machine, in classic BPF with 8 bytes an instruction.
 
-    With `read_only`, files cannot be opened for writing, for programs whose file system is not read-only by itself.
-    A jump's two numbers count the instructions skipped when its condition holds, and when it does not.
+    With `read_only`, files cannot be opened for writing, for programs whose file system is not read-only. The two
+    numbers of a jump count the instructions to skip if its condition is true, and if it is false.
     """
     column = list(_ARCHITECTURES).index(machine)
     denied = _ERROR | errno.EPERM
@@ -167,7 +160,7 @@ def filter_program(machine: str, read_only: bool = False) -> bytes:
             _instruction(_RETURN, _ALLOW),
         ]
     code += [_instruction(_EQUAL, _CLONE3[column], 0, 1), _instruction(_RETURN, _ERROR | errno.ENOSYS)]
-    # A thread shares all there is to share; the kernel refuses new namespaces together with this flag.
+    # Threads only. The kernel refuses new namespaces together with this flag.
     code += [
         _instruction(_EQUAL, _CLONE[column], 0, 4),
         _instruction(_LOAD, _ARGUMENTS),
@@ -178,14 +171,11 @@ def filter_program(machine: str, read_only: bool = False) -> bytes:
     code += [
         _instruction(_EQUAL, _FCNTL[column], 0, len(_FCNTL_COMMANDS) + 3),
         _instruction(_LOAD, _ARGUMENTS + 8),
-        *(
-            _instruction(_EQUAL, command, len(_FCNTL_COMMANDS) - place, 0)
-            for place, command in enumerate(_FCNTL_COMMANDS)
-        ),
+        *(_instruction(_EQUAL, command, len(_FCNTL_COMMANDS) - i, 0) for i, command in enumerate(_FCNTL_COMMANDS)),
         _instruction(_RETURN, denied),
         _instruction(_RETURN, _ALLOW),
     ]
-    # Limits may be read and lowered, its own alone: the process is argument 0, and 0 means oneself.
+    # Only the process's own limits: argument 0 is the process, and 0 means the calling one.
     code += [
         _instruction(_EQUAL, _PRLIMIT64[column], 0, 4),
         _instruction(_LOAD, _ARGUMENTS),
@@ -200,9 +190,10 @@ def filter_program(machine: str, read_only: bool = False) -> bytes:
 
 
 def _bisected(bounds: list[int], allowed: bool, denied: int) -> list[bytes]:
-    """Allow ranges of numbers, of which each bound begins or ends one; `allowed` is whether those below the first are.
+    """Search for the range of a number by bisection. The ranges between the bounds are alternately allowed and denied.
 
-    Installing a filter, the kernel tries it on every number there is: a filter that is quickly through is cheap.
+    `allowed` is whether the numbers below the first bound are. Bisection makes the filter cheap to install, because the
+    kernel then tries it on every number.
     """
     if not bounds:
         return [_instruction(_RETURN, _ALLOW if allowed else denied)]
