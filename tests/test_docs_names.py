@@ -89,6 +89,20 @@ def test_python_blocks_of_a_page_compile(path: Path) -> None:
         compile("\n" * text[: block.start(1)].count("\n") + block.group(1), str(path), "exec")
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_what_a_page_imports_exists(path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    imports = [node for block in blocks for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom)]
+    names = [f"{node.module}.{alias.name}" for node in imports for alias in node.names]
+    assert [name for name in names if name.startswith("ra3gym.") and not resolves(name)] == []
+
+
+def test_the_changelog_sends_moved_imports_to_where_they_are() -> None:
+    rows = re.findall(r"^ *\| `.*?\| (.*) \|$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) > 10
+    assert [name for row in rows for name in DOTTED.findall(row) if not resolves(name)] == []
+
+
 def test_stale_names_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
