@@ -4,6 +4,7 @@ root/eval-YYYYmmdd-HHMMSS/
     config.json, manifest.json
     samples.jsonl    HumanEval's own format, one line per sample: task_id, completion
     results.jsonl    the same lines with the verdict: passed, status, score, message
+                     (both are called NAME.part until the evaluation has finished)
     summary.json     pass@k with intervals, written last
 """
 
@@ -13,8 +14,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -25,64 +25,71 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ra3gym.agents.rlvr import answer_reader
 from ra3gym.errors import ConfigError
-from ra3gym.experiments.commands.judge import judge_limits, tasks_by_id
+from ra3gym.experiments.commands.task_sets import judge_limits, tasks_by_id, token_budgets
 from ra3gym.experiments.report.statistics import estimate_mean
 from ra3gym.experiments.studies.evaluation import graded_batches
 from ra3gym.experiments.studies.progress import StudyProgress
-from ra3gym.lm import LoadedModel, encode_prompt, load
+from ra3gym.files import completing_text
+from ra3gym.lm import LoadedModel, load
 from ra3gym.runs.folder import RunFolder
 from ra3gym.tasks import CodeTask, load_tasks
-from ra3gym.verify import Judge, Limits, Status, pass_at_k
+from ra3gym.tasks.answers import answer_reader
+from ra3gym.verify import Grader, Judge, Limits, Status, pass_at_k
 
 EVALUATION = "eval"
-"""The name of such runs, where a study has its own."""
+"""The kind of evaluations' run folders."""
 
 PROMPT_TOO_LONG = "prompt_too_long"
-"""The status of samples that could not be drawn: their prompt fills the model's context."""
+"""The status of samples that could not be drawn because the prompt fills the model's context."""
 
 
 @dataclass(frozen=True)
 class ModelEvaluationConfig:
-    """Evaluate a checkpoint: sample programs for each task, run their tests, estimate pass@k."""
+    """Evaluate a checkpoint: sample programs for each task, run their tests, estimate pass@k.
+
+    Attributes:
+        model: a checkpoint: "embedded", a folder written by save_pretrained, a hub id, or a .gguf file.
+        tasks: the tasks to solve: idioms, humaneval, humaneval+, mbpp, mbpp-sanitized, mbpp+, livecodebench,
+            codeforces, acecode, doctest:PACKAGE, or a file of your own (jsonl:FILE).
+        split: one split of the tasks; by default the whole benchmark, and the evaluation split of idioms.
+        path: a file in the benchmark's own format, or a folder that holds it; by default the folder that the
+            environment variable RA3GYM_DATA names, else the Hugging Face hub.
+        limit: only the first so many tasks.
+        n: programs sampled per task. More make the interval narrower; pass@k needs at least k.
+        k: the k of pass@k, separated by commas.
+        temperature: of the sampling: 0.2 suits pass@1, 0.8 suits pass@10 and more; 0 takes the likeliest token (n must
+            be 1 then).
+        max_new_tokens: longest completion in tokens; shorter for tasks whose prompt leaves less room in the model's
+            context.
+        seed: of the sampling: the same seed and batch size give the same programs on the same machine.
+        batch_size: programs sampled at once. Higher is faster; lower it when memory runs out.
+        workers: processes that run the tests while programs are sampled.
+        device: where the model runs, as torch names it; "auto" takes a GPU if there is one.
+        dtype: precision of the weights; bfloat16 halves the memory and is faster on most GPUs.
+        judge_seconds: wall-clock seconds that one program may run; by default 60 for humaneval+ and mbpp+, else 4.
+        judge_memory_mb: address space that one program may use, in MB; by default 4096 for humaneval+ and mbpp+, else
+            1024.
+        output: the folder that the evaluation's own folder is made in; nothing is overwritten.
+    """
 
     model: str
-    """A checkpoint: "embedded", a folder written by save_pretrained, a hub id, or a .gguf file."""
     tasks: str
-    """What to solve: idioms, humaneval, humaneval+, mbpp, mbpp-sanitized, mbpp+, livecodebench, codeforces, acecode,
-    doctest:PACKAGE, or a file of your own (jsonl:FILE)."""
     split: str | None = None
-    """One split of the tasks; all of a benchmark when left out, and the evaluation split of idioms."""
     path: Path | None = None
-    """A file in the benchmark's own format, or a folder that holds it; else the folder that the environment variable
-    RA3GYM_DATA names, else the Hugging Face hub."""
     limit: int | None = None
-    """Only the first so many tasks."""
     n: int = 20
-    """Programs sampled per task. More narrow the estimate; pass@k needs at least k."""
     k: tuple[int, ...] = (1, 10)
-    """The k of pass@k, separated by commas."""
     temperature: float = 0.8
-    """Of the sampling: 0.2 suits pass@1, 0.8 suits pass@10 and more; 0 takes the likeliest token (then n is 1)."""
     max_new_tokens: int = 512
-    """Longest completion in tokens; shortened for tasks whose prompt leaves less room in the model's context."""
     seed: int = 0
-    """Of the sampling: the same seed and batch size give the same programs on the same machine."""
     batch_size: int = 64
-    """Programs sampled at once. Higher is faster; lower it when memory runs out."""
     workers: int = 2
-    """Processes that run the tests, beside the sampling."""
     device: str = "auto"
-    """Where the model runs, as torch names it; "auto" takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the weights; bfloat16 halves the memory and is faster on most GPUs."""
     judge_seconds: float | None = None
-    """Wall-clock seconds that one program may run; 60 for humaneval+ and mbpp+, else 4."""
     judge_memory_mb: int | None = None
-    """Address space that one program may use, in MB; 4096 for humaneval+ and mbpp+, else 1024."""
     output: Path = Path("runs")
-    """The folder that the evaluation's own folder is made in; nothing is overwritten."""
 
     def __post_init__(self) -> None:
         for name in ("n", "max_new_tokens", "batch_size", "workers"):
@@ -102,7 +109,7 @@ class ModelEvaluationConfig:
 
     @property
     def limits(self) -> Limits:
-        """What one run of a program may use: as given, else what the benchmark needs."""
+        """Limits of one run of a program: the given values, else what the benchmark needs."""
         return judge_limits(self.tasks, self.judge_seconds, self.judge_memory_mb)
 
 
@@ -116,14 +123,14 @@ def evaluate_model(config: ModelEvaluationConfig, console: Console) -> RunFolder
     """
     limits = config.limits
     tasks = load_tasks(config.tasks, split=config.split, path=config.path, limit=config.limit)
-    tasks_by_id(tasks, config.tasks)  # an id that stands twice is an error
+    tasks_by_id(tasks, config.tasks)  # raises for an id that occurs twice
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load(config.model, device=device, dtype=config.dtype)
     run = RunFolder.create(config.output, EVALUATION, config)
     console.print(f"Run folder: {run.path}", highlight=False, soft_wrap=True)
     with (
-        whole_or_part(run.path / "samples.jsonl") as samples_file,
-        whole_or_part(run.path / "results.jsonl") as results_file,
+        completing_text(run.path / "samples.jsonl") as samples_file,
+        completing_text(run.path / "results.jsonl") as results_file,
         Judge(workers=config.workers, limits=limits) as judge,
     ):
         summary = _evaluate(config, loaded, tasks, judge, samples_file, results_file, console)
@@ -142,7 +149,7 @@ def _evaluate(
     results_file: TextIO,
     console: Console,
 ) -> dict[str, Any]:
-    """Sample and grade all tasks, write each batch as it comes; the summary comes back."""
+    """Sample and grade all tasks, and write each batch at once; return the summary."""
     room = token_budgets(loaded, tasks, config.max_new_tokens)
     done: Counter[str] = Counter()
     correct: Counter[str] = Counter()
@@ -168,6 +175,7 @@ def _evaluate(
         progress.reporter.update(config.seed, config.tasks, EVALUATION, ended, len(tasks), **shown)
 
     completion_of = answer_reader(loaded.tokenizer)
+    grader = Grader(judge, completion_of=completion_of)
     generator = torch.Generator().manual_seed(config.seed)
     with StudyProgress([(config.seed, config.tasks, EVALUATION)], title=EVALUATION, console=console) as progress:
         for task in tasks:
@@ -181,18 +189,18 @@ def _evaluate(
                 loaded.model,
                 loaded.tokenizer,
                 list(alike),
-                judge,
+                grader,
                 samples=config.n,
                 max_new_tokens=budget,
                 temperature=config.temperature,
                 generator=generator,
                 batch_size=config.batch_size,
-                completion_of=completion_of,
             ):
-                programs = batch.programs
-                for task, text, verdict in zip(batch.tasks, programs.texts, programs.verdicts, strict=True):
+                for task, text, grade in zip(batch.tasks, batch.texts, batch.grades, strict=True):
+                    verdict = grade.verdict
+                    assert verdict is not None
                     record(task, completion_of(task, text), verdict.status, verdict.score, verdict.message)
-                tokens += sum(map(len, programs.completions))
+                tokens += sum(map(len, batch.completions))
                 samples_file.flush()
                 results_file.flush()
                 report()
@@ -214,26 +222,8 @@ def _evaluate(
     }
 
 
-def token_budgets(loaded: LoadedModel, tasks: Sequence[CodeTask], max_new_tokens: int) -> dict[str, int]:
-    """For each task id the tokens its completion may have: `max_new_tokens`, or what the model's context leaves."""
-    positions = getattr(loaded.model.config, "max_position_embeddings", None)
-    if positions is None:
-        return {task.task_id: max_new_tokens for task in tasks}
-    lengths = {task.task_id: len(encode_prompt(loaded.tokenizer, task.prompt)) for task in tasks}
-    return {name: max(0, min(max_new_tokens, positions - length)) for name, length in lengths.items()}
-
-
-@contextmanager
-def whole_or_part(path: Path) -> Iterator[TextIO]:
-    """A new text file for writing that has its name only once it is complete; until then it is `NAME.part`."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("x", encoding="utf-8") as file:
-        yield file
-    part.rename(path)
-
-
 def show_summary(summary: dict[str, Any], console: Console) -> None:
-    """Print a summary as a table, and what there is to know about its tasks."""
+    """Print a summary as a table, then remarks on its tasks."""
     console.print(
         f"{summary['model']} on {summary['tasks']}: {summary['num_tasks']} tasks, {summary['n']} samples each, "
         f"temperature {summary['temperature']:g}; mean over tasks, 95% bootstrap interval",

@@ -3,26 +3,25 @@
 FILE.jsonl            HumanEval's own format, one line per sample: task_id, completion
 FILE_results.jsonl    the same lines in the same order, with the verdict: passed, status, message, score
 
-The file may be larger than memory. It is read twice: all of it is checked before the first program runs, so that a
-mistake in its last line costs seconds, then it is graded, a few batches ahead of what is written.
+The file may be larger than memory. It is read twice: first every line is checked, so that a mistake in the last one is
+found before any program runs; then the samples are graded, a few batches at a time.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
+import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Self, TextIO
+from typing import Literal, Self
 
 import tyro
 from rich import box
@@ -31,54 +30,56 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from ra3gym.errors import ConfigError, DataError
+from ra3gym.experiments.commands.task_sets import judge_limits, tasks_by_id
 from ra3gym.experiments.report.statistics import estimate_mean
-from ra3gym.files import replacing
+from ra3gym.files import replacing_text
 from ra3gym.tasks import CodeTask, load_tasks
 from ra3gym.tasks.records import Record, read_records
-from ra3gym.verify import Judge, Limits, Verdict, pass_at_k
-
-BENCHMARK_LIMITS = dict.fromkeys(("humaneval+", "mbpp+"), Limits(seconds=60, memory_mb=4096))
-"""What a program may use on benchmarks that need more than the default."""
+from ra3gym.verify import Graded, Grader, Judge, Verdict, pass_at_k
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
-_BATCH_PER_WORKER = 4  # small: Ctrl-C waits for what runs, and speed is the same
-_BATCHES_AHEAD = 32  # so that a slow program holds nobody up
+_BATCH_PER_WORKER = 4  # small, as Ctrl-C waits for running batches; larger ones are no faster
+_BATCHES_AHEAD = 32  # so that other workers continue while a slow program runs
 _PLAIN_LINE_SECONDS = 30.0
 
 Sample = tuple[Record, CodeTask, str]
-"""A line of the file, its task, and the whole program that is graded."""
+"""A line of the file, its task, and the whole program to grade."""
 
 
 @dataclass(frozen=True)
 class JudgingConfig:
-    """Grade a file of completions: run each task's tests on them, write the verdicts, estimate pass@k."""
+    """Grade a file of completions: run each task's tests on them, write the verdicts, estimate pass@k.
+
+    Attributes:
+        file: a .jsonl or .jsonl.gz file. A line is {"task_id", "completion"}, as in HumanEval, where the completion
+            follows the task's prompt, or {"task_id", "solution"}, a whole program, as in EvalPlus. In a line with
+            both, the solution is graded.
+        tasks: the tasks that the completions solve: humaneval, humaneval+, mbpp, mbpp-sanitized, mbpp+, livecodebench,
+            codeforces, acecode, idioms, doctest:PACKAGE, or a file of your own (jsonl:FILE).
+        split: one split of the tasks; by default the whole benchmark, and the evaluation split of idioms.
+        path: a file in the benchmark's own format, or a folder that holds it; by default the folder that the
+            environment variable RA3GYM_DATA names, else the Hugging Face hub.
+        k: the k of pass@k, separated by commas; a k that exceeds some task's number of samples is left out.
+        workers: processes that run programs in parallel: the cores you can spare.
+        seconds: wall-clock seconds that one program may run; by default 60 for humaneval+ and mbpp+, else 4.
+        memory_mb: address space that one program may use, in MB; by default 4096 for humaneval+ and mbpp+, else 1024.
+        isolation: how programs are kept from the rest of the machine (docs/judge.md); by default what the environment
+            variable RA3GYM_ISOLATION says, else namespaces. `ra3gym doctor` shows which kinds work on this machine.
+        output: where the verdicts go, compressed if it ends in .gz; by default FILE_results.jsonl in the file's folder.
+        overwrite: replace the output of an earlier run; without it nothing is ever overwritten.
+    """
 
     file: tyro.conf.Positional[Path]
-    """A .jsonl or .jsonl.gz file. A line is {"task_id", "completion"}, as HumanEval has it, graded as it stands behind
-    the task's prompt, or {"task_id", "solution"}, a whole program, as EvalPlus has it. Of both, the solution counts."""
     tasks: str
-    """What the completions solve: humaneval, humaneval+, mbpp, mbpp-sanitized, mbpp+, livecodebench, codeforces,
-    acecode, idioms, doctest:PACKAGE, or a file of your own (jsonl:FILE)."""
     split: str | None = None
-    """One split of the tasks; all of a benchmark when left out, and the evaluation split of idioms."""
     path: Path | None = None
-    """A file in the benchmark's own format, or a folder that holds it; else the folder that the environment variable
-    RA3GYM_DATA names, else the Hugging Face hub."""
     k: tuple[int, ...] = (1, 10, 100)
-    """The k of pass@k, separated by commas; those that a task has too few samples for are left out."""
     workers: int = 2
-    """Processes that run programs in parallel: the cores you can spare."""
     seconds: float | None = None
-    """Wall-clock seconds that one program may run; 60 for humaneval+ and mbpp+, else 4."""
     memory_mb: int | None = None
-    """Address space that one program may use, in MB; 4096 for humaneval+ and mbpp+, else 1024."""
     isolation: Literal["namespaces", "process", "process-as-root"] | None = None
-    """How programs are kept from the rest of the machine (docs/judge.md); else as the environment variable
-    RA3GYM_ISOLATION says, else namespaces. `ra3gym doctor` tells which of them work here."""
     output: Path | None = None
-    """Where the verdicts go; FILE_results.jsonl beside the file when left out. Compressed if it ends in .gz."""
     overwrite: bool = False
-    """Replace the output of an earlier run; without it nothing is ever overwritten."""
 
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1:
@@ -96,7 +97,13 @@ class JudgingConfig:
 
 @dataclass
 class Tally:
-    """What has been graded: samples and passes by task id, samples by status, and how programs were isolated."""
+    """Counts of what has been graded.
+
+    Attributes:
+        samples, passes: by task id.
+        statuses: samples by status.
+        isolations: the kinds of isolation under which programs ran.
+    """
 
     samples: Counter[str] = field(default_factory=Counter)
     passes: Counter[str] = field(default_factory=Counter)
@@ -111,7 +118,7 @@ class Tally:
         self.isolations.add(verdict.isolation)
 
     def pass_at(self, k: int) -> list[float] | None:
-        """pass@k of each task with samples; `None` when one of them has fewer than k."""
+        """Return pass@k of each task that has samples; `None` when one of them has fewer than k."""
         if min(self.samples.values()) < k:
             return None
         estimates: list[float] = pass_at_k(
@@ -121,11 +128,11 @@ class Tally:
 
 
 def judge_file(config: JudgingConfig, console: Console) -> Tally:
-    """Grade a file of completions, with progress and a table on `console`, and write the verdicts once all are there.
+    """Grade a file of completions, with progress and a table on `console`; the verdicts' file appears at the end.
 
     Raises:
         DataError, UnknownNameError: the file, a line of it or the tasks cannot be used.
-        ConfigError: a value out of range, or an output that is there already.
+        ConfigError: a value out of range, or an output that exists already or cannot be written.
         SandboxUnavailable, JudgeError: this machine cannot run programs as asked; nothing is written.
     """
     limits = judge_limits(config.tasks, config.seconds, config.memory_mb)
@@ -137,45 +144,27 @@ def judge_file(config: JudgingConfig, console: Console) -> Tally:
         raise DataError(f"{config.file} holds no samples: give one JSON object per line, with task_id and completion")
     tally = Tally()
     with (
-        whole_or_nothing(config.results) as results,
+        replacing_text(config.results) as results,
         Judge(workers=config.workers, limits=limits, isolation=config.isolation) as judge,
         GradingProgress(total, console) as progress,
     ):
         samples = read_samples(config.file, tasks, config.tasks)
-        for record, task, verdict in graded(samples, judge, _BATCH_PER_WORKER * config.workers):
-            told = {
+        for record, task, verdict in graded(samples, Grader(judge), _BATCH_PER_WORKER * config.workers):
+            fields = {
                 "passed": verdict.passed,
                 "status": verdict.status,
                 "message": verdict.message,
                 "score": verdict.score,
             }
-            results.write(json.dumps({**record.fields, **told}) + "\n")
+            results.write(json.dumps({**record.fields, **fields}) + "\n")
             tally.add(task, verdict)
             progress.add(verdict.passed)
     show_tally(tally, config, tasks, console)
     return tally
 
 
-def judge_limits(tasks: str, seconds: float | None, memory_mb: int | None) -> Limits:
-    """What one run of a program may use: as given, else what the benchmark needs."""
-    default = BENCHMARK_LIMITS.get(tasks, Limits())
-    return Limits(
-        seconds=default.seconds if seconds is None else seconds,
-        memory_mb=default.memory_mb if memory_mb is None else memory_mb,
-    )
-
-
-def tasks_by_id(tasks: Sequence[CodeTask], name: str) -> dict[str, CodeTask]:
-    """The tasks by their ids; `DataError` when two share one."""
-    by_id = {task.task_id: task for task in tasks}
-    if len(by_id) < len(tasks):
-        ((task_id, count),) = Counter(task.task_id for task in tasks).most_common(1)
-        raise DataError(f"task id {task_id!r} stands {count} times in {name!r}; give each task an id of its own")
-    return by_id
-
-
 def read_samples(file: Path, tasks: Mapping[str, CodeTask], name: str) -> Iterator[Sample]:
-    """The samples of a file, one at a time; `DataError` names file, line and field of one that cannot be graded."""
+    """Yield the samples of a file; `DataError` names file, line and field of one that cannot be graded."""
     for record in read_records(file):
         task_id = record.text("task_id")
         task = tasks.get(task_id)
@@ -193,37 +182,24 @@ def read_samples(file: Path, tasks: Mapping[str, CodeTask], name: str) -> Iterat
             )
 
 
-def graded(samples: Iterable[Sample], judge: Judge, batch_size: int) -> Iterator[tuple[Record, CodeTask, Verdict]]:
-    """Each sample with its verdict, in order; at most a few batches are held at once."""
-    waiting: deque[tuple[list[Sample], Future[list[Verdict]]]] = deque()
+def graded(samples: Iterable[Sample], grader: Grader, batch_size: int) -> Iterator[tuple[Record, CodeTask, Verdict]]:
+    """Yield each sample with its verdict, in order; at most a few batches are held at once."""
+    waiting: deque[tuple[list[Sample], Future[list[Graded]]]] = deque()
     rest = iter(samples)
     while True:
         while len(waiting) < _BATCHES_AHEAD and (batch := list(islice(rest, batch_size))):
-            waiting.append((batch, judge.submit([(task, program) for _, task, program in batch])))
+            programs = [program for _, _, program in batch]
+            waiting.append((batch, grader.submit_programs([task for _, task, _ in batch], programs)))
         if not waiting:
             return
-        batch, verdicts = waiting.popleft()
-        for (record, task, _), verdict in zip(batch, verdicts.result(), strict=True):
-            yield record, task, verdict
-
-
-@contextmanager
-def whole_or_nothing(path: Path) -> Iterator[TextIO]:
-    """A text file for writing that appears as `path`, in the place of what was there, only once it is complete.
-
-    After an error, or Ctrl-C, nothing of it is left. It is compressed if `path` ends in .gz.
-    """
-    with replacing(path) as part:
-        try:
-            file: TextIO = (gzip.open if path.suffix == ".gz" else open)(part, "xt", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror}; choose another place with --output") from None
-        with file:
-            yield file
+        batch, grades = waiting.popleft()
+        for (record, task, _), grade in zip(batch, grades.result(), strict=True):
+            assert grade.verdict is not None
+            yield record, task, grade.verdict
 
 
 class GradingProgress:
-    """How far grading is: a live bar, or a plain line every half minute without a terminal. A context manager."""
+    """Shows how far grading is: a live bar, or a line every half minute without a terminal. A context manager."""
 
     def __init__(self, total: int, console: Console) -> None:
         self._total = total
@@ -232,7 +208,7 @@ class GradingProgress:
         self._bar = Progress(
             TextColumn("judge"),
             BarColumn(bar_width=18),
-            TextColumn("{task.fields[told]}", markup=False),
+            TextColumn("{task.fields[progress]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
@@ -242,7 +218,7 @@ class GradingProgress:
 
     def __enter__(self) -> Self:
         self._started = self._printed = time.monotonic()
-        self._row = self._bar.add_task("", total=self._total, told="")
+        self._row = self._bar.add_task("", total=self._total, progress="")
         self._bar.start()
         return self
 
@@ -250,21 +226,21 @@ class GradingProgress:
         self._bar.stop()
 
     def add(self, passed: bool) -> None:
-        """One more sample is graded."""
+        """Count one more graded sample."""
         self._graded += 1
         self._passed += passed
         now = time.monotonic()
         speed = self._graded / max(1e-9, now - self._started)
-        told = f"{self._graded:,}/{self._total:,}  {speed:,.0f} gradings/s  {self._passed:,} passed"
-        self._bar.update(self._row, completed=self._graded, told=told)
+        progress = f"{self._graded:,}/{self._total:,}  {speed:,.0f} gradings/s  {self._passed:,} passed"
+        self._bar.update(self._row, completed=self._graded, progress=progress)
         if not self._console.is_terminal and now - self._printed >= _PLAIN_LINE_SECONDS:
             self._printed = now
             left = timedelta(seconds=round((self._total - self._graded) / speed))
-            self._console.print(f"judge  {told}  ETA {left}", highlight=False, soft_wrap=True)
+            self._console.print(f"judge  {progress}  ETA {left}", highlight=False, soft_wrap=True)
 
 
 def show_tally(tally: Tally, config: JudgingConfig, tasks: Mapping[str, CodeTask], console: Console) -> None:
-    """Print pass@k as a table, and what there is to know about samples and tasks."""
+    """Print pass@k as a table, then remarks on samples and tasks."""
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -312,7 +288,7 @@ def show_tally(tally: Tally, config: JudgingConfig, tasks: Mapping[str, CodeTask
 
 
 def _check_files(config: JudgingConfig) -> None:
-    """Whether the file can be read and its output written; before anything that takes time."""
+    """Raise unless the file can be read and its output written; called before anything that takes time."""
     if not config.file.name.endswith(_SUFFIXES):
         raise DataError(f"{config.file}: unknown kind of file; known: {', '.join(_SUFFIXES)}")
     if not config.file.is_file():
@@ -321,5 +297,7 @@ def _check_files(config: JudgingConfig) -> None:
         raise ConfigError(f"{config.results} is a folder: give --output a file")
     if config.results.exists() and config.results.samefile(config.file):
         raise ConfigError(f"{config.results} holds the samples: give --output another file")
+    if not os.access(config.results.parent, os.W_OK):
+        raise ConfigError(f"cannot write {config.results}: choose another place with --output")
     if config.results.exists() and not config.overwrite:
-        raise ConfigError(f"{config.results} is there already: add --overwrite, or choose another file with --output")
+        raise ConfigError(f"{config.results} exists already: add --overwrite, or choose another file with --output")

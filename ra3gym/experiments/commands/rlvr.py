@@ -1,10 +1,10 @@
 """RLVR of any checkpoint on any set of tasks: what `ra3gym rlvr` does.
 
 root/rlvr-YYYYmmdd-HHMMSS/
-    config.json, manifest.json   how it was started, versions, machine
-    metrics.jsonl, tensorboard/  every step
-    checkpoints/, model/         Hugging Face folders, and what resuming needs
-    summary.json                 the first and the last steps beside each other, written last
+    config.json, manifest.json   configuration; algorithm, tasks, versions, machine
+    metrics.jsonl, tensorboard/  one record per step
+    checkpoints/, model/         Hugging Face folders, with the state that resuming needs
+    summary.json                 means of the first and of the last steps, written last
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -31,11 +30,10 @@ from ra3gym.agents.rlvr import Algorithm, RLVRConfig, RLVRStep, algorithm, train
 from ra3gym.agents.rlvr.checkpoint import RUN_KIND, step_of
 from ra3gym.agents.rlvr.rollouts.sampler import Sampler
 from ra3gym.agents.rlvr.training import check_fit
-from ra3gym.errors import ConfigError, DataError, UnknownNameError
-from ra3gym.experiments.commands.eval import token_budgets
-from ra3gym.experiments.commands.judge import judge_limits
+from ra3gym.errors import ConfigError, MissingExtraError, UnknownNameError
 from ra3gym.experiments.commands.settings import parse_setting
-from ra3gym.experiments.commands.token_pruning import prune_to_expert, token_mask, told
+from ra3gym.experiments.commands.task_sets import judge_limits, tasks_by_id, token_budgets
+from ra3gym.experiments.commands.token_pruning import prune_to_expert, report_line, token_mask
 from ra3gym.experiments.studies.config import typed_config
 from ra3gym.experiments.studies.progress import StudyProgress
 from ra3gym.files import write_json
@@ -59,24 +57,25 @@ class PostTrainingConfig:
             and the others that `ra3gym eval` knows.
         algorithm: grpo, dr_grpo, dapo, rloo, reinforce++, gspo, cispo, ppo, or one that a plug-in registers.
         set: changes of the algorithm, as in --set clip_high=0.28 kl_coefficient=0.01; a wrong name lists them all.
-        split: of every set; left out, the training split where a set has one, else all of it.
+        split: of every set; by default the training split where a set has one, else the whole set.
         path: where the data lies, as for `ra3gym eval`.
         limit: only the first so many tasks of each set.
-        prune_to_expert: sample only the commonest tokens of the tasks' reference programs that make up this share of
-            them, such as 0.999 (a pruned action space); what that costs is printed and kept in pruned_actions.json.
+        prune_to_expert: sample only the most frequent tokens of the tasks' reference programs, as many as make up this
+            share of them, such as 0.999 (a pruned action space); the cost is printed and kept in pruned_actions.json.
         seed: of everything random.
-        workers: processes that run the tests, beside the sampling.
-        judge_seconds: wall-clock seconds that one program may run; as for `ra3gym eval` when left out.
-        judge_memory_mb: address space that one program may use, in MB; likewise.
+        workers: processes that run the tests while programs are sampled.
+        judge_seconds: wall-clock seconds that one program may run; the default is that of `ra3gym eval`.
+        judge_memory_mb: address space that one program may use, in MB; the default is that of `ra3gym eval`.
         device: where the model runs; "auto" takes a GPU if there is one. `accelerate launch` decides for itself.
-        generate: "model" samples from the model here, "vllm" from a server that gets the weights after each step.
+        generate: "model" samples in this process, "vllm" on a server that gets the weights after each step.
         vllm_url: the server's address, such as http://localhost:8000 (docs/vllm.md).
-        vllm_weights: a folder that the server sees too, through which it gets the weights; the folder for temporary
-            files when left out, which does for a server on the same machine.
-        trackers: where metrics go beside metrics.jsonl: tensorboard, wandb, and others that accelerate knows.
-        plugins: modules to import first, that register algorithms of your own.
+        vllm_weights: a folder that the server can read, through which it gets the weights; by default the folder for
+            temporary files, which suits a server on the same machine.
+        trackers: where metrics go in addition to metrics.jsonl: tensorboard, wandb, and others that accelerate knows;
+            by default tensorboard where it is installed.
+        plugins: modules to import first, which may register algorithms.
         output: the folder that run folders are made in.
-        training: what is the same for every algorithm.
+        training: settings that are the same for every algorithm.
     """
 
     model: str
@@ -95,7 +94,7 @@ class PostTrainingConfig:
     generate: Literal["model", "vllm"] = "model"
     vllm_url: str | None = None
     vllm_weights: Path | None = None
-    trackers: tuple[str, ...] = ("tensorboard",)
+    trackers: tuple[str, ...] | None = None
     plugins: tuple[str, ...] = ()
     output: Path = Path("runs")
     training: Annotated[RLVRConfig, tyro.conf.arg(name="")] = field(default_factory=RLVRConfig)
@@ -113,18 +112,18 @@ class PostTrainingConfig:
                 f"generate={self.generate!r} with vllm_url={self.vllm_url!r}: --generate vllm and --vllm-url URL "
                 "belong together"
             )
-        # A wrong name, or a limit out of range, is an error here.
+        # Wrong names and limits out of range raise here.
         _algorithm(self)
         _limits(self)
 
 
 def start_post_training(config: PostTrainingConfig, console: Console) -> bool:
-    """Run RLVR in a new run folder; whether it came to its end (Ctrl-C ends it in between, its state stored)."""
+    """Run RLVR in a new run folder; return whether it finished (Ctrl-C stops it, and its state is stored)."""
     return _run(config, None, console)
 
 
 def resume_post_training(folder: Path, console: Console) -> bool:
-    """Go on with a run after a kill or Ctrl-C, under its own configuration."""
+    """Continue a run after a kill or Ctrl-C, under its own configuration; return whether it finished."""
     run = RunFolder.open(folder, RUN_KIND)
     return _run(typed_config(PostTrainingConfig, run.config, folder / "config.json"), folder, console)
 
@@ -132,10 +131,10 @@ def resume_post_training(folder: Path, console: Console) -> bool:
 def _run(config: PostTrainingConfig, folder: Path | None, console: Console) -> bool:
     from accelerate import PartialState
 
-    # Without `cpu`, processes on a machine without accelerators would not know of each other.
+    # Without `cpu`, processes on a machine without accelerators would not find each other.
     process = PartialState(cpu=config.device == "cpu" or not torch.accelerator.is_available())
     finished = _run_among(process, config, folder, console)
-    # A group that is left behind can abort the exit. Behind an error it is left: others may still wait in it.
+    # An open group can abort the exit. After an error it stays open: other processes may still wait in it.
     process.destroy_process_group()
     return finished
 
@@ -147,11 +146,11 @@ def _run_among(process: Any, config: PostTrainingConfig, folder: Path | None, co
         console = Console(file=StringIO())  # one process speaks for all
     resumed = folder is not None
     if folder is not None and (ended := RunFolder.open(folder)).summary is not None:
-        console.print(f"{folder} has come to its end: nothing is left to do", highlight=False, soft_wrap=True)
+        console.print(f"{folder} has finished: there is nothing left to do", highlight=False, soft_wrap=True)
         show_post_training(ended, console)
         return True
-    # What can be wrong is found ahead of the folder: a mistake leaves none behind.
-    _check_trackers(config.trackers)
+    # Mistakes are found before the folder is made.
+    trackers = _trackers(config.trackers)
     tasks = training_tasks(config, console)
     loaded = load(config.model, device=str(process.device) if config.device == "auto" else config.device)
     check_fit(_algorithm(config), config.training, loaded, process.num_processes)
@@ -159,7 +158,7 @@ def _run_among(process: Any, config: PostTrainingConfig, folder: Path | None, co
     pruned = None
     if config.prune_to_expert is not None:
         pruned = prune_to_expert(tasks, loaded, config.prune_to_expert)
-        console.print(told(pruned), highlight=False, soft_wrap=True)
+        console.print(report_line(pruned), highlight=False, soft_wrap=True)
     with ExitStack() as stack:
         sampler = _sampler(config, console)
         if sampler is not None:
@@ -176,10 +175,10 @@ def _run_among(process: Any, config: PostTrainingConfig, folder: Path | None, co
         if not process.is_main_process:
             run = RunFolder.open(folder)
         console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
-        finished = _train(config, run, resumed, tasks, loaded, pruned, sampler, console)
+        finished = _train(config, run, resumed, tasks, loaded, pruned, sampler, trackers, console)
         if not finished:
             console.print(
-                f"\nStopped, and stored. Go on with: ra3gym rlvr --resume {folder}", highlight=False, soft_wrap=True
+                f"\nStopped, and stored. Continue with: ra3gym rlvr --resume {folder}", highlight=False, soft_wrap=True
             )
         elif process.is_main_process:
             run.write_summary(summary_of(config, run))
@@ -195,16 +194,17 @@ def _train(
     loaded: LoadedModel,
     pruned: PrunedActions | None,
     sampler: Sampler | None,
+    trackers: Sequence[str],
     console: Console,
 ) -> bool:
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
 
     accelerator = Accelerator(
-        log_with=list(config.trackers) or None,
+        log_with=list(trackers) or None,
         project_config=ProjectConfiguration(str(run.path), logging_dir=str(run.path / "tensorboard")),
     )
-    # Steps behind the last checkpoint are done again: TensorBoard is to forget them.
+    # Steps after the last checkpoint are done again: TensorBoard has to forget them.
     done = step_of(run.checkpoints[-1]) if run.checkpoints else 0
     redo = {"tensorboard": {"purge_step": done + 1}} if resumed else {}
     accelerator.init_trackers(RUN_KIND, config=_flat(config), init_kwargs=redo)
@@ -250,21 +250,15 @@ def _train(
 
 
 def training_tasks(config: PostTrainingConfig, console: Console) -> list[CodeTask]:
-    """The tasks of all sets that a run trains on; `DataError` for an id that stands twice."""
+    """Return the tasks of all sets that a run trains on; `DataError` for an id that occurs twice."""
     tasks: list[CodeTask] = []
     for name in config.tasks:
         split = config.split or _training_split(name)
-        found = load_tasks(name, split=split, path=config.path, limit=config.limit)
+        loaded = load_tasks(name, split=split, path=config.path, limit=config.limit)
         part = f"its {split} split" if split else "all of it: do not evaluate on it"
-        console.print(f"tasks: {name}, {len(found):,} ({part})", highlight=False, soft_wrap=True)
-        tasks += found
-    twice = [name for name, count in Counter(task.task_id for task in tasks).items() if count > 1]
-    if twice:
-        raise DataError(
-            f"task {twice[0]!r} stands more than once in {', '.join(config.tasks)}: leave a set out, or give each "
-            "task an id of its own"
-        )
-    return tasks
+        console.print(f"tasks: {name}, {len(loaded):,} ({part})", highlight=False, soft_wrap=True)
+        tasks += loaded
+    return list(tasks_by_id(tasks, ", ".join(config.tasks)).values())
 
 
 def _training_split(name: str) -> str | None:
@@ -274,7 +268,7 @@ def _training_split(name: str) -> str | None:
 
 
 def _with_room(tasks: Sequence[CodeTask], loaded: LoadedModel, max_new_tokens: int, console: Console) -> list[CodeTask]:
-    """The tasks whose prompt leaves room for a whole completion in the model's context."""
+    """Return the tasks whose prompts leave room for a whole completion in the model's context."""
     room = token_budgets(loaded, tasks, max_new_tokens)
     kept = [task for task in tasks if room[task.task_id] == max_new_tokens]
     if len(kept) < len(tasks):
@@ -302,17 +296,27 @@ def _sampler(config: PostTrainingConfig, console: Console) -> Sampler | None:
     return VLLMSampler(config.vllm_url, weights_folder=config.vllm_weights)
 
 
-def _check_trackers(names: Sequence[str]) -> None:
-    """`UnknownNameError` or `ConfigError` for a tracker that accelerate does not know, or whose package is missing."""
+def _trackers(names: Sequence[str] | None) -> Sequence[str]:
+    """Return the trackers to use, TensorBoard if it is installed when `None`.
+
+    Raises:
+        UnknownNameError: accelerate knows no such tracker.
+        MissingExtraError, ConfigError: the tracker's package is not installed.
+    """
     from accelerate.tracking import LoggerType, get_available_trackers
 
     known = [tracker for tracker in LoggerType.list() if tracker != "all"]
     available = {str(tracker.value) for tracker in get_available_trackers()}
+    if names is None:
+        return [name for name in ("tensorboard",) if name in available]
     for name in names:
         if name not in known:
             raise UnknownNameError("tracker", name, known)
+        if name not in available and name == "tensorboard":
+            raise MissingExtraError(name, name, "the tracker 'tensorboard'")
         if name not in available:
             raise ConfigError(f"tracker {name!r}: its package is not installed. pip install {name}, or leave it out")
+    return names
 
 
 def _limits(config: PostTrainingConfig) -> Limits:
@@ -321,14 +325,14 @@ def _limits(config: PostTrainingConfig) -> Limits:
 
 
 def _flat(config: PostTrainingConfig) -> dict[str, Any]:
-    """Numbers and texts only, as trackers take them."""
+    """Return the configuration as numbers and texts, which is what trackers take."""
     values = dataclasses.asdict(config)
     values |= values.pop("training")
     return {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in values.items()}
 
 
 def summary_of(config: PostTrainingConfig, run: RunFolder) -> dict[str, Any]:
-    """First and last steps of a finished run."""
+    """Return the summary of a finished run: its size, and means over its first and its last steps."""
     steps = [RLVRStep(**record) for record in run.metrics.records()]
     shown = ("reward", "pass_rate", "informative", "entropy", "length", "truncated", "decisions")
     parts = {"first": steps[:_SHOWN_STEPS], "last": steps[-_SHOWN_STEPS:]}
@@ -350,7 +354,7 @@ def summary_of(config: PostTrainingConfig, run: RunFolder) -> dict[str, Any]:
 
 
 def show_post_training(run: RunFolder, console: Console) -> None:
-    """Print a finished run's summary, and what to do with its model."""
+    """Print a finished run's summary, and the commands that use its model."""
     summary = run.summary
     assert summary is not None
     speed = f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s ({summary['tokens_per_second']:,.0f} a second)"

@@ -1,4 +1,4 @@
-"""A pruned action space for RLVR: the tokens that reference programs are made of."""
+"""A pruned action space for RLVR: the tokens that reference programs consist of."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ra3gym.tasks import CodeTask
 from ra3gym.tasks.answers import PAUSE_TOKEN
 
 _HELD_OUT = 5
-"""The programs of one task in so many choose nothing: they tell what was lost."""
+"""One program in so many is not used to choose the tokens; these programs measure the cost."""
 
 
 def prune_to_expert(tasks: Sequence[CodeTask], loaded: LoadedModel, coverage: float) -> PrunedActions:
-    """Keep the fewest tokens that make up `coverage` of the tasks' reference programs.
+    """Keep the smallest set of tokens that makes up `coverage` of the tasks' reference programs.
 
-    End tokens stay in any case, and so do the latents and the pause token of a model that has them: reference programs
-    hold none. Every fifth task's program is held out and gives the report's coverage and bound on the pruning error (in
-    units of reward; see `ra3gym.abstractions.pruning.pruned_actions`).
+    End tokens, latents and the pause token always stay: reference programs do not contain them. The program of every
+    fifth task is held out; it gives the report's coverage and bound on the pruning error (in units of reward; see
+    `ra3gym.abstractions.pruning.pruned_actions`).
 
     Args:
         coverage: in (0, 1].
@@ -55,15 +55,15 @@ def prune_to_expert(tasks: Sequence[CodeTask], loaded: LoadedModel, coverage: fl
 
 
 def token_mask(pruned: PrunedActions) -> Tensor:
-    """`allowed_mask_V`, bool, as `ra3gym.agents.rlvr.train` takes it."""
+    """Return the kept tokens as `allowed_mask_V`, bool, for `ra3gym.agents.rlvr.train`."""
     return torch.from_numpy(pruned.mask)
 
 
-def told(pruned: PrunedActions) -> str:
-    """The report in a line."""
+def report_line(pruned: PrunedActions) -> str:
+    """Return the report in one line."""
     line = f"sampling {pruned.size:,} of {pruned.num_actions:,} tokens"
     if pruned.expert_coverage is None or pruned.pruning_error is None:
-        return f"{line}; too few reference programs to hold one out: what that costs is unknown"
+        return f"{line}; there are too few reference programs to hold one out, so the cost is unknown"
     return (
         f"{line}: {pruned.expert_coverage:.2%} of the tokens of held-out reference programs; it costs at most "
         f"{pruned.pruning_error:.2f} of their reward (95% confidence)"
@@ -71,7 +71,7 @@ def told(pruned: PrunedActions) -> str:
 
 
 def _completion_ids(task: CodeTask, loaded: LoadedModel) -> list[int]:
-    """The reference's tokens behind the prompt's, as far as the two can be told apart."""
+    """Return the tokens of the reference program from the first one that differs from the prompt's."""
     prompt, whole = (encode_prompt(loaded.tokenizer, text) for text in (task.prompt, task.canonical_program))
     shared = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
     return whole[shared:]

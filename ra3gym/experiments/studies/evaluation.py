@@ -2,85 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 
-from ra3gym.agents.rlvr import without_latents
 from ra3gym.errors import ConfigError, DataError
 from ra3gym.experiments.report.results import ProgramSample
 from ra3gym.lm import Completions, complete, latent_ids
 from ra3gym.tasks import CodeTask
 from ra3gym.tasks.answers import split_latents
-from ra3gym.verify import Judge, Verdict
+from ra3gym.verify import Graded, Grader, Judge
 from ra3gym.verify.passk import pass_at_k
 
 
 @dataclass(frozen=True)
-class SampledPrograms:
-    """Completions of tasks and what the judge said of them, row by row."""
+class GradedSamples:
+    """Samples with their tasks and grades, row by row.
 
+    Attributes:
+        tasks: of each row.
+        completions: token ids, the end token included if there is one.
+        texts: the completions as text, latents included, the end token removed.
+        grades: with the judge's verdicts.
+    """
+
+    tasks: tuple[CodeTask, ...]
     completions: tuple[list[int], ...]
-    """Token ids, the end of text included where there is one."""
     texts: tuple[str, ...]
-    """The completions as text, latents included, the end of text removed."""
-    verdicts: tuple[Verdict, ...]
+    grades: tuple[Graded, ...]
 
     @classmethod
-    def joined(cls, parts: Sequence[SampledPrograms]) -> SampledPrograms:
-        """The rows of several batches, one after the other."""
+    def joined(cls, parts: Sequence[GradedSamples]) -> GradedSamples:
+        """Return the rows of several batches, one after the other."""
         return cls(
-            tuple(row for part in parts for row in part.completions),
-            tuple(row for part in parts for row in part.texts),
-            tuple(row for part in parts for row in part.verdicts),
+            tuple(chain.from_iterable(part.tasks for part in parts)),
+            tuple(chain.from_iterable(part.completions for part in parts)),
+            tuple(chain.from_iterable(part.texts for part in parts)),
+            tuple(chain.from_iterable(part.grades for part in parts)),
         )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What evaluation found: pass@k by k (unbiased), mean decisions per episode, and the programs themselves.
+    """The outcome of an evaluation.
 
-    A decision is a latent for a model that emits at least one latent a program, else a token.
+    Attributes:
+        pass_at: pass@k by k, unbiased.
+        decisions: mean number per episode: latents for a model that emits at least one latent a program, else tokens.
+        samples: what was graded.
     """
 
     pass_at: dict[int, float]
     decisions: float
-    programs: SampledPrograms
-
-
-@dataclass(frozen=True)
-class GradedBatch:
-    """Programs and the tasks they belong to, row by row."""
-
-    tasks: tuple[CodeTask, ...]
-    programs: SampledPrograms
+    samples: GradedSamples
 
 
 def graded_batches(
     model: Any,
     tokenizer: Any,
     tasks: Sequence[CodeTask],
-    judge: Judge,
+    grader: Grader,
     *,
     samples: int,
     max_new_tokens: int,
     temperature: float,
     generator: torch.Generator,
     batch_size: int,
-    completion_of: Callable[[CodeTask, str], str] = without_latents,
-) -> Iterator[GradedBatch]:
-    """Sample `samples` programs for each task, `batch_size` at once, and judge them; the rows of a task stay together.
+) -> Iterator[GradedSamples]:
+    """Sample `samples` programs for each task, `batch_size` at once, and grade them; the rows of a task stay together.
 
-    A batch is judged while the next one is sampled. `completion_of(task, text)` is the part of a sampled text that is
-    graded behind the task's prompt.
+    A batch is graded while the next one is sampled.
     """
-    waiting: tuple[tuple[CodeTask, ...], Completions, Future[list[Verdict]]] | None = None
+    waiting: tuple[tuple[CodeTask, ...], Completions, Future[list[Graded]]] | None = None
     for chosen, group_size in _groups(tasks, samples, batch_size):
-        found = complete(
+        completions = complete(
             model,
             tokenizer,
             [task.prompt for task in chosen],
@@ -90,17 +90,16 @@ def graded_batches(
             generator=generator,
         )
         rows = tuple(task for task in chosen for _ in range(group_size))
-        pairs = zip(rows, found.texts, strict=True)
-        verdicts = judge.submit([(task, task.prompt + completion_of(task, text)) for task, text in pairs])
+        grades = grader.submit(rows, completions.texts)
         if waiting is not None:
             yield _graded(*waiting)
-        waiting = rows, found, verdicts
+        waiting = rows, completions, grades
     if waiting is not None:
         yield _graded(*waiting)
 
 
 def _groups(tasks: Sequence[CodeTask], samples: int, batch_size: int) -> Iterator[tuple[Sequence[CodeTask], int]]:
-    """Tasks to sample for at once, with the number of samples of each; a task beyond `batch_size` comes in parts."""
+    """Yield tasks to sample for at once, and the number of samples of each; `batch_size` may cut a task into parts."""
     if samples > batch_size:
         for task in tasks:
             for start in range(0, samples, batch_size):
@@ -111,8 +110,8 @@ def _groups(tasks: Sequence[CodeTask], samples: int, batch_size: int) -> Iterato
             yield tasks[start : start + count], samples
 
 
-def _graded(tasks: tuple[CodeTask, ...], found: Completions, verdicts: Future[list[Verdict]]) -> GradedBatch:
-    return GradedBatch(tasks, SampledPrograms(found.ids, found.texts, tuple(verdicts.result())))
+def _graded(tasks: tuple[CodeTask, ...], completions: Completions, grades: Future[list[Graded]]) -> GradedSamples:
+    return GradedSamples(tasks, completions.ids, completions.texts, tuple(grades.result()))
 
 
 def evaluate(
@@ -128,7 +127,7 @@ def evaluate(
     seed: int,
     tasks_per_batch: int = 32,
 ) -> Evaluation:
-    """Sample `samples` programs for each task and judge them.
+    """Sample `samples` programs for each task and grade them.
 
     Raises `DataError` without tasks, `ConfigError` for a k above `samples`.
     """
@@ -140,33 +139,34 @@ def evaluate(
         model,
         tokenizer,
         tasks,
-        judge,
+        Grader(judge),
         samples=samples,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         generator=torch.Generator().manual_seed(seed),
         batch_size=tasks_per_batch * samples,
     )
-    programs = SampledPrograms.joined([batch.programs for batch in batches])
-    correct = np.array([verdict.passed for verdict in programs.verdicts]).reshape(len(tasks), samples).sum(axis=1)
+    rows = GradedSamples.joined(list(batches))
+    correct = np.array([grade.passed for grade in rows.grades]).reshape(len(tasks), samples).sum(axis=1)
     latents = set(latent_ids(tokenizer))
-    latents_used = np.mean([sum(token in latents for token in completion) for completion in programs.completions])
-    length = np.mean([len(completion) for completion in programs.completions])
+    latents_used = np.mean([sum(token in latents for token in completion) for completion in rows.completions])
+    length = np.mean([len(completion) for completion in rows.completions])
     return Evaluation(
         pass_at={k: float(pass_at_k(samples, correct, k).mean()) for k in ks},
         decisions=float(latents_used if latents_used >= 1 else length),
-        programs=programs,
+        samples=rows,
     )
 
 
 def shown_programs(evaluation: Evaluation, tasks: Sequence[CodeTask], count: int) -> list[ProgramSample]:
-    """The first sample of each of the first `count` tasks, cut into the segments of its latents."""
-    per_task = len(evaluation.programs.texts) // len(tasks)
+    """Return the first sample of each of the first `count` tasks, cut into the segments of its latents."""
+    samples = evaluation.samples
+    per_task = len(samples.texts) // len(tasks)
     return [
         ProgramSample(
             prompt=task.prompt,
-            segments=tuple(split_latents(evaluation.programs.texts[index * per_task])),
-            passed=evaluation.programs.verdicts[index * per_task].passed,
+            segments=tuple(split_latents(samples.texts[index * per_task])),
+            passed=samples.grades[index * per_task].passed,
             task_id=task.task_id,
         )
         for index, task in enumerate(tasks[:count])

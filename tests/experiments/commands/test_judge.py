@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from ra3gym.experiments.commands.judge import JudgingConfig, Sample, graded, read_samples, tasks_by_id, whole_or_nothing
+from ra3gym.experiments.commands.judge import JudgingConfig, Sample, graded, read_samples
+from ra3gym.experiments.commands.task_sets import tasks_by_id
 from ra3gym.tasks import load_tasks
-from ra3gym.verify import Judge, pass_at_k
+from ra3gym.verify import Grader, Judge, pass_at_k
 
 TASKS = [
     {
@@ -197,25 +198,6 @@ def test_interrupted_it_leaves_nothing_behind(folder: Path) -> None:
     assert {file.name for file in folder.iterdir()} == {"small.jsonl", "samples.jsonl"}
 
 
-def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
-    path = tmp_path / "results.jsonl"
-
-    def interrupted() -> None:
-        with whole_or_nothing(path) as file:
-            file.write("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert list(tmp_path.iterdir()) == []
-    path.write_text("before")
-    with whole_or_nothing(path) as file:
-        file.write("after")
-        assert path.read_text() == "before"
-    assert path.read_text() == "after"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_few_samples_are_read_ahead_of_those_graded(folder: Path) -> None:
     write_jsonl(folder / "samples.jsonl", [sample(n % 3) for n in range(3000)])
     tasks = tasks_by_id(load_tasks(folder / "small.jsonl"), "small")
@@ -228,7 +210,7 @@ def test_few_samples_are_read_ahead_of_those_graded(folder: Path) -> None:
             yield one
 
     with Judge(workers=1) as direct:
-        for done, (record, _, verdict) in enumerate(graded(counted(), direct, batch_size=4), start=1):
+        for done, (record, _, verdict) in enumerate(graded(counted(), Grader(direct), batch_size=4), start=1):
             assert verdict.passed
             assert record.place.endswith(f"line {done}")
             assert read - done < 200

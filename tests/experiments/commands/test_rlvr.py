@@ -193,7 +193,7 @@ def test_a_whole_run(tiny_model_folder: Path, folder: Path, capsys: pytest.Captu
     written = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert main(["rlvr", "--resume", str(run)]) == 0
     again = capsys.readouterr().out
-    assert "has come to its end" in again
+    assert "has finished" in again
     assert told.strip() in again
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == written
 
@@ -219,7 +219,7 @@ def test_a_run_that_was_ended_early_goes_on_as_if_it_had_not(
     else:
         assert ended.returncode == 130, ended.stderr
         assert ended.stderr == ""
-        assert ended.stdout.splitlines()[-1] == f"Stopped, and stored. Go on with: ra3gym rlvr --resume {run}"
+        assert ended.stdout.splitlines()[-1] == f"Stopped, and stored. Continue with: ra3gym rlvr --resume {run}"
         assert resume_post_training(run, Console(file=StringIO()))
     assert len(json.loads((run / "manifest.json").read_text())["resumed"]) == 1
     whole, _ = in_process(tiny_model_folder, algorithm="signalled", plugins=("signalled",))
@@ -297,7 +297,7 @@ def test_ctrl_c_ends_both_processes_with_a_checkpoint_and_one_goes_on(tiny_model
     ended = rlvr(*options, "--steps", 60, launcher=LAUNCHER)
     assert ended.returncode != 0
     (run,) = Path("runs").iterdir()
-    assert f"Stopped, and stored. Go on with: ra3gym rlvr --resume {run}" in ended.stdout.splitlines()
+    assert f"Stopped, and stored. Continue with: ra3gym rlvr --resume {run}" in ended.stdout.splitlines()
     done = len(history(run))
     assert 4 <= done < 60
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{done:06d}"]
@@ -321,7 +321,7 @@ MISTAKES = {
     "no url": (["--generate", "vllm"], "--generate vllm and --vllm-url URL belong together"),
     "no server": (["--vllm-url", "http://localhost:1"], "--generate vllm and --vllm-url URL belong together"),
     "wrong url": (["--generate", "vllm", "--vllm-url", "localhost"], "vLLM URL 'localhost'"),
-    "same id": (["--tasks", "jsonl:guess.jsonl,jsonl:guess.jsonl"], "task 'guess/0' stands more than once"),
+    "same id": (["--tasks", "jsonl:guess.jsonl,jsonl:guess.jsonl"], "task id 'guess/0' stands 2 times"),
     "room": (["--max-new-tokens", "5000"], "max_new_tokens=5000 leaves no room"),
     "scope": (["--act-on", "latent"], "unknown scope 'latent'.*Did you mean 'latents'"),
     "group": (["--group-size", "1"], "group_size=1: 'grpo' compares the samples of a task"),

@@ -10,7 +10,7 @@ import torch
 
 from ra3gym import lm
 from ra3gym.errors import ConfigError, DataError
-from ra3gym.experiments.commands.token_pruning import prune_to_expert, token_mask, told
+from ra3gym.experiments.commands.token_pruning import prune_to_expert, report_line, token_mask
 from ra3gym.tasks import CodeTask, load_tasks
 
 
@@ -42,7 +42,7 @@ def test_what_the_references_write_is_kept(embedded: lm.LoadedModel, tasks: list
     mask_V = token_mask(pruned)
     assert mask_V.dtype == torch.bool
     assert set(mask_V.nonzero()[:, 0].tolist()) == kept
-    assert told(pruned).startswith(f"sampling {pruned.size:,} of {pruned.num_actions:,} tokens: 9")
+    assert report_line(pruned).startswith(f"sampling {pruned.size:,} of {pruned.num_actions:,} tokens: 9")
 
 
 def test_less_coverage_keeps_less_and_may_cost_more(embedded: lm.LoadedModel, tasks: list[CodeTask]) -> None:
@@ -60,7 +60,7 @@ def test_less_coverage_keeps_less_and_may_cost_more(embedded: lm.LoadedModel, ta
 def test_with_too_few_programs_the_cost_is_unknown(embedded: lm.LoadedModel, tasks: list[CodeTask]) -> None:
     pruned = prune_to_expert(tasks[:3], embedded, 0.99)
     assert pruned.pruning_error is None
-    assert "unknown" in told(pruned)
+    assert "unknown" in report_line(pruned)
 
 
 @pytest.mark.parametrize("coverage", [0.0, -1.0, 1.5, float("nan")])

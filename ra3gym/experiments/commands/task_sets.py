@@ -1,0 +1,44 @@
+"""The tasks that a command is given: unique ids, the limits their programs need, the room their prompts leave."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ra3gym.errors import DataError
+from ra3gym.lm import LoadedModel, encode_prompt
+from ra3gym.tasks import CodeTask
+from ra3gym.verify import Limits
+
+_BENCHMARK_LIMITS = dict.fromkeys(("humaneval+", "mbpp+"), Limits(seconds=60, memory_mb=4096))
+"""What a program may use on benchmarks that need more than the default."""
+
+
+def judge_limits(tasks: str, seconds: float | None, memory_mb: int | None) -> Limits:
+    """Return what one run of a program may use: the given values, else what the benchmark needs."""
+    default = _BENCHMARK_LIMITS.get(tasks, Limits())
+    return Limits(
+        seconds=default.seconds if seconds is None else seconds,
+        memory_mb=default.memory_mb if memory_mb is None else memory_mb,
+    )
+
+
+def tasks_by_id(tasks: Sequence[CodeTask], names: str) -> dict[str, CodeTask]:
+    """Return the tasks by their ids; `DataError` when two tasks of the sets `names` share one."""
+    by_id = {task.task_id: task for task in tasks}
+    if len(by_id) < len(tasks):
+        ((task_id, count),) = Counter(task.task_id for task in tasks).most_common(1)
+        raise DataError(
+            f"task id {task_id!r} stands {count} times in {names!r}; give each task an id of its own, or leave out a "
+            "set that repeats another"
+        )
+    return by_id
+
+
+def token_budgets(loaded: LoadedModel, tasks: Sequence[CodeTask], max_new_tokens: int) -> dict[str, int]:
+    """Return the longest completion by task id, in tokens: `max_new_tokens`, or what the model's context leaves."""
+    positions = getattr(loaded.model.config, "max_position_embeddings", None)
+    if positions is None:
+        return {task.task_id: max_new_tokens for task in tasks}
+    lengths = {task.task_id: len(encode_prompt(loaded.tokenizer, task.prompt)) for task in tasks}
+    return {task_id: max(0, min(max_new_tokens, positions - length)) for task_id, length in lengths.items()}
