@@ -32,9 +32,12 @@ INTERRUPTED = 130
 def run(arguments: Sequence[str], console: Console) -> None:
     """Run a study, every arm on every seed; --resume continues after a kill."""
     from ra3gym.experiments.commands.run import RUN_STUDIES
+    from ra3gym.experiments.studies.arms import ARMS
 
     if not arguments or arguments[0].startswith("-"):
         _print_choices("ra3gym run STUDY [options]", "studies", _descriptions(RUN_STUDIES), console)
+        arms = {name: f"{ARMS[name].description} ({ARMS[name].role})" for name in ARMS}
+        _print_list("\narms, for --arms and --rlvr-arms:", arms, console)
         console.print("\nThe options, with the defaults of quickstart:\n", highlight=False)
         arguments = ["quickstart", "--help"]
     _start_or_resume("ra3gym run", RUN_STUDIES, arguments, console)
@@ -251,8 +254,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_choices(usage: str, heading: str, choices: Mapping[str, str], console: Console) -> None:
+    _print_list(f"usage: {usage}\n\n{heading}:", choices, console)
+
+
+def _print_list(heading: str, choices: Mapping[str, str], console: Console) -> None:
     grid = Table.grid(padding=(0, 2, 0, 0))
     for name, description in choices.items():
         grid.add_row(f"  {name}", Text(description))
-    console.print(f"usage: {usage}\n\n{heading}:", highlight=False, markup=False)
+    console.print(heading, highlight=False, markup=False)
     console.print(grid)

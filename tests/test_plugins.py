@@ -1,4 +1,4 @@
-"""A user's E-step in a study: its workers are processes of their own and must know it too."""
+"""A user's E-step, M-step and arm in a study: its workers are processes of their own and must know them too."""
 
 from __future__ import annotations
 
@@ -13,20 +13,40 @@ from ra3gym.errors import ConfigError
 from ra3gym.plugins import import_plugins
 
 PLUGIN = """
-from ra3gym.abstractions.latents.path import LatentPath
-from ra3gym.abstractions.latents import Annotations
-from ra3gym.agents.mid_training import register_e_step
+from pathlib import Path
+
+from ra3gym.abstractions.latents import Annotations, LatentPath
+from ra3gym.agents.mid_training import Recipe, distill, register_e_step, register_m_step
+from ra3gym.experiments.studies import Arm, register_arm
 
 class EveryLine:
     def infer(self, traces, rng):
         paths = [LatentPath((3,) * len(t.steps), (True,) * len(t.steps)) for t in traces]
         return Annotations(tuple(paths), ((),) * 4)
 
+def noted(model, documents, config, *, seed, on_progress):
+    with Path("trained.txt").open("a") as file:
+        print(len(documents), max(map(len, documents)), seed, config.tokens, file=file)
+    return distill(model, documents, config, seed=seed, on_progress=on_progress)
+
 register_e_step("every-line-of-mine", EveryLine)
+register_m_step("noted", noted)
+register_arm(Arm("paused-twice", "Mine", "control", "#123456", "Twice as long.", Recipe("pause", budget=2.0)))
 """
 OPTIONS = (
-    *("--plugins", "mine_for_test", "--e-step", "every-line-of-mine", "--seeds", "3", "--arms", "latents"),
-    *("--rlvr-arms", "latents", "--rlvr.steps", "0", "--domain.length", "3", "--domain.difficulty", "easy"),
+    *("--plugins", "mine_for_test", "--e-step", "every-line-of-mine", "--m-step-name", "noted", "--seeds", "3"),
+    *(
+        "--arms",
+        "latents,paused-twice",
+        "--rlvr-arms",
+        "latents",
+        "--rlvr.steps",
+        "0",
+        "--domain.length",
+        "3",
+        "--domain.difficulty",
+        "easy",
+    ),
     *("--domain.num-compositions", "12", "--domain.num-held-out", "2", "--domain.num-traces", "30"),
     *("--domain.num-base-traces", "30", "--model.hidden", "16", "--model.heads", "2", "--model.layers", "1"),
     *("--m-step.tokens", "1500", "--base.tokens", "1000", "--evaluation.samples", "2", "--workers", "1"),
@@ -34,7 +54,7 @@ OPTIONS = (
 )
 
 
-def test_workers_know_a_users_e_step(tmp_path: Path) -> None:
+def test_a_study_uses_a_users_e_step_m_step_and_arm(tmp_path: Path) -> None:
     (tmp_path / "mine_for_test.py").write_text(PLUGIN)
     done = subprocess.run(
         [sys.executable, "-m", "ra3gym", "run", "quickstart", *OPTIONS],
@@ -48,6 +68,13 @@ def test_workers_know_a_users_e_step(tmp_path: Path) -> None:
     assert json.loads((run / "config.json").read_text())["plugins"] == ["mine_for_test"]
     rows = [json.loads(line) for line in (run / "traces" / "seed-3.jsonl").read_text().splitlines()]
     assert {latent for row in rows for latent in row["latents"]} == {3}
+    assert all(f"<|z3|>{line}" in row["text"] for row in rows for line in row["lines"])
+    trained = [tuple(map(int, line.split())) for line in (tmp_path / "trained.txt").read_text().splitlines()]
+    assert [(count, seed, tokens) for count, _, seed, tokens in trained] == [(30, 3, 1500), (30, 3, 3000)]
+    assert trained[0][1] == max(len(row["input_ids"]) for row in rows) == trained[1][1]
+    assert "paused-twice" in done.stdout
+    assert json.loads((run / "results" / "seed-3" / "paused-twice.json").read_text())["scores"]["tokens"] >= 3000
+    assert "Mine" in (run / "report.html").read_text()
 
 
 def test_what_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,11 @@ from transformers import LlamaForCausalLM
 from ra3gym import lm
 from ra3gym.abstractions.latents import Annotations
 from ra3gym.abstractions.latents.codebook import CodebookConfig
+from ra3gym.abstractions.latents.document import DocumentWriter
 from ra3gym.agents import rlvr
 from ra3gym.agents.mid_training import MStepConfig, distill
-from ra3gym.agents.mid_training.documents import DocumentWriter, write_documents
-from ra3gym.agents.mid_training.e_steps.registry import ExactEStep
+from ra3gym.agents.mid_training.e_steps.exact import ExactEStep
+from ra3gym.agents.mid_training.recipe import write_documents
 from ra3gym.agents.rlvr import RLVRConfig
 from ra3gym.experiments.studies.evaluation import evaluate
 from ra3gym.tasks import ExpertTrace
@@ -122,7 +123,8 @@ def test_latents_are_exactly_those_of_the_exact_e_step(annotations: Any, inferre
 @pytest.fixture(scope="module")
 def documents(traces: list[ExpertTrace], base: Any, inferred: Annotations) -> list[list[int]]:
     writer, rng = DocumentWriter(base.tokenizer), np.random.default_rng([ARGS.seed, 2])
-    return write_documents(writer, traces, latents=inferred, prompts=inferred, rng=rng)
+    written = write_documents(writer, traces, latents=inferred, prompts=inferred, rng=rng)
+    return [list(document.ids) for document in written]
 
 
 def test_documents_are_those_of_mid_training(base: Any, annotated: list[str], documents: list[list[int]]) -> None:

@@ -27,8 +27,9 @@ from ra3gym.abstractions.latents.codebook import CodebookConfig, learn_codebook
 from ra3gym.abstractions.latents.corpus import encode_traces
 from ra3gym.abstractions.latents.path import LatentPath
 from ra3gym.agents.mid_training import make_e_step
-from ra3gym.agents.mid_training.e_steps.controls import AstEStep
-from ra3gym.agents.mid_training.e_steps.registry import ExactEStep, OracleEStep
+from ra3gym.agents.mid_training.e_steps.exact import ExactEStep
+from ra3gym.agents.mid_training.e_steps.oracle import OracleEStep
+from ra3gym.agents.mid_training.e_steps.statement_kinds import AstEStep
 from ra3gym.envs.code.latent import LatentCodeEnv, LatentCodeVectorEnv
 from ra3gym.envs.code.rationale import RationaleCodeEnv, RationaleCodeVectorEnv
 from ra3gym.envs.code.token import TokenCodeEnv, TokenCodeVectorEnv

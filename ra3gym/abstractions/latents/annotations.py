@@ -1,4 +1,4 @@
-"""What an E-step hands to an M-step: latents on every trace, and names for them; and the controls made from it."""
+"""What an E-step hands to an M-step: latents on every trace, and what they are called."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ class Annotations:
             (`ra3gym.abstractions.latents.diagnosis.line_gains`). `None` where the E-step has no likelihood.
         comments: rationale latents only: the comment line of each latent, "#" and text without indent and line break.
             The latent with the comment "" writes nothing. `None` for codebook latents, which are special tokens.
+        tokens: the special token that each latent is written as, "" for none; `None` for the latents' own
+            (`ra3gym.lm.latent_token`).
 
     Raises:
-        DataError: gains of another shape than the paths; not one comment for each latent, or one that is no comment
-            line.
+        DataError: gains of another shape than the paths; not one comment or token for each latent; a comment that is
+            no comment line.
     """
 
     paths: tuple[LatentPath, ...]
@@ -39,10 +41,11 @@ class Annotations:
     metrics: Mapping[str, float] = field(default_factory=dict)
     gains: tuple[tuple[float, ...], ...] | None = None
     comments: tuple[str, ...] | None = None
+    tokens: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         self._check_gains()
-        self._check_comments()
+        self._check_forms()
 
     def _check_gains(self) -> None:
         if self.gains is None:
@@ -57,12 +60,11 @@ class Annotations:
                     "each line"
                 )
 
-    def _check_comments(self) -> None:
-        if self.comments is None:
-            return
-        if len(self.comments) != len(self.names):
-            raise DataError(f"{len(self.comments)} comments for {len(self.names)} latents: give one for each latent")
-        for comment in self.comments:
+    def _check_forms(self) -> None:
+        for kind, forms in (("comments", self.comments), ("tokens", self.tokens)):
+            if forms is not None and len(forms) != len(self.names):
+                raise DataError(f"{len(forms)} {kind} for {len(self.names)} latents: give one for each latent")
+        for comment in self.comments or ():
             if comment and (not comment.startswith("#") or comment_problem(comment) == "broken"):
                 raise DataError(f"the comment {comment!r} must be '#' and text on one line, or empty")
 
@@ -80,41 +82,17 @@ class Annotations:
         for step, latent, switch in zip(steps, path.latents, path.switches, strict=True):
             if not switch:
                 marks.append("")
-            elif self.comments is None:
-                marks.append(latent_token(latent))
-            else:
+            elif self.comments is not None:
                 comment = self.comments[latent]
                 marks.append(f"{indent_of(step)}{comment}\n" if comment else "")
+            else:
+                marks.append(latent_token(latent) if self.tokens is None else self.tokens[latent])
         return marks
 
     def first(self, num_traces: int) -> Annotations:
         """Those of the first traces alone."""
         gains = None if self.gains is None else self.gains[:num_traces]
         return replace(self, paths=self.paths[:num_traces], gains=gains)
-
-
-def _relabelled(annotations: Annotations, segment_latents: np.ndarray) -> Annotations:
-    """The same segments under other latents, given for all segments of the corpus in order."""
-    remaining = iter(segment_latents.tolist())
-    paths = []
-    for path in annotations.paths:
-        latents: list[int] = []
-        for switch in path.switches:
-            latents.append(next(remaining) if switch else latents[-1])
-        paths.append(LatentPath(tuple(latents), path.switches))
-    return replace(annotations, paths=tuple(paths), gains=None)
-
-
-def shuffled(annotations: Annotations, rng: np.random.Generator) -> Annotations:
-    """Control: the inferred segments, their latents permuted over the whole corpus (usage is kept, meaning is not)."""
-    inferred = np.array([z for path in annotations.paths for z in path.segment_latents])
-    return _relabelled(annotations, rng.permutation(inferred))
-
-
-def random_latents(annotations: Annotations, rng: np.random.Generator) -> Annotations:
-    """Control: the inferred segments, each under a latent drawn uniformly."""
-    num_segments = sum(sum(path.switches) for path in annotations.paths)
-    return _relabelled(annotations, rng.integers(annotations.num_latents, size=num_segments))
 
 
 def names_by_company(

@@ -1,13 +1,14 @@
 """RA3's mid-training as expectation maximisation: infer latents over traces, train the model on them, and again.
 
+This is the only mid-training loop. RA3, its controls and next-token prediction are recipes of it.
+
 The first iteration learns a codebook over lines of code (a model that has not seen latents cannot tell them apart).
 Later ones read the emissions off the model itself, `log p(line | code before, latent)`, where the E-step is an
-inference agent; an E-step that needs no likelihood infers anew from the traces alone.
+inference agent. An E-step that needs no likelihood infers anew from the traces alone.
 
-folder/
-    config.json
-    traces/iteration-1.jsonl, ...        annotated traces: any trainer can read them (`datasets`, pandas)
-    iteration-1/model, ntp, metrics.json what the iteration ended with; the last file marks it as finished
+folder/                                a run folder (`ra3gym.runs.folder`)
+    traces/iteration-1.jsonl, ...      what was trained on: any trainer can read it (`datasets`, pandas)
+    checkpoints/iteration-1/           model, annotations and measurements of a finished iteration
 """
 
 from __future__ import annotations
@@ -15,90 +16,75 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import math
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
+from pydantic import TypeAdapter
 
 from ra3gym.abstractions.latents.annotations import Annotations
-from ra3gym.abstractions.latents.corpus import encode_traces
-from ra3gym.abstractions.latents.dataset import annotated_dataset, read_annotated, save_annotated
-from ra3gym.abstractions.latents.diagnosis import LatentDiagnosis, diagnose
-from ra3gym.agents.mid_training.documents import DocumentWriter, write_documents
+from ra3gym.abstractions.latents.dataset import AnnotatedTraces, save_annotated
+from ra3gym.abstractions.latents.document import Document, DocumentWriter
 from ra3gym.agents.mid_training.e_steps.model import ModelEStep
-from ra3gym.agents.mid_training.e_steps.registry import EStep, NeedsModel, make_e_step, with_codebook
-from ra3gym.agents.mid_training.inference.agents import inference_agent_names, make_inference_agent
+from ra3gym.agents.mid_training.e_steps.oracle import OracleEStep
+from ra3gym.agents.mid_training.e_steps.protocol import EStep, NeedsModel, with_codebook
+from ra3gym.agents.mid_training.e_steps.registry import make_e_step
+from ra3gym.agents.mid_training.inference.agents import AGENTS, make_inference_agent
 from ra3gym.agents.mid_training.m_step import MStep, MStepConfig, MStepProgress, make_m_step
-from ra3gym.errors import ConfigError, DataError, RunFolderError
-from ra3gym.files import UNFINISHED, write_json
-from ra3gym.lm import LoadedModel, latent_ids, load, save, token_logprobs
+from ra3gym.agents.mid_training.measurements import EMIteration, code_and_latent_nats, measure_latents
+from ra3gym.agents.mid_training.recipe import RA3, Recipe, write_documents
+from ra3gym.errors import ConfigError, DataError
+from ra3gym.files import write_json
+from ra3gym.lm import LoadedModel, latent_ids, load, save
+from ra3gym.runs.folder import RunFolder
 from ra3gym.tasks import ExpertTrace
+
+MID_TRAINING = "mid-training"
+"""The kind of its run folders."""
+
+_E_STEP_STREAM, _DOCUMENT_STREAM, _DIAGNOSIS_STREAM = 1, 2, 3
+_NEXT_M_STEP_SEED = 1_000_003  # far from the seeds that a user would name
 
 
 @dataclass(frozen=True)
 class EMConfig:
-    """How EM runs.
+    """How mid-training runs.
 
     Attributes:
-        m_step: budget and optimiser of each iteration's M-step, which goes on from the last one's model.
-        prompts: write the prompts that traces lack from their latents, too.
-        compare_ntp: train a second model by next-token prediction on the plain traces, for the same tokens.
-        measured_traces: traces that cross-entropies are measured on, the first of the corpus.
-        context_lines: code lines that emissions of later iterations see; all when `None`.
+        m_step: budget and optimiser of each iteration's M-step, which continues from the previous one's model.
+        compare_ntp: also train a second model by next-token prediction on the plain traces, for the same tokens.
+        measured_traces: traces to measure cross-entropies on, the first of the corpus; 0 leaves all measurements out.
+        context_lines: lines of code before a line that the emissions of later iterations see; all when `None`.
     """
 
     m_step: MStepConfig = field(default_factory=MStepConfig)
-    prompts: bool = True
     compare_ntp: bool = True
     measured_traces: int = 200
     context_lines: int | None = None
 
     def __post_init__(self) -> None:
-        if self.measured_traces < 1:
-            raise ConfigError(f"measured_traces={self.measured_traces}: give at least 1")
-
-
-@dataclass(frozen=True)
-class EMIteration:
-    """What an iteration measured. Rates are over all lines but first ones; durations in lines.
-
-    evidence, elbo: nats per line; the ELBO is the evidence less the gap of the E-step's posterior; `None` where the
-        E-step has no likelihood.
-    switch_rate, mean_duration: of the annotated traces; no rate (`None`) where every trace is a single line.
-    perplexity, information: latents in use, and `I(z; line)` in nats; diagnosis: what is wrong with them, or that
-        nothing is (`ra3gym.abstractions.latents.diagnosis`).
-    code_nats, ntp_code_nats: cross-entropy of code tokens, latents in the context but not counted, and that of the
-        model trained by next-token prediction (`None` without one). The first knows the latents, which were inferred
-        from the very lines: the difference is what they tell, not a better model of code.
-    latent_nats: cross-entropy of the latent tokens, per code token: what the first leaves out.
-    """
-
-    iteration: int
-    evidence: float | None
-    elbo: float | None
-    switch_rate: float | None
-    mean_duration: float
-    perplexity: float
-    information: float
-    diagnosis: str
-    code_nats: float | None
-    latent_nats: float | None
-    ntp_code_nats: float | None
-    tokens: int
+        if self.measured_traces < 0:
+            raise ConfigError(f"measured_traces={self.measured_traces}: give 0 or more")
 
 
 @dataclass(frozen=True)
 class EMResult:
-    """The trained model, the last iteration's latents, and what every iteration measured."""
+    """What mid-training ends with.
+
+    Attributes:
+        loaded: the trained model.
+        annotations: the last iteration's; `None` for a recipe that needs none.
+        documents: what the last iteration trained on; empty when every iteration had been finished before.
+        history: what each iteration measured.
+    """
 
     loaded: LoadedModel
-    annotations: Annotations
+    annotations: Annotations | None
+    documents: tuple[Document, ...]
     history: tuple[EMIteration, ...]
 
 
@@ -106,6 +92,7 @@ def run(
     model: LoadedModel | str | os.PathLike[str],
     traces: Sequence[ExpertTrace],
     *,
+    recipe: Recipe = RA3,
     e_step: str | EStep = "exact",
     m_step: str | MStep = "distill",
     iterations: int = 1,
@@ -119,23 +106,24 @@ def run(
     """Alternate E-step and M-step `iterations` times.
 
     Args:
-        model: trained in place where it is loaded already; else a name for `ra3gym.lm.load`. Its tokenizer needs
-            latents (`ra3gym.lm.add_latents`).
-        traces: expert traces; planted labels are hidden from every E-step but "oracle".
+        model: trained in place if it is a loaded one; else a name for `ra3gym.lm.load`. Its tokenizer needs the
+            latents of the recipe (`ra3gym.lm.add_latents`).
+        traces: expert traces. Planted labels are shown to the oracle alone.
+        recipe: what the documents are made of.
         e_step: a name for `make_e_step` (its codebook is made no larger than the tokenizer's), or an E-step.
         m_step: a name for `make_m_step`, or an M-step.
         iterations: 1 is what studies do; more let the model's own likelihood refine the latents.
         config: `EMConfig()` when `None`.
-        seed: of everything random; the same seed gives the same result, also over a resumption.
-        folder: where iterations are kept; nothing is written when `None`.
-        resume: go on after the last finished iteration in `folder`, which must be of the same configuration.
+        seed: the source of all randomness; the same seed gives the same result, with or without a resumption.
+        folder: the run folder to keep iterations in; nothing is written when `None`.
+        resume: continue after the last finished iteration in `folder`, which must have the same configuration.
         on_iteration: called after each iteration.
         on_progress: called after each batch of an M-step with the iteration's number; true ends that M-step early.
 
     Raises:
         ConfigError: fewer than 1 iteration, or more latents than the tokenizer has tokens for.
         DataError: no traces.
-        RunFolderError: `folder` holds another run, or (with `resume`) none.
+        RunFolderError: `folder` holds a run already, or (with `resume`) none, or one of another configuration.
         UnknownNameError: no such E-step or M-step.
     """
     config = config or EMConfig()
@@ -143,170 +131,145 @@ def run(
         raise ConfigError(f"iterations={iterations}: give at least 1")
     if not traces:
         raise DataError("there are no traces to learn from")
-    named = e_step if isinstance(e_step, str) else None
     train = make_m_step(m_step) if isinstance(m_step, str) else m_step
     infer = make_e_step(e_step) if isinstance(e_step, str) else e_step
     loaded = model if isinstance(model, LoadedModel) else load(model)
-    if named is not None:
-        tokens = len(latent_ids(loaded.tokenizer))
-        infer = with_codebook(infer, lambda codebook: replace(codebook, num_latents=min(codebook.num_latents, tokens)))
-    if named != "oracle":
-        traces = [trace.without_planted() for trace in traces]
-    place = None if folder is None else _open(Path(folder), config, named, seed, len(traces), resume)
-    history: list[EMIteration] = []
-    annotations: Annotations | None = None
+    if isinstance(e_step, str):
+        infer = _within_tokenizer(infer, loaded)
+    visible = list(traces) if isinstance(infer, OracleEStep) else [trace.without_planted() for trace in traces]
     ntp = copy.deepcopy(loaded.model) if config.compare_ntp else None
-    if place is not None and resume:
-        history = _finished(place)
-        if history:
-            last = place / f"iteration-{len(history)}"
-            loaded.model.load_state_dict(load(last / "model").model.state_dict())
-            if ntp is not None:
-                ntp.load_state_dict(load(last / "ntp").model.state_dict())
-            annotations = _read_annotations(_traces_file(place, len(history)))
+    described = {
+        "recipe": dataclasses.asdict(recipe),
+        "e_step": e_step if isinstance(e_step, str) else type(e_step).__name__,
+        "m_step": m_step if isinstance(m_step, str) else getattr(m_step, "__name__", type(m_step).__name__),
+        "seed": seed,
+        "traces": len(traces),
+        "config": dataclasses.asdict(config),
+    }
+    kept = None if folder is None else _Kept.at(Path(folder), described, resume)
+    history: list[EMIteration] = [] if kept is None else kept.finished()
+    annotations = None if kept is None or not history else kept.restore(len(history), loaded, ntp)
+    budget = replace(config.m_step, tokens=round(config.m_step.tokens * recipe.budget))
     writer = DocumentWriter(loaded.tokenizer)
+    documents: tuple[Document, ...] = ()
     for iteration in range(len(history) + 1, iterations + 1):
-        rng = np.random.default_rng([seed, iteration])
-        if iteration > 1 and named in inference_agent_names():
-            infer = ModelEStep(
-                loaded,
-                make_inference_agent(named),
-                num_latents=annotations.num_latents if annotations is not None else None,
-                context_lines=config.context_lines,
-            )
-        bound = infer.for_model(loaded) if isinstance(infer, NeedsModel) else infer
-        annotations = bound.infer(traces, rng)
-        prompts = annotations if config.prompts else None
-        documents = write_documents(writer, traces, latents=annotations, prompts=prompts, rng=rng)
-        m_step_seed = seed * 1_000 + iteration
-
+        if recipe.needs_e_step:
+            if iteration > 1 and isinstance(e_step, str) and e_step in AGENTS:
+                infer = _under_the_model(e_step, loaded, annotations, config.context_lines)
+            bound = infer.for_model(loaded) if isinstance(infer, NeedsModel) else infer
+            annotations = bound.infer(visible, _stream(seed, _E_STEP_STREAM, iteration))
+        rng = _stream(seed, _DOCUMENT_STREAM, iteration)
+        latents, prompts = recipe.sources(traces, annotations, rng)
+        documents = tuple(write_documents(writer, traces, latents=latents, prompts=prompts, rng=rng))
+        m_step_seed = seed + (iteration - 1) * _NEXT_M_STEP_SEED
         report = partial(on_progress, iteration)
-        tokens = train(loaded.model, documents, config.m_step, seed=m_step_seed, on_progress=report)
+        texts = [list(document.ids) for document in documents]
+        tokens = train(loaded.model, texts, budget, seed=m_step_seed, on_progress=report)
         if ntp is not None:
-            plain = write_documents(writer, traces, rng=rng)
-            train(ntp, plain, config.m_step, seed=m_step_seed, on_progress=lambda _: None)
-        diagnosis = diagnose(encode_traces(traces), annotations.paths, annotations.num_latents, rng)
-        measured = traces[: config.measured_traces]
-        record = _measure(iteration, loaded, ntp, writer, measured, annotations, diagnosis, tokens)
+            plain = [list(writer.write(trace).ids) for trace in traces]
+            train(ntp, plain, budget, seed=m_step_seed, on_progress=lambda _: None)
+        record = EMIteration(iteration, tokens)
+        if config.measured_traces:
+            measured = visible[: config.measured_traces]
+            record = replace(record, **_cross_entropies(loaded.model, ntp, writer, measured, latents))
+            if annotations is not None:
+                diagnosis_rng = _stream(seed, _DIAGNOSIS_STREAM, iteration)
+                record = replace(record, **measure_latents(visible, annotations, diagnosis_rng))
         history.append(record)
-        if place is not None:
-            save_annotated(annotated_dataset(traces, annotations), annotations.names, _traces_file(place, iteration))
-            save(loaded.model, loaded.tokenizer, place / f"iteration-{iteration}" / "model")
-            if ntp is not None:
-                save(ntp, loaded.tokenizer, place / f"iteration-{iteration}" / "ntp")
-            write_json(place / f"iteration-{iteration}" / "metrics.json", dataclasses.asdict(record))
+        if kept is not None:
+            kept.keep(record, loaded, ntp, annotations, latents, documents)
         on_iteration(record)
-    assert annotations is not None
-    return EMResult(loaded, annotations, tuple(history))
+    return EMResult(loaded, annotations, documents, tuple(history))
 
 
-def _measure(
-    iteration: int,
-    loaded: LoadedModel,
-    ntp: torch.nn.Module | None,
+def _stream(seed: int, purpose: int, iteration: int) -> np.random.Generator:
+    """Return the random numbers for one purpose in one iteration.
+
+    numpy reads `[seed, purpose, 0]` as `[seed, purpose]`: the first iteration's stream does not depend on how many
+    iterations follow.
+    """
+    return np.random.default_rng([seed, purpose, iteration - 1])
+
+
+def _within_tokenizer(e_step: EStep, loaded: LoadedModel) -> EStep:
+    """Return the E-step with a codebook that is no larger than the tokenizer's latents."""
+    tokens = len(latent_ids(loaded.tokenizer))
+    return with_codebook(e_step, lambda codebook: replace(codebook, num_latents=min(codebook.num_latents, tokens)))
+
+
+def _under_the_model(
+    agent: str, loaded: LoadedModel, previous: Annotations | None, context_lines: int | None
+) -> ModelEStep:
+    """Return the E-step of a later iteration, whose emissions are the model's likelihood of each line."""
+    num_latents = None if previous is None else previous.num_latents
+    return ModelEStep(loaded, make_inference_agent(agent), num_latents=num_latents, context_lines=context_lines)
+
+
+def _cross_entropies(
+    model: Any,
+    ntp: Any,
     writer: DocumentWriter,
     traces: Sequence[ExpertTrace],
-    annotations: Annotations,
-    diagnosis: LatentDiagnosis,
-    tokens: int,
-) -> EMIteration:
-    paths = annotations.paths[: len(traces)]
-    code: float | None = None
-    latents: float | None = None
-    if annotations.comments is None:
-        code, latents = _code_nats(loaded.model, writer, traces, [writer.latent_marks(path) for path in paths])
+    latents: Annotations | None,
+) -> dict[str, Any]:
+    """Return what the model makes of traces with their latents and their own prompts, and the other of plain ones."""
+    annotated = [writer.write(trace, latents, index) for index, trace in enumerate(traces)]
+    code, latent = code_and_latent_nats(model, annotated)
     ntp_code = None
     if ntp is not None:
-        ntp_code, _ = _code_nats(ntp, writer, traces, [[None] * len(trace.steps) for trace in traces])
-    evidence = annotations.metrics.get("evidence")
-    return EMIteration(
-        iteration=iteration,
-        evidence=evidence,
-        elbo=None if evidence is None else evidence - annotations.metrics.get("elbo_gap", 0.0),
-        switch_rate=None if math.isnan(diagnosis.switch_rate) else diagnosis.switch_rate,
-        mean_duration=diagnosis.mean_duration,
-        perplexity=diagnosis.perplexity,
-        information=diagnosis.information,
-        diagnosis=diagnosis.text,
-        code_nats=code,
-        latent_nats=latents,
-        ntp_code_nats=ntp_code,
-        tokens=tokens,
-    )
+        ntp_code, _ = code_and_latent_nats(ntp, [writer.write(trace) for trace in traces])
+    return {"code_nats": code, "latent_nats": latent, "ntp_code_nats": ntp_code}
 
 
-@torch.inference_mode()
-def _code_nats(
-    model: torch.nn.Module,
-    writer: DocumentWriter,
-    traces: Sequence[ExpertTrace],
-    marks: Sequence[Sequence[int | None]],
-    rows: int = 32,
-) -> tuple[float, float]:
-    """Cross-entropy of code tokens and of latent tokens, both per code token, the traces' own prompts ahead of them."""
-    latents = torch.tensor(writer.latent_ids)
-    documents = [
-        (len(writer.encode_prompt(trace.prompt)), writer.document(trace.prompt, trace.steps, mark))
-        for trace, mark in zip(traces, marks, strict=True)
-    ]
-    sums = torch.zeros(2, dtype=torch.float64)
-    count = 0
-    for start in range(0, len(documents), rows):
-        batch = documents[start : start + rows]
-        longest = max(len(ids) for _, ids in batch)
-        ids_BT = torch.zeros(len(batch), longest, dtype=torch.int64)
-        real_BT, prompt_BT = torch.zeros(2, len(batch), longest, dtype=torch.bool)
-        for row, (prompt, ids) in enumerate(batch):
-            ids_BT[row, : len(ids)] = torch.tensor(ids)
-            real_BT[row, : len(ids)] = True
-            prompt_BT[row, : max(prompt, 1)] = True  # nothing predicts a first token
-        device = next(model.parameters()).device
-        nats_BT = -token_logprobs(model, ids_BT.to(device), real_BT.to(device)).double().cpu()
-        latent_BT = torch.isin(ids_BT, latents)
-        code_BT = real_BT & ~prompt_BT & ~latent_BT
-        sums += torch.stack([nats_BT[code_BT].sum(), nats_BT[real_BT & latent_BT].sum()])
-        count += int(code_BT.sum())
-    code, latent = (sums / count).tolist()
-    return code, latent
+@dataclass(frozen=True)
+class _Kept:
+    """The iterations in a run folder."""
 
+    run: RunFolder
 
-def _open(folder: Path, config: EMConfig, e_step: str | None, seed: int, num_traces: int, resume: bool) -> Path:
-    """The run's folder, made or checked."""
-    described = {"e_step": e_step, "seed": seed, "traces": num_traces, "config": dataclasses.asdict(config)}
-    file = folder / "config.json"
-    if not resume:
-        if folder.exists() and any(folder.iterdir()):
-            raise RunFolderError(
-                f"{folder} is not empty: give a new folder, or resume=True to go on with the run in it"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, described)
-        return folder
-    if not file.is_file():
-        raise RunFolderError(f"{folder} holds no run of EM to resume: it has no config.json")
-    if json.loads(file.read_text()) != described:
-        raise RunFolderError(
-            f"{folder} was run with another configuration, E-step, seed or number of traces (see its config.json): "
-            "resume with the same ones"
-        )
-    for unfinished in folder.rglob(UNFINISHED):
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
+    @classmethod
+    def at(cls, path: Path, described: dict[str, object], resume: bool) -> _Kept:
+        """Make the run folder, or open the one to continue."""
+        if resume:
+            return cls(RunFolder.resume(path, MID_TRAINING, described))
+        return cls(RunFolder.create_at(path, MID_TRAINING, described))
 
+    def checkpoint(self, iteration: int) -> Path:
+        return self.run.path / "checkpoints" / f"iteration-{iteration}"
 
-def _finished(folder: Path) -> list[EMIteration]:
-    """The iterations that ended, in order."""
-    history: list[EMIteration] = []
-    while (file := folder / f"iteration-{len(history) + 1}" / "metrics.json").is_file():
-        history.append(EMIteration(**json.loads(file.read_text())))
-    return history
+    def finished(self) -> list[EMIteration]:
+        """Return what the finished iterations measured, in order."""
+        history: list[EMIteration] = []
+        while (file := self.checkpoint(len(history) + 1) / "metrics.json").is_file():
+            history.append(EMIteration(**json.loads(file.read_text())))
+        return history
 
+    def restore(self, iteration: int, loaded: LoadedModel, ntp: Any) -> Annotations | None:
+        """Give the models the weights they had after this iteration; the iteration's annotations come back."""
+        folder = self.checkpoint(iteration)
+        loaded.model.load_state_dict(load(folder / "model").model.state_dict())
+        if ntp is not None:
+            ntp.load_state_dict(load(folder / "ntp").model.state_dict())
+        stored = json.loads((folder / "annotations.json").read_text(encoding="utf-8"))
+        return TypeAdapter(Annotations | None).validate_python(stored)
 
-def _read_annotations(file: Path) -> Annotations:
-    rows, names = read_annotated(file)
-    gains = tuple(row.gains for row in rows if row.gains is not None)
-    return Annotations(tuple(row.path for row in rows), names, gains=gains if len(gains) == len(rows) else None)
-
-
-def _traces_file(folder: Path, iteration: int) -> Path:
-    return folder / "traces" / f"iteration-{iteration}.jsonl"
+    def keep(
+        self,
+        record: EMIteration,
+        loaded: LoadedModel,
+        ntp: Any,
+        annotations: Annotations | None,
+        latents: Annotations | None,
+        documents: tuple[Document, ...],
+    ) -> None:
+        """Store what an iteration trained on, and then the iteration as finished."""
+        written = AnnotatedTraces(documents)
+        if latents is not None:
+            written = AnnotatedTraces(documents, latents.names, latents.comments)
+        save_annotated(written, self.run.path / "traces" / f"iteration-{record.iteration}.jsonl")
+        with self.run.checkpoint(f"iteration-{record.iteration}") as folder:
+            save(loaded.model, loaded.tokenizer, folder / "model")
+            if ntp is not None:
+                save(ntp, loaded.tokenizer, folder / "ntp")
+            write_json(folder / "annotations.json", None if annotations is None else dataclasses.asdict(annotations))
+            write_json(folder / "metrics.json", dataclasses.asdict(record))

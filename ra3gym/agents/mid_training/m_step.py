@@ -10,6 +10,7 @@ import torch
 
 from ra3gym.errors import ConfigError, DataError, UnknownNameError
 from ra3gym.lm import batches, training_loss
+from ra3gym.plugins import Registry
 
 Optimizer = Literal["muon", "adamw"]
 
@@ -120,21 +121,17 @@ class MStep(Protocol):
         ...
 
 
-_M_STEPS: dict[str, MStep] = {"distill": distill}
+M_STEPS: Registry[MStep] = Registry("M-step", "ra3gym.agents.mid_training.register_m_step", {"distill": distill})
 
 
 def register_m_step(name: str, m_step: MStep) -> None:
     """Make `m_step` available as `make_m_step(name)`; a name that exists is replaced."""
-    _M_STEPS[name] = m_step
+    M_STEPS.register(name, m_step)
 
 
 def make_m_step(name: str) -> MStep:
-    """The M-step registered under `name`; `UnknownNameError` lists the known ones."""
-    if name not in _M_STEPS:
-        raise UnknownNameError(
-            "M-step", name, _M_STEPS, "Add your own with ra3gym.agents.mid_training.register_m_step."
-        )
-    return _M_STEPS[name]
+    """Return the M-step registered under `name`; `UnknownNameError` lists the known ones."""
+    return M_STEPS[name]
 
 
 def _optimizers(model: Any, config: MStepConfig) -> list[torch.optim.Optimizer]:

@@ -19,8 +19,9 @@ from rich.text import Text
 
 from ra3gym.abstractions.latents.colours import DARK_COLOURS
 from ra3gym.abstractions.latents.corpus import encode_traces
-from ra3gym.abstractions.latents.dataset import AnnotatedTrace, Names, read_annotated
+from ra3gym.abstractions.latents.dataset import Names, read_annotated
 from ra3gym.abstractions.latents.diagnosis import LatentDiagnosis, diagnose
+from ra3gym.abstractions.latents.document import Document
 from ra3gym.errors import ConfigError, RunFolderError
 from ra3gym.experiments.report.latent_legend import LatentInfo, describe_latents
 from ra3gym.files import write_atomic
@@ -98,7 +99,10 @@ def inspect_traces(config: InspectionConfig, console: Console) -> Path:
         ConfigError: a latent or task that no trace has.
     """
     file, *others = trace_files(config.run)
-    traces, names = read_annotated(file)
+    annotated = read_annotated(file)
+    traces, names = annotated.documents, annotated.names
+    if not any(trace.latents for trace in traces):
+        raise ConfigError(f"{file} was written without latents, as for next-token prediction: give another file")
     legend = describe_latents(traces, names)
     chosen = select(traces, file, latent=config.latent, task=config.task)
     shown = chosen[: config.limit]
@@ -138,8 +142,8 @@ def trace_files(source: Path) -> list[Path]:
 
 
 def select(
-    traces: Sequence[AnnotatedTrace], file: Path, *, latent: int | None = None, task: str | None = None
-) -> list[AnnotatedTrace]:
+    traces: Sequence[Document], file: Path, *, latent: int | None = None, task: str | None = None
+) -> list[Document]:
     """The traces with this latent and of this task; `ConfigError` when no trace of `file` has the one or the other."""
     chosen = list(traces)
     if task is not None:
@@ -149,8 +153,8 @@ def select(
             close = get_close_matches(task, ids, n=3) or list(ids)[:3]
             raise ConfigError(f"no trace of {file} is of task {task!r}; there are, for instance, {', '.join(close)}")
     if latent is not None:
-        used = sorted({z for trace in chosen for z in trace.path.latents})
-        chosen = [trace for trace in chosen if latent in trace.path.latents]
+        used = sorted({z for trace in chosen for z in trace.latents})
+        chosen = [trace for trace in chosen if latent in trace.latents]
         if not chosen:
             where = f"{file}" if task is None else f"{file}, task {task!r}"
             raise ConfigError(f"no line of {where} is under latent {latent}; used are {_ranges(used)}")
@@ -160,10 +164,10 @@ def select(
 def write_page(
     page: Path,
     file: Path,
-    traces: Sequence[AnnotatedTrace],
+    traces: Sequence[Document],
     names: Names,
     legend: Mapping[int, LatentInfo],
-    shown: Sequence[AnnotatedTrace],
+    shown: Sequence[Document],
     *,
     latent: int | None = None,
 ) -> None:
@@ -191,13 +195,13 @@ def write_page(
     write_atomic(page, html)
 
 
-def _diagnosis(traces: Sequence[AnnotatedTrace], num_latents: int) -> LatentDiagnosis:
+def _diagnosis(traces: Sequence[Document], num_latents: int) -> LatentDiagnosis:
     lines = [ExpertTrace(CodeTask(t.task_id, t.prompt, "", FunctionTests((), ())), t.lines) for t in traces]
-    paths = [trace.path for trace in traces]
+    paths = [trace.path for trace in traces if trace.path is not None]
     return diagnose(encode_traces(lines), paths, num_latents, np.random.default_rng(0))
 
 
-def _shown(trace: AnnotatedTrace, legend: Mapping[int, LatentInfo], largest: float) -> ShownTrace:
+def _shown(trace: Document, legend: Mapping[int, LatentInfo], largest: float) -> ShownTrace:
     def line(n: int) -> ShownLine:
         gain = None if trace.gains is None else trace.gains[n]
         share = 0.0 if gain is None or largest == 0.0 else max(-1.0, min(1.0, gain / largest))
@@ -210,7 +214,7 @@ def _shown(trace: AnnotatedTrace, legend: Mapping[int, LatentInfo], largest: flo
     return ShownTrace(trace.task_id, trace.prompt.rstrip("\n"), segments)
 
 
-def _print_traces(console: Console, traces: Sequence[AnnotatedTrace], legend: Mapping[int, LatentInfo]) -> None:
+def _print_traces(console: Console, traces: Sequence[Document], legend: Mapping[int, LatentInfo]) -> None:
     """The traces, each line behind its latent's stroke, and then the legend of the latents that occur in them."""
     for trace in traces:
         console.print(Text(printable(trace.task_id), "bold"))
@@ -222,7 +226,7 @@ def _print_traces(console: Console, traces: Sequence[AnnotatedTrace], legend: Ma
                 shown = _label(info, f"z{z}" if n == start else "")
                 console.print(shown.append(printable(trace.lines[n].rstrip("\r\n"))))
         console.print()
-    seen = [info for z, info in legend.items() if any(z in trace.path.latents for trace in traces)]
+    seen = [info for z, info in legend.items() if any(z in trace.latents for trace in traces)]
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("latent", "called for by", "lines", "lines a segment", "gain, nats a line", "most typical line"):
         right = heading not in ("latent", "called for by", "most typical line")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ra3gym.experiments.report.results import ARMS, ArmInfo, UnitResult, arm_info, score_by_seed
+from ra3gym.experiments.report.results import UnitResult, score_by_seed
 from ra3gym.experiments.report.statistics import (
     Estimate,
     PairedDifference,
@@ -19,6 +19,7 @@ from ra3gym.experiments.report.statistics import (
     paired_difference,
     paired_ratio,
 )
+from ra3gym.experiments.studies.arms import ARMS, Arm, arm_or_unknown
 
 Kind = Literal["share", "area", "steps", "count", "tokens", "seconds"]
 
@@ -67,8 +68,8 @@ class ArmScore:
 class Comparison:
     """The method against one other arm on one score: a difference, or a ratio where the score is a cost in steps."""
 
-    method: ArmInfo
-    other: ArmInfo
+    method: Arm
+    other: Arm
     score: ScoreInfo
     effect: PairedDifference | PairedRatio
 
@@ -101,14 +102,14 @@ class Verdict:
 
 
 def arms_in_order(results: Sequence[UnitResult]) -> list[str]:
-    """The arms that have results: those of `ARMS` in its order, then the user's own by name."""
+    """The arms that have results: those of `ARMS` in its order, then unknown ones by name."""
     present = {result.arm for result in results}
-    return [name for name in ARMS if name in present] + sorted(present - ARMS.keys())
+    return [name for name in ARMS if name in present] + sorted(present.difference(ARMS))
 
 
 def method_arm(results: Sequence[UnitResult]) -> str | None:
     """The arm the others are compared with: the first whose role is "method", if any has results."""
-    return next((arm for arm in arms_in_order(results) if arm_info(arm).role == "method"), None)
+    return next((arm for arm in arms_in_order(results) if arm_or_unknown(arm).role == "method"), None)
 
 
 def arm_score(results: Sequence[UnitResult], arm: str, score: str) -> ArmScore | None:
@@ -147,7 +148,7 @@ def compare(results: Sequence[UnitResult], method: str, other: str, score: str) 
         if not any(a[seed] is not None and b[seed] is not None for seed in a.keys() & b.keys()):
             return None
         effect = paired_difference(a, b)
-    return Comparison(arm_info(method), arm_info(other), info, effect)
+    return Comparison(arm_or_unknown(method), arm_or_unknown(other), info, effect)
 
 
 def comparisons(results: Sequence[UnitResult], score: str) -> list[Comparison]:
@@ -164,7 +165,7 @@ def strongest_rival(results: Sequence[UnitResult], score: str) -> str | None:
     means = {
         arm: measured.estimate.mean
         for arm in arms_in_order(results)
-        if arm_info(arm).role not in ("method", "base", "upper bound")
+        if arm_or_unknown(arm).role not in ("method", "base", "upper bound")
         and (measured := arm_score(results, arm, score)) is not None
     }
     return max(means, key=lambda arm: means[arm], default=None)
@@ -182,7 +183,7 @@ def verdict(results: Sequence[UnitResult]) -> Verdict:
     rival = strongest_rival(results, primary)
     main = compare(results, method, rival, primary) if rival is not None else None
     if rival is None or main is None:
-        return Verdict(f"{arm_info(method).title} ran alone: there is nothing to compare.")
+        return Verdict(f"{arm_or_unknown(method).title} ran alone: there is nothing to compare.")
     found = [
         compare(results, method, other, score)
         for other in dict.fromkeys([rival, "ntp"])

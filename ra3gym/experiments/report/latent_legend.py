@@ -12,7 +12,7 @@ import numpy as np
 
 from ra3gym.abstractions.latents.colours import COLOURS
 from ra3gym.abstractions.latents.corpus import line_template
-from ra3gym.abstractions.latents.dataset import AnnotatedTrace
+from ra3gym.abstractions.latents.document import Document
 
 STROKES = ("solid", "dashed", "dotted", "double")
 """Border styles of CSS."""
@@ -41,7 +41,7 @@ class LatentInfo:
     stroke: str
 
 
-def describe_latents(traces: Sequence[AnnotatedTrace], names: Sequence[Sequence[str]]) -> dict[int, LatentInfo]:
+def describe_latents(traces: Sequence[Document], names: Sequence[Sequence[str]]) -> dict[int, LatentInfo]:
     """All latents that the traces use, most used first (by lines, then by number)."""
     lines: Counter[int] = Counter()
     segments: Counter[int] = Counter()
@@ -50,10 +50,10 @@ def describe_latents(traces: Sequence[AnnotatedTrace], names: Sequence[Sequence[
     kinds: dict[int, Counter[str]] = {}
     spellings: dict[tuple[int, str], Counter[str]] = {}
     for trace in traces:
-        order = trace.path.segment_latents
+        order = [z for z, _, _ in trace.segments]
         segments.update(order)
         neighbours.update((min(pair), max(pair)) for pair in pairwise(order))
-        for n, (z, line) in enumerate(zip(trace.path.latents, trace.lines, strict=True)):
+        for n, (z, line) in enumerate(zip(trace.latents, trace.lines, strict=True)):
             lines[z] += 1
             kind = line_template(line)
             kinds.setdefault(z, Counter())[kind] += 1

@@ -25,6 +25,7 @@ from ra3gym.experiments.report.comparison import (
     SCORES,
     Comparison,
     ScoreInfo,
+    Verdict,
     arm_score,
     arms_in_order,
     comparisons,
@@ -32,10 +33,10 @@ from ra3gym.experiments.report.comparison import (
     format_score,
     method_arm,
     strongest_rival,
-    verdict,
 )
-from ra3gym.experiments.report.results import ArmInfo, ProgramSample, UnitResult, arm_info, load_results, score_by_seed
+from ra3gym.experiments.report.results import ProgramSample, UnitResult, score_by_seed
 from ra3gym.experiments.report.statistics import PairedRatio
+from ra3gym.experiments.studies.arms import Arm, arm_or_unknown
 from ra3gym.files import write_atomic
 from ra3gym.runs.folder import RunFolder
 
@@ -66,7 +67,7 @@ class Bar:
 class BarRow:
     """One arm's bars: pass@1 after mid-training, and after RLVR where it was measured."""
 
-    arm: ArmInfo
+    arm: Arm
     before: Bar | None
     after: Bar | None
 
@@ -101,7 +102,7 @@ class KeyFigure:
     title: str
     amount: str
     unit: str
-    against: ArmInfo
+    against: Arm
     certainty: str
     relation: str
 
@@ -110,7 +111,7 @@ class KeyFigure:
 class Program:
     """A sampled program of one arm; each segment has its latent's label, its hue in degrees, and its text."""
 
-    arm: ArmInfo
+    arm: Arm
     passed: bool
     segments: tuple[tuple[str | None, int | None, str], ...]
 
@@ -124,27 +125,25 @@ class TaskPrograms:
     programs: tuple[Program, ...]
 
 
-def write_report(run: RunFolder) -> Path:
-    """Draw `report.html` from the run's configuration, manifest, results and summary; its path comes back.
+def write_report(run: RunFolder, results: Sequence[UnitResult], answer: Verdict) -> Path:
+    """Draw `report.html` from the run's configuration, manifest and summary, its results and their verdict.
 
     The page loads nothing: styles, charts and script are inside it. A number `threshold` in `summary.json` is
-    marked in the reward chart. `RunFolderError` when the run has no result yet.
+    marked in the reward chart. Returns the page's path; `RunFolderError` when the run has no result yet.
     """
-    results = load_results(run)
     if not results:
         raise RunFolderError(f"{run.path} has no finished result yet; continue it with --resume, then draw the report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = files("ra3gym.experiments.report").joinpath("report_template.html").read_text(encoding="utf-8")
     path = run.path / "report.html"
-    write_atomic(path, environment.from_string(source).render(_page(run, results)))
+    write_atomic(path, environment.from_string(source).render(_page(run, results, answer)))
     return path
 
 
-def _page(run: RunFolder, results: Sequence[UnitResult]) -> dict[str, Any]:
+def _page(run: RunFolder, results: Sequence[UnitResult], answer: Verdict) -> dict[str, Any]:
     arms = arms_in_order(results)
     scores = [info for name, info in SCORES.items() if any(name in result.scores for result in results)]
     summary = run.summary or {}
-    answer = verdict(results)
     return {
         "study": run.kind,
         "run_name": run.path.name,
@@ -152,9 +151,9 @@ def _page(run: RunFolder, results: Sequence[UnitResult]) -> dict[str, Any]:
         "seeds": sorted({result.seed for result in results}),
         "verdict": answer,
         "figures": [_figure(comparison) for comparison, _ in answer.evidence],
-        "arms": [arm_info(arm) for arm in arms],
+        "arms": [arm_or_unknown(arm) for arm in arms],
         "scores": scores,
-        "table": [(arm_info(arm), [_cell(results, arm, info) for info in scores]) for arm in arms],
+        "table": [(arm_or_unknown(arm), [_cell(results, arm, info) for info in scores]) for arm in arms],
         "bars": _bars(results, arms),
         "charts": _line_charts(results, arms, summary.get("threshold")),
         "forests": [forest for name in _COMPARED if (forest := _forest(results, name)) is not None],
@@ -215,7 +214,7 @@ def _bars(results: Sequence[UnitResult], arms: Sequence[str]) -> dict[str, Any] 
             text=format_score(estimate.mean, "share"),
         )
 
-    rows = [BarRow(arm_info(arm), bar(arm, "pass@1"), bar(arm, "pass@1_after")) for arm in arms]
+    rows = [BarRow(arm_or_unknown(arm), bar(arm, "pass@1"), bar(arm, "pass@1_after")) for arm in arms]
     return {"axis": axis, "rows": rows, "after": any(row.after for row in rows)}
 
 
@@ -223,7 +222,7 @@ def _line_charts(results: Sequence[UnitResult], arms: Sequence[str], threshold: 
     def of(name: str) -> dict[str, list[list[tuple[float, float]]]]:
         return {arm: [r.curves[name] for r in results if r.arm == arm and r.curves.get(name)] for arm in arms}
 
-    infos = {arm: arm_info(arm) for arm in arms}
+    infos = {arm: arm_or_unknown(arm) for arm in arms}
     charts = [
         line_chart(of("midtrain_pass@1"), infos, title="Mid-training: pass@1", x_title="tokens"),
         line_chart(of("rlvr_reward"), infos, title="RLVR: reward", x_title="RL steps", threshold=threshold),
@@ -288,7 +287,7 @@ def _program(arm: str, sample: ProgramSample, hues: Mapping[str, int]) -> Progra
     segments = tuple(
         (label, None if label is None else hues[label], text.strip("\n")) for label, text in sample.segments
     )
-    return Program(arm_info(arm), sample.passed, segments)
+    return Program(arm_or_unknown(arm), sample.passed, segments)
 
 
 def _hues(samples: Sequence[ProgramSample]) -> dict[str, int]:

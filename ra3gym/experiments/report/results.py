@@ -1,4 +1,4 @@
-"""What one seed of one arm came to, as JSON files in the run folder, and what each arm is."""
+"""What one seed of one arm came to, as JSON files in the run folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ra3gym.errors import RunFolderError
 from ra3gym.experiments.report.statistics import steps_to_threshold
@@ -18,7 +18,6 @@ from ra3gym.runs.folder import RunFolder
 from ra3gym.runs.metrics import quote_name
 
 Curve = list[tuple[float, float]]
-Role = Literal["base", "baseline", "control", "ablation", "method", "upper bound", "other"]
 
 
 @dataclass(frozen=True)
@@ -57,84 +56,6 @@ class UnitResult:
                 raise ValueError(f"curve {name!r} of arm {self.arm!r}, seed {self.seed}: x must increase strictly")
             if not all(math.isfinite(value) for point in curve for value in point):
                 raise ValueError(f"curve {name!r} of arm {self.arm!r}, seed {self.seed}, has a non-finite point")
-
-
-@dataclass(frozen=True)
-class ArmInfo:
-    """How an arm is presented: a title of a few words, its role in the comparison, a colour, one sentence."""
-
-    name: str
-    title: str
-    role: Role
-    colour: str
-    description: str
-
-
-ARMS: dict[str, ArmInfo] = {
-    info.name: info
-    for info in (
-        ArmInfo("base", "Base model", "base", "#8a8f98", "The pretrained model, before any mid-training."),
-        ArmInfo("ntp", "Next-token prediction", "baseline", "#d9822b", "Next-token prediction on the same traces."),
-        ArmInfo("pause", "Pause tokens", "control", "#b08d57", "As many extra tokens as RA3, all alike."),
-        ArmInfo("random", "Random latents", "control", "#a3785f", "RA3's segments under latents drawn at random."),
-        ArmInfo("shuffled", "Shuffled latents", "control", "#8c6d8f", "RA3's latents, taken from another trace."),
-        ArmInfo(
-            "latents",
-            "Latents only",
-            "ablation",
-            "#4c9f8b",
-            "Inferred latents at switches; missing prompts stay missing.",
-        ),
-        ArmInfo(
-            "pseudo",
-            "Pseudo-documentation",
-            "control",
-            "#3f7fbf",
-            "The strongest control: the same E-step writes the missing prompts, then next-token prediction.",
-        ),
-        ArmInfo(
-            "ra3",
-            "RA3",
-            "method",
-            "#7459ee",
-            "The method: latents at switches and pseudo-documentation, both from one E-step.",
-        ),
-        ArmInfo(
-            "ra3-shuffled",
-            "RA3, latents shuffled",
-            "control",
-            "#b0579c",
-            "Pseudo-documentation as in RA3, but with another trace's latents.",
-        ),
-        ArmInfo(
-            "ntp-long",
-            "NTP, four times the tokens",
-            "baseline",
-            "#b5651d",
-            "Next-token prediction for four times the study's token budget.",
-        ),
-        ArmInfo(
-            "ra3-as-pseudo",
-            "RA3, stopped early (pseudo)",
-            "method",
-            "#9b84f3",
-            "RA3, its mid-training stopped where pseudo-documentation ended up.",
-        ),
-        ArmInfo(
-            "ra3-as-ntp-long",
-            "RA3, stopped early (NTP)",
-            "method",
-            "#b9a8f7",
-            "RA3, its mid-training stopped where long next-token prediction ended up.",
-        ),
-        ArmInfo("oracle", "Oracle labels", "upper bound", "#5b8c3e", "The planted labels, which no learned arm sees."),
-    )
-}
-
-
-def arm_info(name: str) -> ArmInfo:
-    """The arm's presentation; an arm of the user's own gets its name as title and a neutral colour."""
-    return ARMS.get(name) or ArmInfo(name, name, "other", "#5f6b7a", "An arm added by the user.")
 
 
 def save_result(run: RunFolder, result: UnitResult) -> Path:

@@ -6,16 +6,24 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ra3gym.experiments.report.comparison import SCORES, comparisons, verdict
+from ra3gym.experiments.report.comparison import SCORES, Verdict, comparisons
 from ra3gym.experiments.report.results import UnitResult
 from ra3gym.experiments.report.statistics import PairedRatio, estimate_mean
-from ra3gym.experiments.studies.config import StudyConfig
 
 
-def summarise(results: Sequence[UnitResult], config: StudyConfig) -> dict[str, Any]:
-    """Scores of each arm (mean, 95% bootstrap interval, values by seed) and the method's paired comparisons."""
+def summarise(
+    results: Sequence[UnitResult], arm_names: Sequence[str], threshold: float, answer: Verdict
+) -> dict[str, Any]:
+    """Return the scores of each arm (mean, 95% bootstrap interval, values by seed) and the paired comparisons.
+
+    Args:
+        results: of all arms and seeds.
+        arm_names: the study's arms, in its order.
+        threshold: the mean reward that steps were counted to.
+        answer: the verdict on these results.
+    """
     arms: dict[str, Any] = {}
-    for arm in config.arms:
+    for arm in arm_names:
         of_arm = [result for result in results if result.arm == arm]
         names = sorted({name for result in of_arm for name in result.scores})
         arms[arm] = {name: _score({r.seed: r.scores[name] for r in of_arm if name in r.scores}) for name in names}
@@ -35,8 +43,8 @@ def summarise(results: Sequence[UnitResult], config: StudyConfig) -> dict[str, A
         for comparison in comparisons(results, name)
     ]
     return {
-        "threshold": config.evaluation.threshold,
-        "verdict": verdict(results).lines,
+        "threshold": threshold,
+        "verdict": answer.lines,
         "arms": arms,
         "comparisons": effects,
     }

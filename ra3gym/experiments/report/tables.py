@@ -19,7 +19,8 @@ from ra3gym.experiments.report.comparison import (
     format_score,
     method_arm,
 )
-from ra3gym.experiments.report.results import UnitResult, arm_info
+from ra3gym.experiments.report.results import UnitResult
+from ra3gym.experiments.studies.arms import arm_or_unknown
 
 _HEADINGS = {
     "pass@1": "pass@1\n%",
@@ -59,7 +60,7 @@ def final_table(
     for name in shown:
         table.add_column(_HEADINGS[name], justify="right", no_wrap=True)
     for arm in arms_order:
-        info = arm_info(arm)
+        info = arm_or_unknown(arm)
         style = "bold" if info.role == "method" else ""
         heading = Text(labels.get(arm, arm), style=style)
         if info.role != arm:

@@ -1,76 +1,188 @@
-"""The arms of a study: what each one's mid-training documents are made of."""
+"""The arms that studies compare: what each trains on, and how it is presented. A plug-in adds its own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
+from ra3gym.agents.mid_training import NTP, RA3, Recipe
+from ra3gym.plugins import Registry
 
-from ra3gym.abstractions.latents.annotations import Annotations, random_latents, shuffled
-from ra3gym.agents.mid_training.documents import DocumentWriter, write_documents
-from ra3gym.lm import pause_id
-from ra3gym.tasks import ExpertTrace
-
-LatentSource = Literal["inferred", "pause", "random", "shuffled", "planted"]
-PromptSource = Literal["inferred", "planted"]
+Role = Literal["base", "baseline", "control", "ablation", "method", "upper bound", "other"]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What an arm trains on, and how long.
+class Arm:
+    """One arm of a study.
 
-    latents: what stands at switches (nothing when `None`). prompts: where the prompts of undocumented traces come from
-    (nowhere when `None`). budget: tokens, as a multiple of the study's. until: stop once pass@1 on the tune split
-    reaches that of this other arm, which stands earlier in the study: to compare RLVR from equal starting points.
+    Attributes:
+        name: what it is called on the command line and in results.
+        title: a few words for tables and charts.
+        role: its part in the comparison. The first "method" is what all others are compared with.
+        colour: of its curves and bars, as "#rrggbb".
+        description: one sentence.
+        recipe: what its mid-training is made of; `None` for no mid-training.
+        e_step: the name of its own E-step; `None` for the study's.
+        until: stop mid-training once pass@1 on the tune split reaches that of this other arm, which the study runs
+            before: to compare RLVR from equal starting points.
+        learning_rate: RLVR's tuned learning rate; `None` for the study's. Tuned is the best mean pass@1 on the tune
+            split of seeds 20 and 21, by `ra3gym run tune` (benchmarks/results). An arm that hardly ever passes there,
+            and so has nothing to choose by, gets the rate of the strongest control.
     """
 
-    latents: LatentSource | None = None
-    prompts: PromptSource | None = None
-    budget: float = 1.0
+    name: str
+    title: str
+    role: Role
+    colour: str
+    description: str
+    recipe: Recipe | None = None
+    e_step: str | None = None
     until: str | None = None
+    learning_rate: float | None = None
 
 
-ARM_RECIPES: dict[str, Recipe | None] = {
-    "base": None,  # no mid-training
-    "ntp": Recipe(),
-    "pause": Recipe(latents="pause"),
-    "random": Recipe(latents="random"),
-    "shuffled": Recipe(latents="shuffled"),
-    "latents": Recipe(latents="inferred"),
-    "pseudo": Recipe(prompts="inferred"),
-    "ra3": Recipe(latents="inferred", prompts="inferred"),
-    "ra3-shuffled": Recipe(latents="shuffled", prompts="inferred"),
-    "oracle": Recipe(latents="planted", prompts="planted"),
-    "ntp-long": Recipe(budget=4.0),
-    "ra3-as-pseudo": Recipe(latents="inferred", prompts="inferred", until="pseudo"),
-    "ra3-as-ntp-long": Recipe(latents="inferred", prompts="inferred", until="ntp-long"),
-}
+_CONTROL_RATE, _RA3_RATE = 3e-4, 1e-3
+
+ARMS: Registry[Arm] = Registry("arm", "ra3gym.experiments.studies.register_arm")
+"""Every arm by name, in the order in which tables and charts show them."""
 
 
-def arm_documents(
-    recipe: Recipe,
-    writer: DocumentWriter,
-    traces: Sequence[ExpertTrace],
-    inferred: Annotations,
-    planted: Annotations,
-    rng: np.random.Generator,
-) -> list[list[int]]:
-    """The mid-training documents of one arm, as token ids; `planted` is read for the oracle alone."""
-    latents: dict[LatentSource, Annotations] = {
-        "inferred": inferred,
-        "pause": inferred,
-        "random": random_latents(inferred, rng),
-        "shuffled": shuffled(inferred, rng),
-        "planted": planted,
-    }
-    prompts: dict[PromptSource, Annotations] = {"inferred": inferred, "planted": planted}
-    return write_documents(
-        writer,
-        traces,
-        latents=None if recipe.latents is None else latents[recipe.latents],
-        prompts=None if recipe.prompts is None else prompts[recipe.prompts],
-        pause_token=pause_id(writer.tokenizer) if recipe.latents == "pause" else None,
-        rng=rng,
-    )
+def register_arm(arm: Arm) -> None:
+    """Make `arm` available to every study under its name; an arm of that name is replaced."""
+    ARMS.register(arm.name, arm)
+
+
+def arm_or_unknown(name: str) -> Arm:
+    """Return the arm of that name; one that is not registered here gets its name as title and a neutral colour."""
+    return ARMS[name] if name in ARMS else Arm(name, name, "other", "#5f6b7a", "An arm of a plug-in.")
+
+
+for _arm in (
+    Arm("base", "Base model", "base", "#8a8f98", "The pretrained model, before any mid-training."),
+    Arm(
+        "ntp",
+        "Next-token prediction",
+        "baseline",
+        "#d9822b",
+        "Next-token prediction on the same traces.",
+        NTP,
+        learning_rate=_CONTROL_RATE,
+    ),
+    Arm(
+        "pause",
+        "Pause tokens",
+        "control",
+        "#b08d57",
+        "As many extra tokens as RA3, all alike.",
+        Recipe(latents="pause"),
+    ),
+    Arm(
+        "random",
+        "Random latents",
+        "control",
+        "#a3785f",
+        "RA3's segments under latents drawn at random.",
+        Recipe(latents="random"),
+    ),
+    Arm(
+        "shuffled",
+        "Shuffled latents",
+        "control",
+        "#8c6d8f",
+        "RA3's latents, taken from another trace.",
+        Recipe(latents="shuffled"),
+    ),
+    Arm(
+        "latents",
+        "Latents only",
+        "ablation",
+        "#4c9f8b",
+        "Inferred latents at switches; missing prompts stay missing.",
+        Recipe(latents="inferred"),
+        learning_rate=_CONTROL_RATE,
+    ),
+    Arm(
+        "pseudo",
+        "Pseudo-documentation",
+        "control",
+        "#3f7fbf",
+        "The strongest control: the same E-step writes the missing prompts, then next-token prediction.",
+        Recipe(prompts="inferred"),
+        learning_rate=_CONTROL_RATE,
+    ),
+    Arm(
+        "ra3",
+        "RA3",
+        "method",
+        "#7459ee",
+        "The method: latents at switches and pseudo-documentation, both from one E-step.",
+        RA3,
+        learning_rate=_RA3_RATE,
+    ),
+    Arm(
+        "rationale",
+        "RA3, rationales",
+        "method",
+        "#2f9e9e",
+        "The paper's form: comments that the model learns to write by policy gradient.",
+        Recipe(latents="inferred"),
+        e_step="rationale",
+    ),
+    Arm(
+        "brite",
+        "BRiTE",
+        "method",
+        "#8f9e2f",
+        "Rationales with horizon 1: each line gets a comment, judged by that line alone.",
+        Recipe(latents="inferred"),
+        e_step="brite",
+    ),
+    Arm(
+        "ra3-shuffled",
+        "RA3, latents shuffled",
+        "control",
+        "#b0579c",
+        "Pseudo-documentation as in RA3, but with another trace's latents.",
+        Recipe(latents="shuffled", prompts="inferred"),
+        learning_rate=_CONTROL_RATE,
+    ),
+    Arm(
+        "ntp-long",
+        "NTP, four times the tokens",
+        "baseline",
+        "#b5651d",
+        "Next-token prediction for four times the study's token budget.",
+        Recipe(budget=4.0),
+        learning_rate=_CONTROL_RATE,
+    ),
+    Arm(
+        "ra3-as-pseudo",
+        "RA3, stopped early (pseudo)",
+        "method",
+        "#9b84f3",
+        "RA3, its mid-training stopped where pseudo-documentation ended up.",
+        RA3,
+        until="pseudo",
+        learning_rate=_CONTROL_RATE,
+    ),
+    Arm(
+        "ra3-as-ntp-long",
+        "RA3, stopped early (NTP)",
+        "method",
+        "#b9a8f7",
+        "RA3, its mid-training stopped where long next-token prediction ended up.",
+        RA3,
+        until="ntp-long",
+        learning_rate=_RA3_RATE,
+    ),
+    Arm(
+        "oracle",
+        "Oracle labels",
+        "upper bound",
+        "#5b8c3e",
+        "The planted labels, which no learned arm sees.",
+        Recipe(latents="planted", prompts="planted"),
+        learning_rate=_RA3_RATE,
+    ),
+):
+    register_arm(_arm)

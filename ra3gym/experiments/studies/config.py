@@ -10,29 +10,14 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from ra3gym.abstractions.latents.codebook import CodebookConfig
-from ra3gym.agents.mid_training.e_steps.registry import make_e_step
-from ra3gym.agents.mid_training.m_step import MStepConfig
+from ra3gym.agents.mid_training import MStepConfig, make_e_step, make_m_step
 from ra3gym.agents.rlvr import RLVRConfig
-from ra3gym.errors import ConfigError, RunFolderError, UnknownNameError
-from ra3gym.experiments.studies.arms import ARM_RECIPES
+from ra3gym.errors import ConfigError, RunFolderError
+from ra3gym.experiments.studies.arms import ARMS
 from ra3gym.plugins import import_plugins
 from ra3gym.tasks.idioms import Difficulty, IdiomsDomain
 
 T = TypeVar("T")
-
-ALL_ARMS = (
-    *("base", "ntp", "pause", "random", "shuffled", "latents", "pseudo"),
-    *("ra3-shuffled", "ra3", "ra3-as-pseudo", "oracle"),
-)
-RLVR_ARMS = ("ntp", "pseudo", "ra3", "ra3-as-pseudo", "oracle")
-TUNED_ARMS = ("pseudo", "latents", "ra3", "oracle")
-# The best mean pass@1 on the tune split of seeds 20 and 21, by `ra3gym run tune` (benchmarks/results); where an arm
-# hardly ever passes there, and so has nothing to choose by, it takes the rate of the strongest control.
-_CONTROL_RATE, _RA3_RATE = 3e-4, 1e-3
-RLVR_LEARNING_RATES = {
-    **dict.fromkeys(("ntp", "latents", "pseudo", "ra3-shuffled", "ra3-as-pseudo", "ntp-long"), _CONTROL_RATE),
-    **dict.fromkeys(("ra3", "ra3-as-ntp-long", "oracle"), _RA3_RATE),
-}
 
 
 @dataclass(frozen=True)
@@ -124,15 +109,18 @@ class StudyConfig:
         e_step: the E-step by name; see `ra3gym.agents.mid_training.e_steps.registry.make_e_step`.
         domain: tasks and traces.
         model: the language model.
+        m_step_name: the M-step by name; see `ra3gym.agents.mid_training.make_m_step`.
         codebook: what the E-step learns.
         base: pre-training of the base model that all arms of a seed share.
         m_step: mid-training of each arm.
         rlvr: post-training.
         rlvr_algorithm: its algorithm by name; see `ra3gym.agents.rlvr.algorithms.registry`.
-        rlvr_arms: the arms that RLVR goes on from; a `steps` of 0 leaves RLVR out.
-        rlvr_learning_rates: per arm, where it differs from `rlvr.learning_rate`; the study `tune` helps to choose.
+        rlvr_arms: the arms that RLVR continues; a `steps` of 0 leaves RLVR out.
+        rlvr_learning_rates: by arm, in place of the arm's own tuned rate; the study `tune` helps to choose. An arm
+            with neither gets `rlvr.learning_rate`.
         rlvr_grid: learning rates to try for every arm and seed, instead; the best on the tune split is kept.
-        plugins: modules to import first, that register E-steps of your own (`mid_training.register_e_step`).
+        plugins: modules to import first, that register E-steps, M-steps or arms of your own
+            (`mid_training.register_e_step`, `register_m_step`, `ra3gym.experiments.studies.register_arm`).
         workers: processes; each works on one seed at a time with one thread.
         output: the folder that run folders are made in.
     """
@@ -140,6 +128,7 @@ class StudyConfig:
     seeds: tuple[int, ...]
     arms: tuple[str, ...]
     e_step: str = "exact"
+    m_step_name: str = "distill"
     domain: DomainConfig = field(default_factory=DomainConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
@@ -147,8 +136,8 @@ class StudyConfig:
     m_step: MStepConfig = field(default_factory=MStepConfig)
     rlvr: RLVRConfig = STUDY_RLVR
     rlvr_algorithm: str = "grpo_token"
-    rlvr_arms: tuple[str, ...] = RLVR_ARMS
-    rlvr_learning_rates: dict[str, float] = field(default_factory=lambda: dict(RLVR_LEARNING_RATES))
+    rlvr_arms: tuple[str, ...] = ("ntp", "pseudo", "ra3", "ra3-as-pseudo", "oracle")
+    rlvr_learning_rates: dict[str, float] = field(default_factory=dict)
     rlvr_grid: tuple[float, ...] = ()
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     plugins: tuple[str, ...] = ()
@@ -157,21 +146,21 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         import_plugins(self.plugins)
-        for arm in (*self.arms, *self.rlvr_arms, *self.rlvr_learning_rates):
-            if arm not in ARM_RECIPES:
-                raise UnknownNameError("arm", arm, ARM_RECIPES)
-        for place, arm in enumerate(self.arms):
-            recipe = ARM_RECIPES[arm]
-            if recipe is not None and recipe.until is not None and recipe.until not in self.arms[:place]:
-                raise ConfigError(
-                    f"arm {arm!r} trains until it is as good as {recipe.until!r}: name that one before it"
-                )
+        for name in (*self.rlvr_arms, *self.rlvr_learning_rates):
+            ARMS[name]
+        for place, name in enumerate(self.arms):
+            arm = ARMS[name]
+            if arm.until is not None and arm.until not in self.arms[:place]:
+                raise ConfigError(f"arm {name!r} trains until it is as good as {arm.until!r}: name that one before it")
+            if arm.e_step is not None:
+                make_e_step(arm.e_step)
         if not self.seeds or not self.arms:
             raise ConfigError(f"seeds={self.seeds}, arms={self.arms}: give at least one of each")
         if len(set(self.seeds)) < len(self.seeds) or len(set(self.arms)) < len(self.arms):
             raise ConfigError(f"seeds={self.seeds}, arms={self.arms}: each may stand once")
         # A name or a value that is wrong is an error here, before a run folder exists.
         make_e_step(self.e_step)
+        make_m_step(self.m_step_name)
         self.domain.for_seed(self.seeds[0])
         if self.workers < 1:
             raise ConfigError(f"workers={self.workers}: give at least 1")
@@ -180,12 +169,12 @@ class StudyConfig:
 
     def learning_rates_for(self, arm: str) -> tuple[float, ...]:
         """The learning rates that RLVR tries for one arm."""
-        shared = self.rlvr.learning_rate or _RATE
-        return self.rlvr_grid or (self.rlvr_learning_rates.get(arm, shared),)
+        tuned = ARMS[arm].learning_rate or self.rlvr.learning_rate or _RATE
+        return self.rlvr_grid or (self.rlvr_learning_rates.get(arm, tuned),)
 
     def stages(self, arm: str) -> list[str]:
         """The stages of one arm's unit that report progress, in order."""
-        stages = [] if ARM_RECIPES[arm] is None else ["mid-train"]
+        stages = [] if ARMS[arm].recipe is None else ["mid-train"]
         if arm in self.rlvr_arms and self.rlvr.steps > 0:
             rates = self.learning_rates_for(arm)
             stages += ["rlvr"] if len(rates) == 1 else [rlvr_stage(rate) for rate in rates]
@@ -205,13 +194,24 @@ STUDIES: dict[str, StudyConfig] = {
         rlvr_arms=("pseudo", "ra3"),
         evaluation=EvaluationConfig(curve_points=4),
     ),
-    "baseline": StudyConfig(seeds=tuple(range(200, 210)), arms=ALL_ARMS),
+    "baseline": StudyConfig(
+        seeds=tuple(range(200, 210)),
+        arms=(
+            *("base", "ntp", "pause", "random", "shuffled", "latents", "pseudo"),
+            *("ra3-shuffled", "ra3", "ra3-as-pseudo", "oracle"),
+        ),
+    ),
     "matched": StudyConfig(
         seeds=tuple(range(200, 210)),
         arms=("pseudo", "ra3-as-pseudo", "ntp-long", "ra3-as-ntp-long"),
         rlvr_arms=("pseudo", "ra3-as-pseudo", "ntp-long", "ra3-as-ntp-long"),
     ),
-    "tune": StudyConfig(seeds=(20, 21), arms=TUNED_ARMS, rlvr_arms=TUNED_ARMS, rlvr_grid=(1e-4, 3e-4, 6e-4, 1e-3)),
+    "tune": StudyConfig(
+        seeds=(20, 21),
+        arms=("pseudo", "latents", "ra3", "oracle"),
+        rlvr_arms=("pseudo", "latents", "ra3", "oracle"),
+        rlvr_grid=(1e-4, 3e-4, 6e-4, 1e-3),
+    ),
     "embedded": StudyConfig(
         seeds=(0,),
         arms=("ra3",),

@@ -27,7 +27,7 @@ from rich.table import Table
 from ra3gym.abstractions.inference.problem import InferenceProblem, problem_from_chain
 from ra3gym.abstractions.latents.codebook import CodebookConfig, latent_chain, learn_codebook
 from ra3gym.abstractions.latents.corpus import encode_traces
-from ra3gym.agents.mid_training.e_steps.registry import make_e_step
+from ra3gym.agents.mid_training import make_e_step
 from ra3gym.agents.mid_training.inference.agents import make_inference_agent
 from ra3gym.agents.mid_training.inference.policy_gradient import PolicyGradientAgent
 from ra3gym.agents.mid_training.inference.posteriors import InferenceAgent, PathPosterior, UniformPosterior, elbo_gap

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from ra3gym.errors import ConfigError
 from ra3gym.experiments.report.comparison import compare, format_score
-from ra3gym.experiments.report.results import arm_info, load_results
+from ra3gym.experiments.report.results import load_results
+from ra3gym.experiments.studies.arms import ARMS
 from ra3gym.experiments.studies.config import StudyConfig, typed_config
 from ra3gym.experiments.studies.grid import Cell, effect_text, is_grid, open_cell, percent_text, run_cells
 from ra3gym.experiments.studies.study import resume_study
@@ -87,7 +88,7 @@ def show_regimes(run: RunFolder, console: Console) -> None:
     table = Table(title="pass@1 % after mid-training, by regime", title_justify="left", box=box.SIMPLE_HEAD)
     others = [arm for arm in arms if arm != _METHOD]
     differences = [f"{_METHOD} − {arm}, points" for arm in others] if _METHOD in arms else []
-    for column in ("documented", "tokens", *(arm_info(arm).title for arm in arms), *differences):
+    for column in ("documented", "tokens", *(ARMS[arm].title for arm in arms), *differences):
         table.add_column(column, justify="right")
     rows: list[dict[str, Any]] = []
     for cell in config.cells():

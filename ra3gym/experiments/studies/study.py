@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -19,6 +20,7 @@ from ra3gym.experiments.report.summary import summarise
 from ra3gym.experiments.report.tables import final_table, paired_table
 from ra3gym.experiments.studies.config import StudyConfig, config_from_json
 from ra3gym.experiments.studies.progress import ProgressReporter, StudyProgress
+from ra3gym.plugins import import_plugins
 from ra3gym.runs.folder import RunFolder
 from ra3gym.runs.metrics import MetricsLogger, merge_metrics
 
@@ -67,12 +69,13 @@ def finish(run: RunFolder, config: StudyConfig, console: Console, threshold: flo
         if results[index] != result:
             save_result(run, results[index])
     merge_metrics(run)
-    run.write_summary(summarise(results, config))
-    report = write_report(run)
+    answer = verdict(results)
+    run.write_summary(summarise(results, config.arms, config.evaluation.threshold, answer))
+    report = write_report(run, results, answer)
     console.print(final_table(results, config.arms))
     if len(config.arms) > 1:
         console.print(paired_table(results))
-    for line in verdict(results).lines:
+    for line in answer.lines:
         console.print(line, highlight=False)
     console.print(f"\nReport: {report}", highlight=False, soft_wrap=True)
     return report
@@ -92,11 +95,11 @@ def _run_units(run: RunFolder, config: StudyConfig, console: Console) -> None:
             min(config.workers, max(1, len(waiting))),
             mp_context=context,
             initializer=_start_worker,
-            initargs=(progress.reporter,),
+            initargs=(progress.reporter, config.plugins),
         )
         try:
             try:
-                pending = {pool.submit(_run_seed, run.path, seed) for seed in waiting}
+                pending = {pool.submit(_run_seed, run, config, seed) for seed in waiting}
             except OSError as error:  # a worker died while the others were being started
                 raise BrokenProcessPool(str(error)) from error
             while pending:
@@ -123,8 +126,8 @@ def _base_folder(run: RunFolder, seed: int) -> Path:
 _reporter: ProgressReporter
 
 
-def _start_worker(reporter: ProgressReporter) -> None:
-    """Set a worker process up: its way to the display, one thread, quiet libraries, an allocator that keeps memory."""
+def _start_worker(reporter: ProgressReporter, plugins: Sequence[str]) -> None:
+    """Set up a worker process: display, plug-ins, one thread, quiet libraries, an allocator that keeps memory."""
     global _reporter
     _reporter = reporter
     import signal
@@ -134,17 +137,16 @@ def _start_worker(reporter: ProgressReporter) -> None:
     from ra3gym.lm import keep_freed_memory, quiet_libraries
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import_plugins(plugins)
     torch.set_num_threads(1)
     quiet_libraries()
     keep_freed_memory()
 
 
-def _run_seed(path: Path, seed: int) -> None:
-    """All missing arms of one seed, each result stored as soon as it is there."""
+def _run_seed(run: RunFolder, config: StudyConfig, seed: int) -> None:
+    """Run all missing arms of one seed; each result is stored at once."""
     from ra3gym.experiments.studies.unit import UnitReporter, prepare_seed, run_unit
 
-    run = RunFolder.open(path)
-    config = config_from_json(run.config, path / "config.json")
     folder = _base_folder(run, seed).parent
     with MetricsLogger(run) as metrics:
         shared = prepare_seed(config, seed, folder, UnitReporter(seed, "base model", _reporter, metrics))

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import entr
 
-from ra3gym.abstractions.latents.annotations import Annotations
-from ra3gym.abstractions.latents.dataset import annotated_dataset, save_annotated
-from ra3gym.abstractions.latents.path import LatentPath
-from ra3gym.agents import rlvr
-from ra3gym.agents.mid_training.documents import DocumentWriter, write_documents
-from ra3gym.agents.mid_training.e_steps.registry import OracleEStep, make_e_step
-from ra3gym.agents.mid_training.m_step import MStepConfig, MStepProgress, distill
+from ra3gym.abstractions.latents import Annotations, LatentPath
+from ra3gym.abstractions.latents.dataset import AnnotatedTraces, save_annotated
+from ra3gym.abstractions.latents.document import Document, DocumentWriter
+from ra3gym.agents import mid_training, rlvr
+from ra3gym.agents.mid_training import (
+    NTP,
+    RA3,
+    EMConfig,
+    EMResult,
+    EStep,
+    GivenAnnotations,
+    MStepConfig,
+    MStepProgress,
+    NeedsModel,
+    Recipe,
+    make_e_step,
+)
+from ra3gym.agents.mid_training.e_steps.oracle import OracleEStep
 from ra3gym.agents.rlvr import RLVRStep
 from ra3gym.experiments.report.results import Curve, UnitResult, with_steps
 from ra3gym.experiments.report.statistics import area_under_curve
-from ra3gym.experiments.studies.arms import ARM_RECIPES, Recipe, arm_documents
+from ra3gym.experiments.studies.arms import ARMS, Arm
 from ra3gym.experiments.studies.config import StudyConfig, rlvr_stage
 from ra3gym.experiments.studies.evaluation import Evaluation, evaluate, shown_programs
 from ra3gym.experiments.studies.progress import ProgressReporter
@@ -59,7 +71,17 @@ class UnitReporter:
 
 @dataclass
 class Seed:
-    """What all arms of one seed share: tasks, traces, tokenizer, base model and the E-step's annotations."""
+    """What all arms of one seed share.
+
+    Attributes:
+        config: the study's.
+        seed: its number.
+        tokenizer: with latents and the pause token.
+        base_model: what every arm starts from.
+        traces: the expert traces, planted labels included.
+        tasks: the problems of each split.
+        inferred: the study's E-step, done once. `None` for an E-step that needs the model: each arm then does its own.
+    """
 
     config: StudyConfig
     seed: int
@@ -67,17 +89,13 @@ class Seed:
     base_model: Any
     traces: list[ExpertTrace]
     tasks: dict[Split, list[CodeTask]]
-    inferred: Annotations
-    planted: Annotations
-    writer: DocumentWriter = field(init=False)
+    inferred: Annotations | None
 
-    def __post_init__(self) -> None:
-        self.writer = DocumentWriter(self.tokenizer)
-
-    @property
-    def agreement(self) -> float:
-        """Normalised mutual information of inferred latents with planted labels; a measurement only."""
-        return normalised_mutual_information(self.inferred.paths, self.planted.paths)
+    def e_step(self, arm: Arm) -> EStep:
+        """The E-step of one arm: its own by name, or the study's."""
+        if arm.e_step is None and self.inferred is not None:
+            return GivenAnnotations(self.inferred)
+        return make_e_step(arm.e_step or self.config.e_step, self.config.codebook)
 
 
 def prepare_seed(config: StudyConfig, seed: int, folder: Path, reporter: UnitReporter) -> Seed:
@@ -86,93 +104,131 @@ def prepare_seed(config: StudyConfig, seed: int, folder: Path, reporter: UnitRep
     traces = domain.traces(config.domain.num_traces)
     base_traces = domain.base_traces(config.domain.num_base_traces)
     tasks: dict[Split, list[CodeTask]] = {split: domain.tasks(split) for split in ("tune", "rl", "eval")}
-    rng = np.random.default_rng([seed, 1])
-    reporter.start("e-step")
-    reporter.report("e-step", 0, 1)
-    e_step = make_e_step(config.e_step, config.codebook)
-    inferred = e_step.infer([trace.without_planted() for trace in traces], rng)
-    reporter.report("e-step", 1, 1, **inferred.metrics)
-    save_annotated(
-        annotated_dataset(traces[:_SHOWN_TRACES], inferred.first(_SHOWN_TRACES)),
-        inferred.names,
-        folder.parents[1] / "traces" / f"seed-{seed}.jsonl",
-    )
+    inferred = _infer_once(config, seed, traces, reporter)
     base_folder = folder / "base"
     if base_folder.is_dir():
         base = load(base_folder)
-        model, tokenizer = base.model, base.tokenizer
     else:
-        tokenizer = train_tokenizer(
-            (trace.task.canonical_program for trace in [*base_traces, *traces]), config.model.vocab_size
-        )
-        # The oracle's planted labels are latents too.
-        add_latents(None, tokenizer, max(inferred.num_latents, config.codebook.num_latents, len(LABELS)), pause=True)
-        model = tiny_llama(
-            tokenizer,
-            hidden=config.model.hidden,
-            layers=config.model.layers,
-            heads=config.model.heads,
-            max_length=config.model.max_length,
-            seed=seed,
-        )
-        documents = write_documents(DocumentWriter(tokenizer), base_traces, rng=np.random.default_rng(seed))
-        _train(model, documents, config.base, seed, reporter, "pre-train")
-        save(model, tokenizer, base_folder)
-    return Seed(config, seed, tokenizer, model, traces, tasks, inferred, OracleEStep().infer(traces, rng))
+        num_latents = 0 if inferred is None else inferred.num_latents
+        base = _new_base_model(config, seed, num_latents, base_traces, traces, reporter)
+        save(base.model, base.tokenizer, base_folder)
+    shared = Seed(config, seed, base.tokenizer, base.model, traces, tasks, inferred)
+    if inferred is not None:
+        writer = DocumentWriter(base.tokenizer)
+        documents = RA3.documents(writer, traces, inferred, np.random.default_rng([seed, 2]))
+        _export(documents, inferred, folder.parents[1] / "traces" / f"seed-{seed}.jsonl")
+    return shared
 
 
-def run_unit(shared: Seed, arm: str, folder: Path, reporter: UnitReporter) -> UnitResult:
+def _infer_once(
+    config: StudyConfig, seed: int, traces: Sequence[ExpertTrace], reporter: UnitReporter
+) -> Annotations | None:
+    """Do the study's E-step for all arms of the seed; `None` if it needs the model that an arm trains."""
+    e_step = make_e_step(config.e_step, config.codebook)
+    if isinstance(e_step, NeedsModel):
+        return None
+    reporter.start("e-step")
+    reporter.report("e-step", 0, 1)
+    visible = traces if isinstance(e_step, OracleEStep) else [trace.without_planted() for trace in traces]
+    inferred = e_step.infer(visible, np.random.default_rng([seed, 1]))
+    reporter.report("e-step", 1, 1, **inferred.metrics)
+    return inferred
+
+
+def _new_base_model(
+    config: StudyConfig,
+    seed: int,
+    num_latents: int,
+    base_traces: Sequence[ExpertTrace],
+    traces: Sequence[ExpertTrace],
+    reporter: UnitReporter,
+) -> LoadedModel:
+    """Train a tokenizer on all programs, and a model on the base traces by next-token prediction."""
+    tokenizer = train_tokenizer(
+        (trace.task.canonical_program for trace in [*base_traces, *traces]), config.model.vocab_size
+    )
+    # The oracle's planted labels are latents too.
+    add_latents(None, tokenizer, max(num_latents, config.codebook.num_latents, len(LABELS)), pause=True)
+    model = tiny_llama(
+        tokenizer,
+        hidden=config.model.hidden,
+        layers=config.model.layers,
+        heads=config.model.heads,
+        max_length=config.model.max_length,
+        seed=seed,
+    )
+    base = LoadedModel(model, tokenizer)
+    course = _TrainingCourse(reporter, "pre-train", config.base.tokens)
+    mid_training.run(
+        base, base_traces, recipe=NTP, config=_unmeasured(config.base), seed=seed, on_progress=course.on_progress
+    )
+    return base
+
+
+def _export(documents: Iterable[Document], latents: Annotations, file: Path) -> None:
+    """Store the first documents for `ra3gym inspect traces` and other trainers."""
+    shown = tuple(islice(documents, _SHOWN_TRACES))
+    save_annotated(AnnotatedTraces(shown, latents.names, latents.comments), file)
+
+
+def _unmeasured(m_step: MStepConfig) -> EMConfig:
+    """Mid-training without the loop's own measurements: a study evaluates models on tasks."""
+    return EMConfig(m_step, compare_ntp=False, measured_traces=0)
+
+
+def run_unit(shared: Seed, arm_name: str, folder: Path, reporter: UnitReporter) -> UnitResult:
     """Mid-train, evaluate, post-train with RLVR, evaluate again; models are kept in `folder`."""
-    config, seed = shared.config, shared.seed
+    config, arm = shared.config, ARMS[arm_name]
     started = time.perf_counter()
     tokens = 0.0
     scores: dict[str, float | None] = {}
     curves: dict[str, Curve] = {}
     model = copy.deepcopy(shared.base_model)
-    recipe = ARM_RECIPES[arm]
     with Judge(workers=1, limits=Limits(seconds=1.0, memory_mb=512)) as judge:
-        if recipe is not None:
+        if arm.recipe is not None:
             target = 0.0
-            if recipe.until is not None:
-                goal = load(folder / f"{recipe.until}-midtrained").model
+            if arm.until is not None:
+                goal = load(folder / f"{arm.until}-midtrained").model
                 target = _evaluate(shared, goal, judge, split="tune").pass_at[1]
-            curves |= _mid_train(shared, recipe, model, judge, reporter, target)
+            result, midtrain_curves = _mid_train(shared, arm, arm.recipe, model, judge, reporter, target)
+            curves |= midtrain_curves
             tokens = curves["midtrain_loss"][-1][0]
-            save(model, shared.tokenizer, folder / f"{arm}-midtrained")
-            if recipe.latents == "inferred" or recipe.prompts == "inferred":
-                scores["nmi"] = shared.agreement
-                scores["e_step_seconds"] = shared.inferred.metrics.get("seconds")
+            save(model, shared.tokenizer, folder / f"{arm.name}-midtrained")
+            if arm.recipe.shows_inferred and result.annotations is not None:
+                scores["nmi"] = _agreement(shared, result.annotations)
+                scores["e_step_seconds"] = result.annotations.metrics.get("seconds")
+                if result.annotations is not shared.inferred:
+                    file = folder.parents[1] / "traces" / f"seed-{shared.seed}-{arm.name}.jsonl"
+                    _export(result.documents, result.annotations, file)
         before = _evaluate(shared, model, judge)
-        if recipe is not None:
-            end = tokens if recipe.until is not None else config.m_step.tokens * recipe.budget
+        if arm.recipe is not None:
+            end = tokens if arm.until is not None else config.m_step.tokens * arm.recipe.budget
             curve = [point for point in curves["midtrain_pass@1"] if point[0] < end]
             curves["midtrain_pass@1"] = [*curve, (end, before.pass_at[1])]
         scores |= {"pass@1": before.pass_at[1], "decisions": before.decisions, "tokens": tokens}
         if 8 in before.pass_at:
             scores["pass@8"] = before.pass_at[8]
         shown = before
-        if arm in config.rlvr_arms and config.rlvr.steps > 0:
-            model, curves["rlvr_reward"], tuning = _post_train(shared, arm, model, judge, reporter)
-            save(model, shared.tokenizer, folder / f"{arm}-rlvr")
+        if arm.name in config.rlvr_arms and config.rlvr.steps > 0:
+            model, curves["rlvr_reward"], tuning = _post_train(shared, arm.name, model, judge, reporter)
+            save(model, shared.tokenizer, folder / f"{arm.name}-rlvr")
             shown = _evaluate(shared, model, judge)
             scores |= tuning
             scores |= {"rlvr_area": area_under_curve(curves["rlvr_reward"]), "pass@1_after": shown.pass_at[1]}
     scores["seconds"] = time.perf_counter() - started
     samples = shown_programs(shown, shared.tasks["eval"], config.evaluation.shown_tasks)
-    result = UnitResult(seed, arm, scores, curves, samples)
-    return with_steps(result, config.evaluation.threshold, config.evaluation.threshold_window)
+    unit = UnitResult(shared.seed, arm.name, scores, curves, samples)
+    return with_steps(unit, config.evaluation.threshold, config.evaluation.threshold_window)
 
 
 def _mid_train(
-    shared: Seed, recipe: Recipe, model: Any, judge: Judge, reporter: UnitReporter, target: float
-) -> dict[str, Curve]:
-    """Train on the arm's documents; on the way, pass@1 is measured at `curve_points` equally spaced budgets.
+    shared: Seed, arm: Arm, recipe: Recipe, model: Any, judge: Judge, reporter: UnitReporter, target: float
+) -> tuple[EMResult, dict[str, Curve]]:
+    """Run the loop on the arm's recipe; on the way, pass@1 is measured at `curve_points` equally spaced budgets.
 
     An arm that trains `until` it reaches another looks at the tune split twenty times, and stops at `target`.
     """
     config = shared.config
-    rng = np.random.default_rng([shared.seed, 2])
-    documents = arm_documents(recipe, shared.writer, shared.traces, shared.inferred, shared.planted, rng)
     budget, points = round(config.m_step.tokens * recipe.budget), config.evaluation.curve_points
     curve: Curve = []
     looks = 0
@@ -185,56 +241,66 @@ def _mid_train(
             found = _evaluate(shared, model, judge, samples=config.evaluation.curve_samples)
             curve.append((place, found.pass_at[1]))
             model.train()
-        if recipe.until is None or tokens < budget * (looks + 1) / _LOOKS:
+        if arm.until is None or tokens < budget * (looks + 1) / _LOOKS:
             return False
         looks += 1
         reached = _evaluate(shared, model, judge, split="tune", samples=config.evaluation.curve_samples).pass_at[1]
         model.train()
         return reached >= target
 
-    m_step = replace(config.m_step, tokens=budget)
-    losses = _train(model, documents, m_step, shared.seed, reporter, "mid-train", measure)
-    return {"midtrain_loss": losses, "midtrain_pass@1": curve}
+    course = _TrainingCourse(reporter, "mid-train", budget, measure)
+    result = mid_training.run(
+        LoadedModel(model, shared.tokenizer),
+        shared.traces,
+        recipe=recipe,
+        e_step=shared.e_step(arm),
+        m_step=config.m_step_name,
+        config=_unmeasured(config.m_step),
+        seed=shared.seed,
+        on_progress=course.on_progress,
+    )
+    return result, {"midtrain_loss": course.losses, "midtrain_pass@1": curve}
 
 
-def _train(
-    model: Any,
-    documents: list[list[int]],
-    config: MStepConfig,
-    seed: int,
-    reporter: UnitReporter,
-    stage: str,
-    on_batch: Callable[[int], bool] = lambda _: False,
-) -> Curve:
-    """`distill` with its loss reported and returned as a curve over tokens.
+@dataclass
+class _TrainingCourse:
+    """The loss of one training, reported now and then and kept as a curve over tokens.
 
-    `on_batch` gets the tokens seen and says whether to stop.
+    Attributes:
+        reporter: where reports go.
+        stage: the name they go under.
+        budget: tokens of the whole training.
+        on_batch: gets the tokens seen after each batch, and says whether to stop.
+        losses: the curve.
     """
-    reporter.start(stage)
-    losses: Curve = []
-    recent: list[float] = []
-    since = time.perf_counter()
 
-    def on_progress(progress: MStepProgress) -> bool:
-        nonlocal since
-        recent.append(progress.loss)
-        last = losses[-1][0] if losses else 0.0
+    reporter: UnitReporter
+    stage: str
+    budget: int
+    on_batch: Callable[[int], bool] = lambda _: False
+    losses: Curve = field(default_factory=list)
+    _recent: list[float] = field(default_factory=list)
+    _since: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.reporter.start(self.stage)
+
+    def on_progress(self, iteration: int, progress: MStepProgress) -> bool:
+        """Take in one batch; true stops the training."""
+        self._recent.append(progress.loss)
+        last = self.losses[-1][0] if self.losses else 0.0
         paused = time.perf_counter()
-        stop = on_batch(progress.tokens)
-        since += time.perf_counter() - paused  # evaluations on the way do not count against the speed
-        if stop or progress.tokens - last >= _LOG_EVERY_TOKENS or progress.tokens >= config.tokens:
-            loss, now = float(np.mean(recent)), time.perf_counter()
-            losses.append((float(progress.tokens), loss))
-            shown = config.tokens if stop else min(progress.tokens, config.tokens)
-            reporter.report(
-                stage, shown, config.tokens, loss=loss, tokens_per_second=(progress.tokens - last) / (now - since)
-            )
-            recent.clear()
-            since = now
+        stop = self.on_batch(progress.tokens)
+        self._since += time.perf_counter() - paused  # evaluations on the way do not count against the speed
+        if stop or progress.tokens - last >= _LOG_EVERY_TOKENS or progress.tokens >= self.budget:
+            loss, now = float(np.mean(self._recent)), time.perf_counter()
+            self.losses.append((float(progress.tokens), loss))
+            shown = self.budget if stop else min(progress.tokens, self.budget)
+            speed = (progress.tokens - last) / (now - self._since)
+            self.reporter.report(self.stage, shown, self.budget, loss=loss, tokens_per_second=speed)
+            self._recent.clear()
+            self._since = now
         return stop
-
-    distill(model, documents, config, seed=seed, on_progress=on_progress)
-    return losses
 
 
 def _post_train(
@@ -298,6 +364,12 @@ def _evaluate(
         max_new_tokens=shared.config.rlvr.max_new_tokens,
         seed=shared.seed,
     )
+
+
+def _agreement(shared: Seed, inferred: Annotations) -> float:
+    """Normalised mutual information of inferred latents with planted labels; a measurement only."""
+    planted = OracleEStep().infer(shared.traces, np.random.default_rng(0))
+    return normalised_mutual_information(inferred.paths, planted.paths)
 
 
 def normalised_mutual_information(a: Sequence[LatentPath], b: Sequence[LatentPath]) -> float:

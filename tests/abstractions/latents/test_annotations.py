@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ra3gym.abstractions.latents.annotations import Annotations, names_by_company, random_latents, shuffled
+from ra3gym.abstractions.latents.annotations import Annotations, names_by_company
+from ra3gym.abstractions.latents.controls import paused, random_latents, shuffled
 from ra3gym.abstractions.latents.path import LatentPath
 from ra3gym.errors import DataError
 from ra3gym.tasks import CodeTask, ExpertTrace, FunctionTests
@@ -116,6 +117,22 @@ def test_controls_keep_the_comments() -> None:
     assert shuffled(COMMENTED, rng).comments == random_latents(COMMENTED, rng).comments == COMMENTED.comments
 
 
+@given(annotations(), st.integers(0, 2**32))
+def test_paused_says_nothing_and_draws_nothing(inferred: Annotations, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    control = paused(inferred, rng)
+    assert same_segments(inferred, control)
+    assert (control.names, control.tokens) == (((),), ("<|pause|>",))
+    assert {z for path in control.paths for z in path.latents} == {0}
+    assert rng.integers(2**32) == np.random.default_rng(seed).integers(2**32)
+
+
+def test_a_pause_stands_where_a_comment_would() -> None:
+    steps = ("    a = 1\n", "    a += 1\n", "    a += 2\n", "return a\n")
+    control = paused(COMMENTED, np.random.default_rng(0))
+    assert control.marks(0, steps) == ["", "<|pause|>", "", "<|pause|>"]
+
+
 @pytest.mark.parametrize(
     ("comments", "message"),
     [
@@ -124,6 +141,6 @@ def test_controls_keep_the_comments() -> None:
         (("# one", "# two\n", ""), "on one line"),
     ],
 )
-def test_what_is_no_comment(comments: tuple[str, ...], message: str) -> None:
+def test_what_is_no_comment_is_refused(comments: tuple[str, ...], message: str) -> None:
     with pytest.raises(DataError, match=message):
         Annotations(COMMENTED.paths, COMMENTED.names, comments=comments)

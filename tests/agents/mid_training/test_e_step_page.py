@@ -16,8 +16,8 @@ from ra3gym.abstractions.inference.posterior import LatentChain
 from ra3gym.abstractions.inference.problem import problem_from_chain
 from ra3gym.abstractions.inference.sticky_prior import StickyPrior
 from ra3gym.agents.mid_training import elbo_gap, make_e_step, make_inference_agent
-from ra3gym.agents.mid_training.e_steps import registry as e_step
-from ra3gym.agents.mid_training.inference import agents as inference_agents
+from ra3gym.agents.mid_training.e_steps.registry import E_STEPS
+from ra3gym.agents.mid_training.inference.agents import AGENTS
 from ra3gym.agents.mid_training.inference.posteriors import UniformPosterior
 from ra3gym.tasks import ExpertTrace
 
@@ -28,8 +28,8 @@ E_STEP, AGENT, EM = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=r
 @pytest.fixture(autouse=True)
 def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a plug-in registers is forgotten after the test."""
-    monkeypatch.setattr(e_step, "_E_STEPS", dict(e_step._E_STEPS))
-    monkeypatch.setattr(inference_agents, "_AGENTS", dict(inference_agents._AGENTS))
+    for registry in (E_STEPS, AGENTS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
 def imported(source: str, folder: Path) -> ModuleType:

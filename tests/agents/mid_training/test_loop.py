@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import pytest
 
 from ra3gym import lm
 from ra3gym.abstractions.latents import Annotations
+from ra3gym.abstractions.latents.dataset import read_annotated
+from ra3gym.abstractions.latents.document import DocumentWriter
 from ra3gym.abstractions.latents.path import LatentPath
 from ra3gym.agents import mid_training
 from ra3gym.agents.mid_training import MStepConfig
 from ra3gym.agents.mid_training.e_steps.model import ModelEStep
+from ra3gym.agents.mid_training.e_steps.oracle import OracleEStep
 from ra3gym.agents.mid_training.inference.policy_gradient import PolicyGradientAgent
 from ra3gym.agents.mid_training.inference.posteriors import ExactAgent
 from ra3gym.errors import ConfigError, DataError, RunFolderError, UnknownNameError
@@ -26,6 +30,9 @@ from ra3gym.tasks import ExpertTrace
 from ra3gym.tasks.idioms import IdiomsDomain
 
 CONFIG = mid_training.EMConfig(MStepConfig(tokens=20_000), measured_traces=20)
+
+SEED = 1
+"""The latents of other seeds may collapse in the second iteration: the model is tiny."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +48,7 @@ def fresh(base: LoadedModel) -> LoadedModel:
 @pytest.fixture(scope="module")
 def finished(base: LoadedModel, traces: list[ExpertTrace], tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("em") / "run"
-    return mid_training.run(fresh(base), traces[:60], iterations=2, config=CONFIG, folder=folder), folder
+    return mid_training.run(fresh(base), traces[:60], iterations=2, config=CONFIG, seed=SEED, folder=folder), folder
 
 
 def test_iterations_are_measured(finished: Any, traces: list[ExpertTrace]) -> None:
@@ -84,9 +91,13 @@ def test_resuming_changes_nothing(finished: Any, base: LoadedModel, traces: list
         raise Stop
 
     with pytest.raises(Stop):
-        mid_training.run(fresh(base), traces[:60], iterations=2, config=CONFIG, folder=folder, on_iteration=stop)
-    assert json.loads((folder / "iteration-1" / "metrics.json").read_text())["iteration"] == 1
-    again = mid_training.run(fresh(base), traces[:60], iterations=2, config=CONFIG, folder=folder, resume=True)
+        mid_training.run(
+            fresh(base), traces[:60], iterations=2, config=CONFIG, seed=SEED, folder=folder, on_iteration=stop
+        )
+    assert json.loads((folder / "checkpoints" / "iteration-1" / "metrics.json").read_text())["iteration"] == 1
+    again = mid_training.run(
+        fresh(base), traces[:60], iterations=2, config=CONFIG, seed=SEED, folder=folder, resume=True
+    )
     assert again.history == result.history
     assert again.annotations.paths == result.annotations.paths
     whole, resumed = (one.loaded.model.state_dict() for one in (result, again))
@@ -95,11 +106,11 @@ def test_resuming_changes_nothing(finished: Any, base: LoadedModel, traces: list
 
 def test_folders_are_not_mixed_up(finished: Any, base: LoadedModel, traces: list[ExpertTrace], tmp_path: Path) -> None:
     _, folder = finished
-    with pytest.raises(RunFolderError, match="not empty"):
+    with pytest.raises(RunFolderError, match="holds a run already"):
         mid_training.run(fresh(base), traces[:60], config=CONFIG, folder=folder)
-    with pytest.raises(RunFolderError, match="another configuration"):
-        mid_training.run(fresh(base), traces[:60], config=CONFIG, folder=folder, seed=1, resume=True)
-    with pytest.raises(RunFolderError, match="no run of EM"):
+    with pytest.raises(RunFolderError, match="another seed"):
+        mid_training.run(fresh(base), traces[:60], config=CONFIG, folder=folder, seed=SEED + 1, resume=True)
+    with pytest.raises(RunFolderError, match="is not a run"):
         mid_training.run(fresh(base), traces[:60], config=CONFIG, folder=tmp_path, resume=True)
 
 
@@ -155,6 +166,65 @@ def test_an_e_step_may_ask_for_the_model(base: LoadedModel, traces: list[ExpertT
     assert result.history[0].ntp_code_nats is not None
 
 
+@pytest.mark.parametrize("recipe", [mid_training.NTP, mid_training.Recipe(latents="pause", prompts="inferred")])
+def test_any_recipe_runs_and_is_exported_as_trained(
+    recipe: mid_training.Recipe, base: LoadedModel, traces: list[ExpertTrace], tmp_path: Path
+) -> None:
+    trained: list[list[int]] = []
+
+    def count(model: Any, documents: Sequence[list[int]], config: MStepConfig, **_: Any) -> int:
+        trained.extend(documents)
+        return config.tokens
+
+    config = mid_training.EMConfig(MStepConfig(tokens=600), compare_ntp=False, measured_traces=5)
+    folder = tmp_path / "run"
+    result = mid_training.run(
+        fresh(base), traces[:20], recipe=replace(recipe, budget=2.0), m_step=count, config=config, folder=folder
+    )
+    assert (result.annotations is None) == (recipe == mid_training.NTP)
+    assert result.history[0].tokens == 1200
+    assert (result.history[0].latent_nats == 0) == (recipe == mid_training.NTP)
+    exported = read_annotated(folder / "traces" / "iteration-1.jsonl").documents
+    assert exported == result.documents
+    assert [list(document.ids) for document in exported] == trained
+
+
+def test_the_first_iteration_has_the_streams_of_a_study(base: LoadedModel, traces: list[ExpertTrace]) -> None:
+    """`[seed, 1]` for the E-step, `[seed, 2]` for documents, the seed itself for the M-step; later ones have others."""
+    e_step_rngs: list[np.random.Generator] = []
+    m_step_seeds: list[int] = []
+
+    class Remembering:
+        def infer(self, traces: Sequence[ExpertTrace], rng: np.random.Generator) -> Annotations:
+            e_step_rngs.append(copy.deepcopy(rng))
+            paths = [LatentPath((1,) * len(t.steps), (True,) * len(t.steps)) for t in traces]
+            return Annotations(tuple(paths), ((), tuple("abcdefgh")))
+
+    def remember(model: Any, documents: Sequence[list[int]], config: MStepConfig, *, seed: int, **_: Any) -> int:
+        m_step_seeds.append(seed)
+        return 1
+
+    options: dict[str, Any] = {"e_step": Remembering(), "m_step": remember, "seed": 7}
+    config = mid_training.EMConfig(compare_ntp=False, measured_traces=0)
+    one = mid_training.run(fresh(base), traces[:20], config=config, **options)
+    two = mid_training.run(fresh(base), traces[:20], config=config, iterations=2, **options)
+    draws = [rng.integers(2**62) for rng in e_step_rngs]
+    assert draws[0] == draws[1] == np.random.default_rng([7, 1]).integers(2**62) != draws[2]
+    assert m_step_seeds[0] == m_step_seeds[1] == 7 != m_step_seeds[2]
+    writer, rng = DocumentWriter(base.tokenizer), np.random.default_rng([7, 2])
+    assert one.documents == tuple(mid_training.RA3.documents(writer, traces[:20], one.annotations, rng))
+    assert two.documents != one.documents
+
+
+def test_given_annotations_are_those_of_their_traces(base: LoadedModel, traces: list[ExpertTrace]) -> None:
+    inferred = OracleEStep().infer(traces[:20], np.random.default_rng(0))
+    config = mid_training.EMConfig(MStepConfig(tokens=600), compare_ntp=False, measured_traces=0)
+    given = mid_training.GivenAnnotations(inferred)
+    assert mid_training.run(fresh(base), traces[:20], e_step=given, config=config).annotations is inferred
+    with pytest.raises(DataError, match="20 paths for 19 traces"):
+        mid_training.run(fresh(base), traces[:19], e_step=given, config=config)
+
+
 def test_traces_of_a_single_line_have_no_switch_rate(
     base: LoadedModel, traces: list[ExpertTrace], tmp_path: Path
 ) -> None:
@@ -162,7 +232,7 @@ def test_traces_of_a_single_line_have_no_switch_rate(
     config = mid_training.EMConfig(MStepConfig(tokens=600), measured_traces=5)
     result = mid_training.run(fresh(base), single, iterations=1, config=config, folder=tmp_path / "run")
     assert result.history[0].switch_rate is None
-    kept = json.loads((tmp_path / "run" / "iteration-1" / "metrics.json").read_text())
+    kept = json.loads((tmp_path / "run" / "checkpoints" / "iteration-1" / "metrics.json").read_text())
     assert kept["switch_rate"] is None
 
 
@@ -185,7 +255,8 @@ def test_the_model_learns_what_latents_say() -> None:
     tokenizer: Any = lm.train_tokenizer((trace.task.canonical_program for trace in traces), vocab_size=400)
     lm.add_latents(None, tokenizer, 16)
     model = lm.tiny_llama(tokenizer, hidden=32, layers=2, heads=2, max_length=256, seed=0)
-    config = mid_training.EMConfig(MStepConfig(tokens=120_000), prompts=False)
-    (one,) = mid_training.run(LoadedModel(model, tokenizer), traces, config=config).history
+    config = mid_training.EMConfig(MStepConfig(tokens=120_000))
+    recipe = mid_training.Recipe(latents="inferred")
+    (one,) = mid_training.run(LoadedModel(model, tokenizer), traces, recipe=recipe, config=config).history
     assert one.ntp_code_nats is not None
     assert one.code_nats < 0.9 * one.ntp_code_nats

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import pytest
 from rich.console import Console
 
 from ra3gym.abstractions.latents.annotations import Annotations
-from ra3gym.abstractions.latents.dataset import annotated_dataset, save_annotated
+from ra3gym.abstractions.latents.dataset import AnnotatedTraces, save_annotated
+from ra3gym.abstractions.latents.document import DocumentWriter
 from ra3gym.abstractions.latents.path import LatentPath
-from ra3gym.agents.mid_training.e_steps.registry import OracleEStep
+from ra3gym.agents.mid_training.e_steps.oracle import OracleEStep
 from ra3gym.cli import main
 from ra3gym.errors import ConfigError, DataError, RunFolderError
 from ra3gym.experiments.commands.inspect import InspectionConfig, inspect_traces, printable, trace_files
+from ra3gym.lm import add_latents, train_tokenizer
 from ra3gym.runs.folder import RunFolder
 from ra3gym.tasks import CodeTask, ExpertTrace, FunctionTests
 from ra3gym.tasks.idioms import IdiomsDomain
@@ -65,8 +68,17 @@ def make_trace(prompt: str, *steps: str, name: str = "mine/0") -> ExpertTrace:
 
 
 def store(file: Path, traces: Sequence[ExpertTrace], inferred: Annotations) -> Path:
-    save_annotated(annotated_dataset(traces, inferred), inferred.names, file)
+    writer = document_writer()
+    documents = (writer.write(trace, inferred, index) for index, trace in enumerate(traces))
+    save_annotated(AnnotatedTraces(tuple(documents), inferred.names), file)
     return file
+
+
+@cache
+def document_writer() -> DocumentWriter:
+    tokenizer = train_tokenizer(["n += 1\n"], vocab_size=300)
+    add_latents(None, tokenizer, 32)
+    return DocumentWriter(tokenizer)
 
 
 def show(source: Path, **options: Any) -> tuple[Page, str]:
@@ -276,3 +288,10 @@ def test_the_command(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Did you mean 'traces'?" in capsys.readouterr().err
     assert main(["inspect"]) == 0
     assert "ra3gym inspect traces RUN" in capsys.readouterr().out
+
+
+def test_rows_without_latents(tmp_path: Path) -> None:
+    file = tmp_path / "t.jsonl"
+    save_annotated(AnnotatedTraces((document_writer().write(TRACES[0]),)), file)
+    with pytest.raises(ConfigError, match="was written without latents"):
+        show(file)

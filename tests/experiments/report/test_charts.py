@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ra3gym.experiments.report.charts import line_chart, linear_axis, percent_label, ratio_axis, signed_label
-from ra3gym.experiments.report.results import ARMS
+from ra3gym.experiments.studies.arms import ARMS as REGISTERED
 
+ARMS = {name: REGISTERED[name] for name in REGISTERED}
 value = st.floats(-1e6, 1e6).filter(lambda v: v == 0 or abs(v) > 1e-6)
 
 

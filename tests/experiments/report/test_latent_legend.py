@@ -9,16 +9,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ra3gym.abstractions.latents.dataset import AnnotatedTrace
+from ra3gym.abstractions.latents.document import Document
 from ra3gym.abstractions.latents.path import LatentPath
 from ra3gym.experiments.report.latent_legend import COLOURS, STROKES, TYPICAL_LINES, describe_latents
 
 
-def annotated(
-    *lines: tuple[int, bool, str], gains: tuple[float, ...] | None = None, name: str = "mine/0"
-) -> AnnotatedTrace:
+def annotated(*lines: tuple[int, bool, str], gains: tuple[float, ...] | None = None, name: str = "mine/0") -> Document:
     path = LatentPath(tuple(z for z, _, _ in lines), tuple(switch for _, switch, _ in lines))
-    return AnnotatedTrace(name, "", "", tuple(line for _, _, line in lines), path, gains)
+    return Document(
+        task_id=name,
+        prompt="",
+        text="".join(line for _, _, line in lines),
+        lines=tuple(line for _, _, line in lines),
+        ids=tuple(range(len(lines) + 1)),
+        prompt_tokens=(0, 0),
+        latent_tokens=tuple((n, n) for n, (_, switch, _) in enumerate(lines) if switch),
+        line_tokens=tuple((n, n + 1) for n in range(len(lines))),
+        path=path,
+        gains=gains,
+    )
 
 
 def test_counts_by_hand() -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from ra3gym.errors import RunFolderError
+from ra3gym.experiments.report.comparison import verdict
 from ra3gym.experiments.report.page import write_report
-from ra3gym.experiments.report.results import ARMS, ProgramSample, UnitResult, load_results, save_result
+from ra3gym.experiments.report.results import ProgramSample, UnitResult, load_results, save_result
+from ra3gym.experiments.studies.arms import ARMS
 from ra3gym.runs.folder import RunFolder
 
 MakeRun = Callable[..., RunFolder]
@@ -50,13 +52,19 @@ class Page(HTMLParser):
         return [attrs for _, attrs in self.tags if name in (attrs.get("class") or "").split()]
 
 
+def drawn(run: RunFolder) -> Path:
+    """Draw the page of what a run holds."""
+    results = load_results(run)
+    return write_report(run, results, verdict(results))
+
+
 def read(path: Path) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
 
 def test_the_page_shows_every_part_of_a_study(make_run: MakeRun) -> None:
     run = make_run()
-    path = write_report(run)
+    path = drawn(run)
     assert path == run.path / "report.html"
     page = read(path)
     assert "RA3 is ahead of the strongest other arm, Pseudo-documentation" in page.text
@@ -76,7 +84,7 @@ def test_the_page_shows_every_part_of_a_study(make_run: MakeRun) -> None:
 
 
 def test_the_page_loads_nothing(make_run: MakeRun) -> None:
-    html = write_report(make_run()).read_text()
+    html = drawn(make_run()).read_text()
     assert all(not attrs.keys() & {"src", "href", "srcset", "action"} for _, attrs in Page(html).tags)
     assert not any(word in html for word in ("http:", "https:", "url(", "@import", "fetch(", "XMLHttpRequest"))
 
@@ -90,7 +98,7 @@ def test_the_users_text_is_quoted_not_run(make_run: MakeRun) -> None:
         save_result(run, UnitResult(seed, evil, {"pass@1": 0.99, "pass@1_after": 0.99}, curves, [sample]))
         for arm in ("ntp", "ra3"):
             save_result(run, UnitResult(seed, arm, {"pass@1": 0.1, "pass@1_after": 0.1}, curves, [sample]))
-    page = read(write_report(run))
+    page = read(drawn(run))
     assert [tag for tag, _ in page.tags if tag in ("script", "img")] == ["script"]
     assert not any("onerror" in attrs for _, attrs in page.tags)
     assert evil in page.text
@@ -98,11 +106,11 @@ def test_the_users_text_is_quoted_not_run(make_run: MakeRun) -> None:
 
 
 def test_a_run_that_never_reached_the_threshold_says_never(make_run: MakeRun) -> None:
-    assert "never" in read(write_report(make_run())).text
+    assert "never" in read(drawn(make_run())).text
 
 
 def test_one_seed_shows_no_interval_and_claims_nothing(make_run: MakeRun) -> None:
-    page = read(write_report(make_run(seeds=(10,))))
+    page = read(drawn(make_run(seeds=(10,))))
     assert "One seed, so no verdict" in page.text
     assert page.with_class("whisker") == []
     assert page.with_class("range") == []
@@ -112,10 +120,10 @@ def test_one_seed_shows_no_interval_and_claims_nothing(make_run: MakeRun) -> Non
 def test_a_study_cut_short_shows_what_it_has(tmp_path: Path, make_run: MakeRun) -> None:
     run = make_run(seeds=(10,), arms=())
     with pytest.raises(RunFolderError, match="no finished result yet"):
-        write_report(run)
+        drawn(run)
     (run.path / "summary.json").unlink()
     save_result(run, UnitResult(10, "ntp", {"pass@1": 0.1}))
-    page = read(write_report(run))
+    page = read(drawn(run))
     assert "has not finished" in page.text
     assert page.with_class("chart") == []
     assert page.with_class("forest") == []
@@ -125,12 +133,12 @@ def test_a_study_without_rlvr_compares_mid_training(make_run: MakeRun) -> None:
     run = make_run()
     for result in load_results(run):
         save_result(run, UnitResult(result.seed, result.arm, {"pass@1": result.scores["pass@1"]}))
-    page = read(write_report(run))
+    page = read(drawn(run))
     assert "points of pass@1 after mid-training" in page.text
     assert "after RLVR" not in page.text
 
 
 def test_drawing_again_gives_the_same_page(make_run: MakeRun) -> None:
     run = make_run()
-    first = write_report(run).read_bytes()
-    assert write_report(RunFolder.open(run.path)).read_bytes() == first
+    first = drawn(run).read_bytes()
+    assert drawn(RunFolder.open(run.path)).read_bytes() == first

@@ -12,16 +12,15 @@ from hypothesis import strategies as st
 
 from ra3gym.errors import RunFolderError
 from ra3gym.experiments.report.results import (
-    ARMS,
     ProgramSample,
     UnitResult,
-    arm_info,
     has_result,
     load_result,
     load_results,
     save_result,
     score_by_seed,
 )
+from ra3gym.experiments.studies.arms import ARMS, arm_or_unknown
 from ra3gym.runs.folder import RunFolder
 
 
@@ -103,6 +102,6 @@ def test_a_damaged_result_names_its_file_and_the_way_out(run: RunFolder, content
 
 
 def test_every_arm_has_a_colour_of_its_own_and_unknown_arms_are_presentable() -> None:
-    assert len({info.colour for info in ARMS.values()}) == len(ARMS)
-    assert arm_info("mine").title == "mine"
-    assert arm_info("oracle").role == "upper bound"
+    assert len({ARMS[name].colour for name in ARMS}) == len(ARMS.names())
+    assert arm_or_unknown("mine").title == "mine"
+    assert arm_or_unknown("oracle").role == "upper bound"

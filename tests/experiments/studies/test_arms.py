@@ -12,15 +12,15 @@ from ra3gym import lm
 from ra3gym.abstractions.latents import Annotations
 from ra3gym.abstractions.latents.codebook import CodebookConfig
 from ra3gym.abstractions.latents.corpus import prompt_words
-from ra3gym.abstractions.latents.path import LatentPath
+from ra3gym.abstractions.latents.document import DocumentWriter
 from ra3gym.agents.mid_training import MStepConfig, distill
-from ra3gym.agents.mid_training.documents import DocumentWriter
-from ra3gym.agents.mid_training.e_steps.registry import ExactEStep, OracleEStep
-from ra3gym.experiments.studies.arms import ARM_RECIPES, arm_documents
+from ra3gym.agents.mid_training.e_steps.exact import ExactEStep
+from ra3gym.agents.mid_training.e_steps.oracle import OracleEStep
+from ra3gym.experiments.studies.arms import ARMS
 from ra3gym.tasks import ExpertTrace
 from ra3gym.tasks.idioms import IdiomsDomain
 
-TRAINED = [arm for arm, recipe in ARM_RECIPES.items() if recipe is not None]
+TRAINED = [arm for arm in ARMS if ARMS[arm].recipe is not None and ARMS[arm].e_step is None]
 EARLY = ["ra3-as-pseudo", "ra3-as-ntp-long"]
 WITH_LATENTS = ["latents", "ra3", "shuffled", "random", "ra3-shuffled", "oracle", *EARLY]
 WITH_PROMPTS = ["pseudo", "ra3", "ra3-shuffled", "oracle", *EARLY]
@@ -34,11 +34,11 @@ class Corpus:
     planted: Annotations
     writer: DocumentWriter
 
-    def documents(self, arm: str, planted: Annotations | None = None) -> list[list[int]]:
-        recipe = ARM_RECIPES[arm]
+    def documents(self, arm: str) -> list[list[int]]:
+        recipe = ARMS[arm].recipe
         assert recipe is not None
-        rng = np.random.default_rng(0)
-        return arm_documents(recipe, self.writer, self.traces, self.inferred, planted or self.planted, rng)
+        documents = recipe.documents(self.writer, self.traces, self.inferred, np.random.default_rng(0))
+        return [list(document.ids) for document in documents]
 
     def texts(self, arm: str) -> list[str]:
         """The programs of an arm's documents, without latents, pauses and end."""
@@ -63,16 +63,15 @@ def corpus() -> Corpus:
 
 
 def test_only_the_oracle_reads_planted_labels(corpus: Corpus) -> None:
-    paths = tuple(LatentPath((0,) * len(t.steps), (True,) * len(t.steps)) for t in corpus.traces)
-    other = Annotations(paths, (("misled",),))
+    misled = replace(corpus, traces=[replace(trace, planted=(0,) * len(trace.steps)) for trace in corpus.traces])
     for arm in TRAINED:
-        assert (corpus.documents(arm, other) == corpus.documents(arm)) == (arm != "oracle"), arm
-    named = [arm for arm in TRAINED if "planted" in vars(ARM_RECIPES[arm]).values()]
+        assert (misled.documents(arm) == corpus.documents(arm)) == (arm != "oracle"), arm
+    named = [arm for arm in TRAINED if "planted" in vars(ARMS[arm].recipe).values()]
     assert named == ["oracle"]
 
 
 def test_base_has_no_mid_training() -> None:
-    assert [arm for arm in ARM_RECIPES if arm not in TRAINED] == ["base"]
+    assert [arm for arm in ARMS if ARMS[arm].recipe is None] == ["base"]
 
 
 @pytest.mark.parametrize("arm", TRAINED)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
@@ -68,6 +69,10 @@ class AgentEStep:
         return replace(
             annotations, metrics={**annotations.metrics, "evidence": codebook.evidence[-1], "seconds": seconds}
         )
+
+    def with_codebook(self, change: Callable[[CodebookConfig], CodebookConfig]) -> Self:
+        """Return the same E-step with its codebook changed."""
+        return replace(self, config=change(self.config))
 
     def new_infer(self, rng: np.random.Generator) -> Infer:
         """Expected counts from sampled paths; the posterior is kept from call to call, for the agent to go on from."""

@@ -62,8 +62,3 @@ def make_inference_agent(name: str, **options: Any) -> InferenceAgent:
         MissingExtraError: the agent's library is not installed.
     """
     return AGENTS[name](**options)
-
-
-def inference_agent_names() -> list[str]:
-    """Return the names that `make_inference_agent` takes."""
-    return list(AGENTS)

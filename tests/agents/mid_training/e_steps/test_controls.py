@@ -13,17 +13,13 @@ from hypothesis import strategies as st
 
 from ra3gym.abstractions.latents.codebook import CodebookConfig
 from ra3gym.abstractions.latents.path import LatentPath
-from ra3gym.agents.mid_training.e_steps.controls import (
-    STATEMENT_KINDS,
-    AstEStep,
-    MacroEStep,
-    PauseEStep,
-    RandomEStep,
-    ShuffledEStep,
-    merge_neighbours,
-)
-from ra3gym.agents.mid_training.e_steps.registry import EStep, ExactEStep, OracleEStep
-from ra3gym.errors import ConfigError, DataError
+from ra3gym.agents.mid_training.e_steps.controls import ControlEStep
+from ra3gym.agents.mid_training.e_steps.exact import ExactEStep
+from ra3gym.agents.mid_training.e_steps.macro_actions import MacroEStep, merge_neighbours
+from ra3gym.agents.mid_training.e_steps.oracle import OracleEStep
+from ra3gym.agents.mid_training.e_steps.protocol import EStep
+from ra3gym.agents.mid_training.e_steps.statement_kinds import STATEMENT_KINDS, AstEStep
+from ra3gym.errors import ConfigError, DataError, UnknownNameError
 from ra3gym.tasks import CodeTask, ExpertTrace, FunctionTests
 
 SMALL = ExactEStep(CodebookConfig(num_latents=8, restarts=1, iterations=3))
@@ -40,31 +36,36 @@ def segments(path: LatentPath) -> list[tuple[int, int]]:
     return [(path.latents[a], b - a) for a, b in pairwise(starts)]
 
 
-@pytest.mark.parametrize("control", [PauseEStep, RandomEStep, ShuffledEStep])
-def test_spoiled_latents_keep_the_segments(control: type, traces: list[ExpertTrace]) -> None:
+@pytest.mark.parametrize("control", ["pause", "random", "shuffled"])
+def test_spoiled_latents_keep_the_segments(control: str, traces: list[ExpertTrace]) -> None:
     inferred = SMALL.infer(traces, np.random.default_rng(0))
-    found = control(SMALL).infer(traces, np.random.default_rng(0))
+    found = ControlEStep(control, SMALL).infer(traces, np.random.default_rng(0))
     assert [path.switches for path in found.paths] == [path.switches for path in inferred.paths]
     assert found.metrics["evidence"] == inferred.metrics["evidence"]
     assert found.gains is None
     assert found.paths != inferred.paths
-    assert control(SMALL).infer(traces, np.random.default_rng(0)).paths == found.paths
+    assert ControlEStep(control, SMALL).infer(traces, np.random.default_rng(0)).paths == found.paths
 
 
 def test_what_each_control_leaves_of_the_latents(traces: list[ExpertTrace]) -> None:
     around = OracleEStep()
     usage = Counter(z for path in around.infer(traces, np.random.default_rng(0)).paths for z in path.segment_latents)
 
-    paused = PauseEStep(around).infer(traces, np.random.default_rng(0))
+    paused = ControlEStep("pause", around).infer(traces, np.random.default_rng(0))
     assert (paused.num_latents, paused.names) == (1, ((),))
     assert {z for path in paused.paths for z in path.latents} == {0}
 
-    permuted = ShuffledEStep(around).infer(traces, np.random.default_rng(0))
+    permuted = ControlEStep("shuffled", around).infer(traces, np.random.default_rng(0))
     assert Counter(z for path in permuted.paths for z in path.segment_latents) == usage
 
-    drawn = RandomEStep(around).infer(traces, np.random.default_rng(0))
+    drawn = ControlEStep("random", around).infer(traces, np.random.default_rng(0))
     found = Counter(z for path in drawn.paths for z in path.segment_latents)
     assert len(found) == drawn.num_latents > len(usage)
+
+
+def test_an_unknown_control() -> None:
+    with pytest.raises(UnknownNameError, match="unknown control 'pauses'"):
+        ControlEStep("pauses", SMALL)
 
 
 lines = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=6)
@@ -204,7 +205,7 @@ def test_statement_kinds_of_a_corpus(traces: list[ExpertTrace]) -> None:
     assert all(path.latents[-1] == return_ for path in found.paths)
 
 
-@pytest.mark.parametrize("control", [MacroEStep(), AstEStep(), PauseEStep(SMALL)])
+@pytest.mark.parametrize("control", [MacroEStep(), AstEStep(), ControlEStep("pause", SMALL)])
 def test_controls_refuse_nothing_and_empty_traces(control: EStep, traces: list[ExpertTrace]) -> None:
     with pytest.raises(DataError, match="no traces"):
         control.infer([], np.random.default_rng(0))

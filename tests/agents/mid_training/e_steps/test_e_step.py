@@ -12,7 +12,8 @@ from ra3gym.abstractions.latents import Annotations
 from ra3gym.abstractions.latents.codebook import CodebookConfig
 from ra3gym.abstractions.latents.path import LatentPath
 from ra3gym.agents.mid_training import make_e_step, register_e_step
-from ra3gym.agents.mid_training.e_steps.registry import ExactEStep, OracleEStep
+from ra3gym.agents.mid_training.e_steps.exact import ExactEStep
+from ra3gym.agents.mid_training.e_steps.oracle import OracleEStep
 from ra3gym.errors import DataError, UnknownNameError
 from ra3gym.tasks import CodeTask, ExpertTrace, FunctionTests
 from ra3gym.tasks.idioms import LABELS, IdiomsDomain

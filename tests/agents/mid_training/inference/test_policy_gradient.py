@@ -12,7 +12,7 @@ from ra3gym.abstractions.inference.sticky_prior import StickyPrior
 from ra3gym.abstractions.latents.codebook import CodebookConfig
 from ra3gym.agents.mid_training import make_e_step
 from ra3gym.agents.mid_training.e_steps.agent import AgentEStep
-from ra3gym.agents.mid_training.e_steps.registry import ExactEStep
+from ra3gym.agents.mid_training.e_steps.exact import ExactEStep
 from ra3gym.agents.mid_training.inference.policy_gradient import PolicyGradientAgent, _policy_gradient
 from ra3gym.agents.mid_training.inference.posteriors import ExactAgent, UniformPosterior, ViterbiAgent, elbo_gap
 from ra3gym.errors import ConfigError, DataError

@@ -1,4 +1,4 @@
-"""Documents, token by token; without their latents they are the programs they were made from."""
+"""Documents of a recipe, token by token; without their latents they are the programs they were made from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from ra3gym.abstractions.latents.annotations import Annotations
+from ra3gym.abstractions.latents.controls import paused
+from ra3gym.abstractions.latents.document import DocumentWriter
 from ra3gym.abstractions.latents.path import LatentPath
-from ra3gym.agents.mid_training.documents import DocumentWriter, pseudo_prompt, write_documents
-from ra3gym.errors import ConfigError
+from ra3gym.agents.mid_training.recipe import LATENT_SOURCES, Recipe, pseudo_prompt, write_documents
+from ra3gym.errors import ConfigError, Ra3GymError
 from ra3gym.lm import latent_token, pause_id, strip_latents
 from ra3gym.tasks import CodeTask, ExpertTrace, FunctionTests
 
@@ -25,6 +27,7 @@ ANNOTATIONS = Annotations(
     paths=(LatentPath((3, 3, 1), (True, False, True)), LatentPath((1, 2), (True, True))),
     names=((), ("reverse", "backward"), (), ("tail",)),
 )
+PAUSED = paused(ANNOTATIONS, np.random.default_rng(0))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,8 @@ def writer(tokenizer: Any) -> DocumentWriter:
 
 
 def documents(writer: DocumentWriter, **options: Any) -> list[list[int]]:
-    return write_documents(writer, [DOCUMENTED, BARE], rng=np.random.default_rng(0), **options)
+    written = write_documents(writer, [DOCUMENTED, BARE], rng=np.random.default_rng(0), **options)
+    return [list(document.ids) for document in written]
 
 
 def text_of(writer: DocumentWriter, ids: list[int]) -> str:
@@ -69,10 +73,10 @@ def test_latents_stand_at_switches_only(writer: DocumentWriter) -> None:
 
 def test_pauses_stand_where_latents_would(writer: DocumentWriter) -> None:
     pause = pause_id(writer.tokenizer)
-    marked, paused = documents(writer, latents=ANNOTATIONS), documents(writer, latents=ANNOTATIONS, pause_token=pause)
+    marked, stopped = documents(writer, latents=ANNOTATIONS), documents(writer, latents=PAUSED)
     replaced = [[pause if token in writer.latent_ids else token for token in ids] for ids in marked]
-    assert paused == replaced
-    assert sum(token == pause for ids in paused for token in ids) == 4
+    assert stopped == replaced
+    assert sum(token == pause for ids in stopped for token in ids) == 4
 
 
 def test_only_missing_prompts_are_written(writer: DocumentWriter) -> None:
@@ -83,8 +87,8 @@ def test_only_missing_prompts_are_written(writer: DocumentWriter) -> None:
 
 
 def test_without_latents_and_pauses_the_program_remains(writer: DocumentWriter) -> None:
-    for options in ({}, {"pause_token": pause_id(writer.tokenizer)}):
-        for trace, ids in zip([DOCUMENTED, BARE], documents(writer, latents=ANNOTATIONS, **options), strict=True):
+    for latents in (ANNOTATIONS, PAUSED):
+        for trace, ids in zip([DOCUMENTED, BARE], documents(writer, latents=latents), strict=True):
             assert strip_latents(text_of(writer, ids)) == trace.task.canonical_program
     both = documents(writer, latents=ANNOTATIONS, prompts=ANNOTATIONS)
     pseudo = documents(writer, prompts=ANNOTATIONS)
@@ -94,8 +98,10 @@ def test_without_latents_and_pauses_the_program_remains(writer: DocumentWriter) 
 def test_real_programs_survive(writer: DocumentWriter, traces: list[ExpertTrace]) -> None:
     paths = tuple(LatentPath((7,) * len(t.steps), (True,) + (False,) * (len(t.steps) - 1)) for t in traces)
     annotations = Annotations(paths, ((),) * 8)
-    found = write_documents(writer, traces, latents=annotations, prompts=annotations, rng=np.random.default_rng(0))
-    assert [strip_latents(text_of(writer, ids)) for ids in found] == [t.task.canonical_program for t in traces]
+    rng = np.random.default_rng(0)
+    written = write_documents(writer, traces, latents=annotations, prompts=annotations, rng=rng)
+    found = [document.ids for document in written]
+    assert [strip_latents(text_of(writer, list(ids))) for ids in found] == [t.task.canonical_program for t in traces]
     assert all(ids.count(writer.latent_ids[7]) == 1 for ids in found)
 
 
@@ -126,3 +132,27 @@ def test_comments_stand_above_their_lines(writer: DocumentWriter) -> None:
     assert text_of(writer, second) == f"{BARE.prompt}    # turn around\n{BARE.steps[0]}    # rest\n{BARE.steps[1]}"
     program = text_of(writer, first).removeprefix(DOCUMENTED.prompt)
     assert first == ids_of(writer, DOCUMENTED.prompt, program, "<|endoftext|>")
+
+
+def test_a_recipe_names_its_sources(writer: DocumentWriter) -> None:
+    rng = np.random.default_rng(0)
+    for source in LATENT_SOURCES:
+        if source != "planted":
+            latents, prompts = Recipe(latents=source).sources([DOCUMENTED, BARE], ANNOTATIONS, rng)
+            assert latents is not None
+            assert prompts is None
+            assert [path.switches for path in latents.paths] == [path.switches for path in ANNOTATIONS.paths]
+    assert Recipe().sources([DOCUMENTED, BARE], None, rng) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latents": "infered"}, "unknown source of latents 'infered'; .*Did you mean 'inferred'"),
+        ({"prompts": "shuffled"}, "unknown source of prompts 'shuffled'"),
+        ({"budget": 0.0}, "budget=0.0"),
+    ],
+)
+def test_recipes_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(Ra3GymError, match=message):
+        Recipe(**options)
