@@ -1,6 +1,6 @@
 """Latents over lines of code: annotations of traces, the codebook that explains them, and their diagnosis.
 
-`Annotations` is what an E-step hands to an M-step: a `LatentPath` for each trace, and what the latents are called.
+`Annotations` is what an E-step returns to an M-step: a `LatentPath` for each trace, and names for the latents.
 """
 
 from ra3gym.abstractions.latents.annotations import Annotations

@@ -1,4 +1,4 @@
-"""Expert traces as arrays: what the codebook's inference reads.
+"""Expert traces as arrays, for the inference of a codebook.
 
 Shape letters: see CONTRIBUTING.md.
 """
@@ -22,7 +22,7 @@ from ra3gym.tasks.task import ExpertTrace
 IntArray = npt.NDArray[np.int64]
 
 BACKGROUND_WORD, NO_PROMPT_WORD = 0, 1
-"""Word 0 stands beside every prompt's words (a latent that no word calls for); word 1 stands for a missing prompt."""
+"""Word 0 is in every prompt, for latents that no other word calls for; word 1 is the only word of an empty prompt."""
 
 _SKIPPED = frozenset(
     {tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER, tokenize.ENCODING}
@@ -32,11 +32,11 @@ _KEPT_NAMES = frozenset(keyword.kwlist) | frozenset(dir(builtins))
 
 @lru_cache(maxsize=200_000)
 def line_template(line: str) -> str:
-    """The line with its own names replaced by `_0, _1, ...` in order of appearance, behind the width of its indent.
+    """Return the line's indent width, and the line with names replaced by `_0, _1, ...` in order of appearance.
 
-    `"    total += v\\n"` becomes `"4 _0 += _1"`: lines that differ only in the choice of names share a type. Keywords,
-    builtins and attributes stay. A line that is no code on its own (prose in a multi-line string, say) stands for
-    itself; one that merely leaves a bracket open does not.
+    `"    total += v\\n"` becomes `"4 _0 += _1"`, so that lines that differ only in names have the same template.
+    Keywords, builtins and attributes stay. A line that is no code by itself (prose in a multi-line string, for example)
+    keeps its text, unless it only leaves a bracket open.
     """
     body = line.strip()
     indent = len(line) - len(line.lstrip())
@@ -59,18 +59,27 @@ def line_template(line: str) -> str:
 
 
 def prompt_words(prompt: str) -> list[str]:
-    """The words of the comment lines of a prompt, in order; empty when the prompt documents nothing."""
+    """Return the words of a prompt's comment lines, in order; empty when it has none."""
     comments = (line.lstrip()[1:] for line in prompt.splitlines() if line.lstrip().startswith("#"))
     return [word for comment in comments for word in comment.split()]
 
 
 @dataclass(frozen=True)
 class LineCorpus:
-    """Traces, encoded. The lines of trace m are `offsets[m]:offsets[m + 1]`; so are its words in `word_offsets`.
+    """Encoded traces; distinct lines are distinct templates.
 
-    line_N: type of each line. pair_N: type of its (previous line, line) pair. previous_N: type of the line before
-    (`U`, the number of distinct lines, ahead of a first line). pair_line_Y, pair_previous_Y: the two halves of a pair.
-    word_ids: words of each trace's prompt, `BACKGROUND_WORD` first, or `NO_PROMPT_WORD` alone.
+    Attributes:
+        templates: the U distinct lines.
+        words: the W words.
+        line_N: each line, as index of its template.
+        previous_N: the line before it; U, an index of its own, at first lines.
+        pair_N: its pair of previous line and line, as index among the Y distinct pairs.
+        pair_line_Y: the line of each distinct pair.
+        pair_previous_Y: the previous line of each distinct pair.
+        offsets: M + 1 ints; the lines of trace m are `offsets[m]:offsets[m + 1]`.
+        word_ids: the words of each trace's prompt, one trace after the other: `BACKGROUND_WORD` and the words of its
+            comments, or only `NO_PROMPT_WORD`.
+        word_offsets: M + 1 ints; the words of trace m are `word_offsets[m]:word_offsets[m + 1]`.
     """
 
     templates: tuple[str, ...]
@@ -90,11 +99,11 @@ class LineCorpus:
 
     @property
     def documented_M(self) -> npt.NDArray[np.bool_]:
-        """Which traces have a prompt with words."""
+        """bool, true for traces whose prompt has words."""
         return np.equal(self.word_ids[self.word_offsets[:-1]], BACKGROUND_WORD)
 
     def traces(self, chosen_M: npt.NDArray[np.bool_]) -> LineCorpus:
-        """The corpus of the chosen traces alone, over the same line types, pairs and words."""
+        """Return the corpus of the chosen traces, with the same distinct lines, pairs and words."""
         lengths_M, word_counts_M = np.diff(self.offsets), np.diff(self.word_offsets)
         chosen_N = np.repeat(chosen_M, lengths_M)
         return replace(
@@ -109,10 +118,14 @@ class LineCorpus:
 
 
 def encode_traces(traces: Sequence[ExpertTrace]) -> LineCorpus:
-    """Encode traces; `DataError` when there are none, or when one has no lines."""
+    """Encode traces.
+
+    Raises:
+        DataError: no traces, or a trace without lines.
+    """
     if not traces:
         raise DataError("there are no traces to infer latents over: the E-step needs at least one expert trace")
-    line_types: dict[str, int] = {}
+    templates: dict[str, int] = {}
     words: dict[str, int] = {"<background>": BACKGROUND_WORD, "<no prompt>": NO_PROMPT_WORD}
     lines: list[int] = []
     offsets, word_offsets = [0], [0]
@@ -120,17 +133,17 @@ def encode_traces(traces: Sequence[ExpertTrace]) -> LineCorpus:
     for trace in traces:
         if not trace.steps:
             raise DataError(f"trace {trace.task.task_id!r} has no lines; drop it before the E-step")
-        lines += [line_types.setdefault(line_template(step), len(line_types)) for step in trace.steps]
+        lines += [templates.setdefault(line_template(step), len(templates)) for step in trace.steps]
         offsets.append(len(lines))
-        named = [words.setdefault(word, len(words)) for word in prompt_words(trace.prompt)]
-        word_ids += [BACKGROUND_WORD, *named] if named else [NO_PROMPT_WORD]
+        comment_words = [words.setdefault(word, len(words)) for word in prompt_words(trace.prompt)]
+        word_ids += [BACKGROUND_WORD, *comment_words] if comment_words else [NO_PROMPT_WORD]
         word_offsets.append(len(word_ids))
     line_N = np.array(lines)
     previous_N = np.concatenate([[0], line_N[:-1]])
-    previous_N[offsets[:-1]] = len(line_types)
+    previous_N[offsets[:-1]] = len(templates)
     pairs, pair_N = np.unique(np.stack([previous_N, line_N], axis=1), axis=0, return_inverse=True)
     return LineCorpus(
-        templates=tuple(line_types),
+        templates=tuple(templates),
         words=tuple(words),
         line_N=line_N,
         previous_N=previous_N,

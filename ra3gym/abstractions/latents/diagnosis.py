@@ -1,10 +1,10 @@
-"""Are the latents used, and do they say anything about the lines? Measures of a codebook, and a verdict in words.
+"""Are the latents used, and are they informative about the lines? Measures of a codebook, and a sentence about them.
 
 Latents fail in three ways: they *collapse* (one of them takes all lines), they are *never switched*, or they are
-*ignored* (many are used, but a line is as likely under the wrong one). The measures see each on its own: perplexity of
-usage, switch rate, and mutual information with the lines or the gain over shuffled latents.
+*ignored* (many are used, but a line is as likely under a wrong one). A measure detects each of them: the perplexity of
+usage, the switch rate, and the mutual information with lines or the gain over shuffled latents.
 
-Shapes: N lines in all, M traces, S segments, K latents. All information is in nats.
+All information is in nats. Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 LOWEST_LOG_PROBABILITY = -30.0
-"""Emissions are raised to this many nats, so that means exist where a latent rules a line out."""
+"""Emissions are raised to at least this many nats, so that means exist where a line is impossible under a latent."""
 
 NEAR_ZERO_INFORMATION = 0.05
 NEAR_ZERO_GAIN = 0.02
@@ -36,7 +36,7 @@ _LINES_AT_ONCE = 1 << 16
 
 
 def usage_perplexity(counts_K: npt.ArrayLike) -> float:
-    """`exp` of the entropy of usage: how many latents, used alike, would be as diverse; between 1 and K.
+    """Return `exp` of the entropy of usage, between 1 and K: how many equally used latents would be as diverse.
 
     Raises:
         DataError: counts that are negative, or all zero.
@@ -45,7 +45,7 @@ def usage_perplexity(counts_K: npt.ArrayLike) -> float:
 
 
 def dead_latents(counts_K: npt.ArrayLike, share: float = 0.0) -> IntArray:
-    """The latents that take at most `share` of the usage, in ascending order; by default those never used.
+    """Return the latents with at most `share` of the usage, ascending; by default those that are never used.
 
     Raises:
         ConfigError: a share outside [0, 1).
@@ -59,20 +59,19 @@ def dead_latents(counts_K: npt.ArrayLike, share: float = 0.0) -> IntArray:
 def mutual_information_lines(
     corpus: LineCorpus, paths: Sequence[LatentPath], rng: np.random.Generator, *, shuffles: int = 8
 ) -> float:
-    """I(z; line type) in nats, the plug-in estimate less what the same segments have under shuffled latents.
+    """Estimate I(z; line) in nats: the plug-in estimate minus its mean under shuffled latents.
 
-    The plug-in estimate from finite counts is above zero even where latents mean nothing. So the mean over `shuffles`
-    permutations of the segments' latents is taken off, which is what it is worth then: near 0 (it may be just below)
-    for latents that say nothing, and too low rather than too high for latents that say much. (The Miller-Madow
-    correction supposes independent lines and well-filled tables; lines of a segment share a latent, and most pairs of
-    latent and line type never occur.)
+    The plug-in estimate from finite counts is above 0 even for latents without meaning. So its mean over `shuffles`
+    permutations of the segments' latents is subtracted. The result is near 0 (possibly just below) for latents without
+    information, and rather too low than too high for informative ones. (The Miller-Madow correction assumes independent
+    lines and well-filled tables. But lines of a segment share a latent, and most pairs of latent and line never occur.)
 
     Raises:
         DataError: paths that do not fit the corpus.
         ConfigError: no shuffles.
     """
     if shuffles < 1:
-        raise ConfigError(f"shuffles={shuffles}: the bias is measured on at least 1")
+        raise ConfigError(f"shuffles={shuffles}: give at least 1, to measure the bias")
     latent_N, switch_N = _joined(paths, corpus.offsets)
     expected = np.mean([_plug_in(_permuted(latent_N, switch_N, rng), corpus.line_N) for _ in range(shuffles)])
     return float(_plug_in(latent_N, corpus.line_N) - expected)
@@ -81,10 +80,10 @@ def mutual_information_lines(
 def gain_over_shuffled(
     chain: LatentChain, paths: Sequence[LatentPath], rng: np.random.Generator, *, shuffles: int = 8
 ) -> float:
-    """Mean over lines of `log p(line | z) - log p(line | another segment's z)`, in nats per line.
+    """Return the mean over lines of `log p(line | z) - log p(line | another segment's z)`, in nats per line.
 
-    Emissions are the chain's (`latent_chain(corpus, codebook)`, say) and see what these see: for a codebook, the line
-    before. The other latent comes from permuting the segments' latents over the corpus, `shuffles` times.
+    Emissions are those of the chain, for example `latent_chain(corpus, codebook)`, with their context: for a codebook,
+    the previous line. The other latent is from `shuffles` permutations of the segments' latents over the corpus.
 
     Raises:
         DataError: paths that do not fit the chain.
@@ -99,10 +98,10 @@ def gain_over_shuffled(
 
 
 def line_gains(chain: LatentChain, paths: Sequence[LatentPath]) -> tuple[tuple[float, ...], ...]:
-    """What each line's latent is worth, per trace and line, in nats: `log p(line | z) - log sum_k p(k) p(line | k)`.
+    """Return the gain of each line's latent, by trace, in nats: `log p(line | z) - log sum_k p(k) p(line | k)`.
 
-    `p(k)` is the latent's prior in that trace, its distribution of fresh latents: a kept latent was once drawn from it
-    too, so that it is the marginal prior at every line.
+    `p(k)` is the trace's distribution of fresh latents. It is the marginal prior at every line, since a kept latent was
+    drawn from it earlier.
 
     Raises:
         DataError: paths that do not fit the chain.
@@ -130,13 +129,15 @@ class LatentDiagnosis:
     Attributes:
         perplexity: of the lines' latents, between 1 and `num_latents`.
         num_latents: K, the size of the codebook.
-        dead: the latents that no line is under.
-        switch_rate: share of the lines that may switch (all but first ones) that do; NaN when there are none.
+        dead: the latents of no line.
+        switch_rate: share of switches among lines that may switch (all but first lines); NaN when there are none.
         mean_duration: lines per segment.
-        information: I(z; line type) in nats; see `mutual_information_lines`.
-        gain: nats per line; see `gain_over_shuffled`. `None` where there was no chain to score lines with.
-        collapsed, never_switched, ignored: what is wrong.
-        text: one sentence on what is wrong and what to try, or that nothing is.
+        information: I(z; line) in nats; see `mutual_information_lines`.
+        gain: nats per line; see `gain_over_shuffled`. `None` without a chain.
+        collapsed: whether one latent takes nearly all lines.
+        never_switched: whether nearly no line switches.
+        ignored: whether latents are hardly informative about lines.
+        text: one sentence on the worst fault and what to try, or that there is none.
     """
 
     perplexity: float
@@ -164,14 +165,14 @@ def diagnose(
     *,
     chain: LatentChain | None = None,
 ) -> LatentDiagnosis:
-    """Measure the latents of a corpus and say what is wrong.
+    """Measure the latents of a corpus and name their worst fault.
 
     Args:
-        corpus: the traces as line types.
+        corpus: the traces.
         paths: their latents.
-        num_latents: K, unused ones included.
+        num_latents: K, unused latents included.
         rng: shuffles latents for comparison.
-        chain: scores lines under latents, where the E-step has a likelihood.
+        chain: emissions and prior, if the E-step has a likelihood.
 
     Raises:
         DataError: paths that do not fit the corpus or the chain, or use a latent that is not below `num_latents`.
@@ -196,36 +197,36 @@ def diagnose(
         gain=gain,
         collapsed=perplexity < NEAR_ONE_PERPLEXITY,
         never_switched=switch_rate < NEAR_NO_SWITCHES,
-        # The gain sees what emissions see; information alone may be high because latents repeat the line before.
+        # The gain considers context; information may be high only because latents repeat the previous line.
         ignored=information < NEAR_ZERO_INFORMATION if gain is None else gain < NEAR_ZERO_GAIN,
         text="",
     )
     return replace(diagnosis, text=_in_words(diagnosis))
 
 
-def _in_words(found: LatentDiagnosis) -> str:
-    """One sentence: the worst fault (others follow from it) and what to try, or how things stand."""
-    measured = f"I(z; line) is {found.information:.2f} nats"
-    if found.gain is not None:
-        measured += f", the gain over shuffled latents {found.gain:.2f} nats per line"
-    if found.collapsed:
+def _in_words(diagnosis: LatentDiagnosis) -> str:
+    """Write one sentence: the worst fault, from which others follow, and what to try; or the measures."""
+    measured = f"I(z; line) is {diagnosis.information:.2f} nats"
+    if diagnosis.gain is not None:
+        measured += f", the gain over shuffled latents {diagnosis.gain:.2f} nats per line"
+    if diagnosis.collapsed:
         return (
-            f"The latents have collapsed: their usage is worth {found.perplexity:.2f} of {found.num_latents} latents; "
-            "try more restarts, an initialisation that separates intents, or a distribution of fresh latents that "
-            "depends on the prompt."
+            f"The latents have collapsed: their usage is worth {diagnosis.perplexity:.2f} of {diagnosis.num_latents} "
+            "latents; try more restarts, an initialization that separates intents, or a distribution of fresh latents "
+            "that depends on the prompt."
         )
-    if found.never_switched:
+    if diagnosis.never_switched:
         return (
-            f"Latents are never switched: only {found.switch_rate:.1%} of the lines that may start a segment do; try a "
-            "learned gate or a lower cost of switching, and let documented traces alone teach where intents begin."
+            f"Latents are never switched: only {diagnosis.switch_rate:.1%} of the lines that may start a segment do; "
+            "try a learned gate or a lower cost of switching, and learn segment starts from documented traces only."
         )
-    if found.ignored:
+    if diagnosis.ignored:
         return (
             f"The latents are ignored: {measured}, about as much as latents without meaning have; try stronger "
-            "back-off, so that the line before explains less, keep the prompt out of the emissions, or document more "
+            "back-off, so that the previous line explains less, keep the prompt out of the emissions, or document more "
             "traces."
         )
-    unused = f"; {len(found.dead)} of {found.num_latents} are never used" if found.dead else ""
+    unused = f"; {len(diagnosis.dead)} of {diagnosis.num_latents} are never used" if diagnosis.dead else ""
     return f"The latents are used and say something about the lines: {measured}{unused}."
 
 
@@ -237,7 +238,7 @@ def _shares(counts_K: npt.ArrayLike) -> FloatArray:
 
 
 def _joined(paths: Sequence[LatentPath], offsets: IntArray) -> tuple[IntArray, npt.NDArray[np.bool_]]:
-    """All paths in a row: `(latent_N, switch_N)`; `DataError` when they are not those of these traces."""
+    """Join all paths: `(latent_N, switch_N)`; raises `DataError` when they do not fit the traces."""
     given, wanted = [len(path.latents) for path in paths], np.diff(offsets).tolist()
     if given != wanted:
         wrong = next((m for m, (a, b) in enumerate(zip(given, wanted, strict=False)) if a != b), None)
@@ -255,12 +256,12 @@ def _emissions(chain: LatentChain, latent_N: IntArray) -> FloatArray:
 
 
 def _permuted(latent_N: IntArray, switch_N: npt.NDArray[np.bool_], rng: np.random.Generator) -> IntArray:
-    """The same segments, their latents permuted over the corpus."""
+    """Permute the latents of segments over the corpus."""
     return np.asarray(rng.permutation(latent_N[switch_N])[np.cumsum(switch_N) - 1])
 
 
 def _plug_in(latent_N: IntArray, line_N: IntArray) -> float:
-    """I(z; line) in nats of the observed frequencies."""
+    """Return I(z; line) in nats of the observed frequencies."""
     pair_N = latent_N * (line_N.max() + 1) + line_N
     entropies = [entr(np.unique(x, return_counts=True)[1] / len(x)).sum() for x in (latent_N, line_N, pair_N)]
     return float(entropies[0] + entropies[1] - entropies[2])

@@ -4,13 +4,14 @@ The emission of line t under latent k is
 
     log p(line_t | z_k) = sum_i log p(token_i | begin tokens, code lines before, latent token of k, tokens before i),
 
-in nats: the latent's token stands where the M-step writes it, directly ahead of the line. The emission sees code and
-latent but not the prompt: a model that can read its intent off the prompt has no use for the latent, and inference
-over it then finds nothing. Earlier latents are not in the context either; so, given its latent, a line depends on
-code alone, which makes the posterior a hidden Markov model's.
+in nats: the latent's token is where the M-step writes it, directly before the line. The emission depends on code and
+latent but not on the prompt: a model that can infer the intent from the prompt ignores the latent, which then cannot be
+inferred. Previous latents are not in the context either. So, given its latent, a line depends on code only, and the
+posterior is that of a hidden Markov model.
 
-Lines are encoded one by one, as in training. Shapes: T lines of a trace, K latents, F features, D width, L tokens of a
-line, R rows, V vocabulary.
+Lines are encoded one by one, as in training.
+
+Shape letters: see CONTRIBUTING.md (T lines of a trace, or tokens of a line).
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ from ra3gym.tasks import ExpertTrace
 
 
 def latent_tokens(model: Any, tokenizer: Any, num_latents: int | None = None) -> list[int]:
-    """Token ids of the first `num_latents` latents, of all by default.
+    """Return the token ids of the first `num_latents` latents, of all by default.
 
     Raises:
-        ModelError: the tokenizer knows fewer, or the model has no embeddings for them.
-        ConfigError: fewer than 2 are asked for.
+        ModelError: the tokenizer has fewer, or the model has no embeddings for them.
+        ConfigError: `num_latents` below 2.
     """
     if num_latents is not None and num_latents < 2:
         raise ConfigError(f"num_latents={num_latents}: a codebook needs at least 2 latents")
     ids, wanted = latent_ids(tokenizer), 2 if num_latents is None else num_latents
     if len(ids) < wanted:
         raise ModelError(
-            f"the tokenizer knows {len(ids)} latent tokens, {wanted} are needed: add them with ra3gym.lm.add_latents "
+            f"the tokenizer has {len(ids)} latent tokens, {wanted} are needed: add them with ra3gym.lm.add_latents "
             "and train the model on annotated traces, or take the model 'embedded'"
         )
     ids = ids[:num_latents]
@@ -68,20 +69,19 @@ def model_emissions(
     context_lines: int | None = None,
     rows_per_batch: int = 64,
 ) -> list[FloatArray]:
-    """`log p(line_t | code before, latent k)` in nats: one float64 array (T, K) per trace.
+    """Compute `log p(line_t | previous code, latent k)` in nats: one float64 array `(T, K)` per trace.
 
     Args:
         model: any causal language model of transformers with a key-value cache; it is only read.
         tokenizer: its tokenizer, with latent tokens.
         traces: expert traces; their prompts are not read.
         num_latents: how many of the latents to score; all when `None`.
-        context_lines: how many code lines ahead of a line the model reads; all of the trace's when `None`, none when 0.
-        rows_per_batch: latents scored at once. Each row holds a copy of the context's cache, so lower it when memory
-            is short.
+        context_lines: how many previous code lines the model reads; all when `None`, none when 0.
+        rows_per_batch: latents scored at once. Each row has a copy of the context's cache: lower it to save memory.
 
     Raises:
         ConfigError: `num_latents` below 2, `context_lines` below 0 or `rows_per_batch` below 1.
-        DataError: no traces, one without lines, or one that is longer than the model's context.
+        DataError: no traces, a trace without lines, or one longer than the model's context.
         ModelError: the model lacks the latents.
     """
     _check_context_lines(context_lines)
@@ -100,11 +100,11 @@ def model_emissions(
 def line_features(
     model: Any, tokenizer: Any, traces: Sequence[ExpertTrace], *, context_lines: int | None = None
 ) -> Float32Array:
-    """What the model makes of each line: float32 (N, 2 D) over the lines of all traces in order.
+    """Compute features of each line from the model's states: float32 `(N, 2 D)`.
 
-    First the last layer's state at the end of the prefix, prompt included, then its mean over the line's own tokens.
-    No latent is in the text. (A policy may see the prompt; only the emission must not.) With `context_lines`, prefixes
-    are that many lines of prompt and code. Where nothing else is ahead of a line, the begin token is, if there is one.
+    They are the last layer's state at the end of the prefix, prompt included, and its mean over the line's own tokens.
+    The text has no latents. (A policy may see the prompt; only the emission must not.) With `context_lines`, a prefix
+    is that many lines of prompt and code. An empty prefix is replaced by the begin token, if there is one.
 
     Raises:
         ConfigError: `context_lines` below 0.
@@ -127,11 +127,11 @@ def line_features(
 def model_problem(
     loaded: LoadedModel, traces: Sequence[ExpertTrace], prior: StickyPrior, *, context_lines: int | None = None
 ) -> InferenceProblem:
-    """The E-step's decision problem of a model: its emissions under `prior`, its features, the traces' ids and lines.
+    """Make the E-step's decision problem from a model: its emissions under `prior`, its features, ids and lines.
 
     Raises:
-        ConfigError, DataError, ModelError: as `model_emissions`; `DataError` also for two traces of one id, and for a
-            model that gives NaN.
+        ConfigError, DataError, ModelError: as `model_emissions`; `DataError` also for two traces with the same id, and
+            for a model that returns NaN.
     """
     emissions = model_emissions(
         loaded.model, loaded.tokenizer, traces, num_latents=prior.num_latents, context_lines=context_lines
@@ -168,25 +168,25 @@ def _emissions(
             cache = output.past_key_values
         unread = line
         start = 0
-        for ids_R in latents.split(rows_per_batch):
-            scored_R = _score(model, cache, ids_R, line)
-            log_emission_TK[t, start : start + len(ids_R)] = scored_R
-            start += len(ids_R)
+        for ids_B in latents.split(rows_per_batch):
+            scored_B = _score(model, cache, ids_B, line)
+            log_emission_TK[t, start : start + len(ids_B)] = scored_B
+            start += len(ids_B)
     return log_emission_TK
 
 
-def _score(model: Any, cache: Any, latents_R: torch.Tensor, line: list[int]) -> npt.NDArray[np.float64]:
-    """`log p(line | cache, latent)` for each latent: all rows are of one length, so nothing is padded or masked."""
-    line_RL = torch.tensor(line, device=model.device).expand(len(latents_R), -1)
+def _score(model: Any, cache: Any, latent_B: torch.Tensor, line: list[int]) -> npt.NDArray[np.float64]:
+    """Return `log p(line | cache, latent)` for each latent; all rows have the same length and need no padding."""
+    line_BT = torch.tensor(line, device=model.device).expand(len(latent_B), -1)
     if cache is not None:
-        # A pass writes into the cache that it is given, so the context's own stays aside.
+        # A pass writes into its cache: leave that of the context as it is.
         cache = copy.deepcopy(cache)
-        cache.batch_repeat_interleave(len(latents_R))
-    # The last token is read for nothing: its state predicts what comes behind the line.
-    input_RL = torch.cat([latents_R[:, None], line_RL[:, :-1]], dim=1)
-    logits_RLV = model(input_ids=input_RL, past_key_values=cache, use_cache=cache is not None).logits.float()
-    loss_RL = F.cross_entropy(logits_RLV.flatten(0, 1), line_RL.flatten(), reduction="none").view(line_RL.shape)
-    return np.asarray(-loss_RL.double().sum(dim=1).cpu().numpy())
+        cache.batch_repeat_interleave(len(latent_B))
+    # The last token of the line is not read: it predicts the token after the line.
+    input_BT = torch.cat([latent_B[:, None], line_BT[:, :-1]], dim=1)
+    logits_BTV = model(input_ids=input_BT, past_key_values=cache, use_cache=cache is not None).logits.float()
+    loss_BT = F.cross_entropy(logits_BTV.flatten(0, 1), line_BT.flatten(), reduction="none").view(line_BT.shape)
+    return np.asarray(-loss_BT.double().sum(dim=1).cpu().numpy())
 
 
 def _features(
@@ -197,22 +197,22 @@ def _features(
     prompt_lines: int,
     context_lines: int | None,
 ) -> list[Float32Array]:
-    """`(2 D,)` for each line behind the first `prompt_lines`; `empty` stands for a prefix without tokens."""
+    """Return `(2 D,)` for each line after the first `prompt_lines`; `empty` replaces a prefix without tokens."""
     if context_lines is None:
-        ahead = begin if begin or prompt_lines else empty
-        states_LD = _states(model, ahead + [i for line in lines for i in line])
-        ends = np.cumsum([len(ahead), *map(len, lines)]).tolist()
-        return [_prefix_and_line(states_LD, ends[t], ends[t + 1]) for t in range(prompt_lines, len(lines))]
+        first = begin if begin or prompt_lines else empty
+        states_TD = _states(model, first + [i for line in lines for i in line])
+        ends = np.cumsum([len(first), *map(len, lines)]).tolist()
+        return [_prefix_and_line(states_TD, ends[t], ends[t + 1]) for t in range(prompt_lines, len(lines))]
     features = []
     for t in range(prompt_lines, len(lines)):
         prefix = begin + [i for line in lines[max(0, t - context_lines) : t] for i in line] or empty
-        states_LD = _states(model, prefix + lines[t])
-        features.append(_prefix_and_line(states_LD, len(prefix), len(states_LD)))
+        states_TD = _states(model, prefix + lines[t])
+        features.append(_prefix_and_line(states_TD, len(prefix), len(states_TD)))
     return features
 
 
 def _states(model: Any, ids: list[int]) -> torch.Tensor:
-    """The last layer's states (L, D), float32, as the output embedding gets them."""
+    """Return the last layer's states, float32 `(T, D)`, as the output layer reads them."""
     output = model(
         input_ids=torch.tensor([ids], device=model.device),
         use_cache=False,
@@ -222,10 +222,10 @@ def _states(model: Any, ids: list[int]) -> torch.Tensor:
     return torch.as_tensor(output.hidden_states[-1][0].float().cpu())
 
 
-def _prefix_and_line(states_LD: torch.Tensor, start: int, stop: int) -> Float32Array:
-    # Where even a begin token is lacking, no state is ahead of the line.
-    prefix_D = states_LD[start - 1] if start else torch.zeros_like(states_LD[0])
-    return np.asarray(torch.cat([prefix_D, states_LD[start:stop].mean(dim=0)]).numpy())
+def _prefix_and_line(states_TD: torch.Tensor, start: int, stop: int) -> Float32Array:
+    # Without a begin token, no state precedes the first line.
+    prefix_D = states_TD[start - 1] if start else torch.zeros_like(states_TD[0])
+    return np.asarray(torch.cat([prefix_D, states_TD[start:stop].mean(dim=0)]).numpy())
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
@@ -241,7 +241,7 @@ def _encode_lines(tokenizer: Any, trace: ExpertTrace) -> list[list[int]]:
 
 
 def _begin_ids(tokenizer: Any) -> list[int]:
-    """The tokens that the tokenizer's own convention puts ahead of every text; often none."""
+    """Return the tokens that the tokenizer's own convention puts before every text; often none."""
     text = "x"
     ids = encode_prompt(tokenizer, text)
     return ids[: len(ids) - len(_encode(tokenizer, text))]
@@ -271,7 +271,7 @@ def _check_lengths(
     extra: int,
     prompt_lines: int = 0,
 ) -> None:
-    """Refuse a trace of which some line does not fit the model's positions with what is read ahead of it."""
+    """Refuse a trace with a line that does not fit the model's positions together with its context."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is None:
         return
@@ -284,17 +284,17 @@ def _check_lengths(
             way_out = (
                 "drop the trace, or take a model with a longer context"
                 if alone > positions
-                else f"give context_lines below {t - first}, so that less is read ahead of it, or take another model"
+                else f"give context_lines below {t - first}, for a shorter context, or take another model"
             )
             raise DataError(
                 f"line {t - prompt_lines} of trace {trace.task.task_id!r} ({lengths[t]} tokens) needs {needed} "
-                f"positions with what is read ahead of it, but the model has {positions}: {way_out}"
+                f"positions with its context, but the model has {positions}: {way_out}"
             )
 
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Without dropout; the model's mode is put back afterwards."""
+    """Switch dropout off in this context; restore the model's mode at its end."""
     training = model.training
     model.eval()
     try:

@@ -185,15 +185,15 @@ def test_dropout_is_off_while_scoring_and_the_mode_put_back(loaded: lm.LoadedMod
 def test_models_without_latents_are_refused(loaded: lm.LoadedModel) -> None:
     plain = lm.train_tokenizer(["def f(x):\n    return x\n"], vocab_size=270)
     model = lm.tiny_llama(plain, hidden=16, layers=1, heads=2, seed=0)
-    with pytest.raises(ModelError, match=r"knows 0 latent tokens, 2 are needed.*add_latents"):
+    with pytest.raises(ModelError, match=r"has 0 latent tokens, 2 are needed.*add_latents"):
         model_emissions(model, plain, TRACES)
     lm.add_latents(None, plain, 1)
-    with pytest.raises(ModelError, match=r"knows 1 latent tokens, 2 are needed"):
+    with pytest.raises(ModelError, match=r"has 1 latent tokens, 2 are needed"):
         latent_tokens(model, plain)
     lm.add_latents(None, plain, 3)
     with pytest.raises(ModelError, match=r"has no embedding.*resize"):
         latent_tokens(model, plain)
-    with pytest.raises(ModelError, match=r"knows 4 latent tokens, 9 are needed"):
+    with pytest.raises(ModelError, match=r"has 4 latent tokens, 9 are needed"):
         model_emissions(loaded.model, loaded.tokenizer, TRACES, num_latents=9)
 
 
