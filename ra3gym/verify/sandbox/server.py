@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from . import child
@@ -106,9 +107,7 @@ class Server:
                 os.close(descriptor)
         self.reports.open(reports, REPORTS_BYTES)
         self._stdout.open(stdout, run["stdout_bytes"])
-        ended = self._read(pid, started + run["seconds"])
-        if not ended:
-            ended = "exited" if self.reports.ends_with(child.DONE) else ending(pid)
+        ended = self.read(pid, [self.reports, self._stdout], started + run["seconds"])
         os.close(reports)
         os.close(stdout)
         self._starter.end(pid)
@@ -118,15 +117,14 @@ class Server:
         self._stdout.pass_on(self.channel)
         return ended
 
-    def _read(self, pid: int, deadline: float) -> str:
-        """Read reports and output to their ends; returns why reading stopped before that, or `""`."""
-        streams = {stream.descriptor: stream for stream in (self.reports, self._stdout)}
+    def read(self, pid: int, streams: Sequence[Stream], deadline: float, until_done: bool = False) -> str:
+        """Read the streams of a process to their ends, or until the last report, and return how the process ended."""
+        still_open = {stream.descriptor: stream for stream in streams}
         poll = select.poll()
         poll.register(self.channel, 0)  # reports only that the judge closed it
-        for descriptor in streams:
+        for descriptor in still_open:
             poll.register(descriptor, select.POLLIN)
-        still_open = len(streams)
-        while still_open:
+        while still_open and not (until_done and self.reports.ends_with(child.DONE)):
             left = deadline - time.monotonic()
             ready = poll.poll(max(0, left * 1000)) if left > 0 else []
             if not ready:
@@ -135,13 +133,13 @@ class Server:
                 if descriptor == self.channel.fileno():
                     self._starter.end(pid)
                     os._exit(0)
-                stream = streams[descriptor]
+                stream = still_open[descriptor]
                 if not stream.read():
                     poll.unregister(descriptor)
-                    still_open -= 1
+                    del still_open[descriptor]
                 elif stream.overflows:
                     return "output_limit"
-        return ""
+        return "exited" if self.reports.ends_with(child.DONE) else ending(pid)
 
 
 class Stream:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import select
 import socket
 import time
 from collections.abc import Callable
@@ -58,13 +57,13 @@ class TestsServer(server.Server):
             started = time.monotonic()
             os.write(process.go, _GO)
             self.reports.open(process.reports, server.REPORTS_BYTES)
-            ended = self._read_tests(process, started + run["seconds"])
-            if ended or index == len(runs) - 1:
+            ended = self.read(process.pid, [self.reports], started + run["seconds"], until_done=True)
+            finished = ended == "exited" and self.reports.ends_with(child.DONE)
+            if not finished or index == len(runs) - 1:
                 self._end(process)
                 process = None
             sizes = [self.reports.size, 0]
-            answer = {"ended": ended or "exited", "seconds": time.monotonic() - started, "sizes": sizes}
-            server.send(self.channel, answer)
+            server.send(self.channel, {"ended": ended, "seconds": time.monotonic() - started, "sizes": sizes})
             self.reports.pass_on(self.channel)
 
     def _tests(self, run: dict[str, Any], file: int) -> tests.Tests:
@@ -89,25 +88,6 @@ class TestsServer(server.Server):
         os.close(reports_end)
         os.close(go_end)
         return _Process(pid, reports, go)
-
-    def _read_tests(self, process: _Process, deadline: float) -> str:
-        """Read the reports of one program's tests; returns why they are incomplete, or `""`."""
-        poll = select.poll()
-        poll.register(self.channel, 0)  # reports only that the judge closed it
-        poll.register(process.reports, select.POLLIN)
-        while not self.reports.ends_with(child.DONE):
-            left = deadline - time.monotonic()
-            ready = poll.poll(max(0, left * 1000)) if left > 0 else []
-            if not ready:
-                return "timeout"
-            if any(descriptor == self.channel.fileno() for descriptor, _ in ready):
-                self._end(process)
-                os._exit(0)
-            if not self.reports.read():
-                return server.ending(process.pid)
-            if self.reports.overflows:
-                return "output_limit"
-        return ""
 
     def _end(self, process: _Process) -> None:
         os.close(process.reports)
