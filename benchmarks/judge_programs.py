@@ -28,28 +28,35 @@ from ra3gym.verify import Judge, Limits, Status, Verdict
 
 KINDS = ("function", "assert")
 FLOAT_TOLERANCE = 1e-6
-TOLERANCES = {"find_zero": 1e-4}  # as HumanEval's check has it
+TOLERANCES = {"find_zero": 1e-4}  # the tolerance of HumanEval's check
 MUTANTS_TRIED = 12
 SELECTION_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Program:
-    """One program, the same problem with assert-style and with function tests, and the verdict that it should get."""
+    """One program and its problem.
+
+    Attributes:
+        source: the program.
+        passes: whether it should pass.
+        check: the problem with assert-style tests.
+        function: the problem with function tests.
+        operator: the mutation that made it wrong.
+    """
 
     source: str
     passes: bool
     check: CodeTask
     function: CodeTask
     operator: str = ""
-    """How it was made wrong."""
 
     def posed(self, kind: str) -> tuple[CodeTask, str]:
-        """What the judge grades, for one of `KINDS` of tests."""
+        """Return what the judge grades, for one of `KINDS` of tests."""
         return {"function": self.function, "assert": self.check}[kind], self.source
 
     def for_peers(self) -> dict[str, Any]:
-        """The program as a peer's process reads it."""
+        """Return the program in the form that a peer's process reads."""
         check, calls = self.check.tests, self.function.tests
         assert isinstance(check, CheckTests)
         assert isinstance(calls, FunctionTests)
@@ -64,9 +71,12 @@ class Program:
 
 
 def load_programs(data: Path | None, limit: int | None, seed: int) -> list[Program]:
-    """The canonical solutions and one wrong mutant of each where there is one, shuffled.
+    """Return the canonical solutions and one wrong mutant of each that has one, shuffled.
 
-    data: folder with `humaneval/`; without it, the one that RA3GYM_DATA names. limit: only so many problems.
+    Args:
+        data: folder with `humaneval/`; the default is the one in RA3GYM_DATA.
+        limit: use only this number of problems.
+        seed: of the mutants and the order.
     """
     right = []
     for task in load_tasks("humaneval", path=data, limit=limit):
@@ -78,7 +88,7 @@ def load_programs(data: Path | None, limit: int | None, seed: int) -> list[Progr
 
 
 def describe(programs: Sequence[Program]) -> dict[str, Any]:
-    """How many there are of each kind, and a digest of them all in their order."""
+    """Return the numbers of programs of each kind, and a digest of all programs in order."""
     digest = hashlib.sha256(json.dumps([program.source for program in programs]).encode())
     right = [program for program in programs if program.passes]
     return {
@@ -94,9 +104,9 @@ def describe(programs: Sequence[Program]) -> dict[str, Any]:
 
 
 def recorded_calls(task: CodeTask, seed: int) -> FunctionTests:
-    """The calls that a task's `check` makes of its canonical solution, and what that answers.
+    """Record the calls that a task's `check` makes to its canonical solution, with their results.
 
-    Runs the benchmark's own code in this process. `ValueError` when a value cannot be written as a literal.
+    Runs the benchmark's code in this process. Raises `ValueError` when a value cannot be written as a literal.
     """
     assert isinstance(task.tests, CheckTests)
     namespace: dict[str, Any] = {}
@@ -147,7 +157,7 @@ Edit = tuple[str, Callable[[], None]]
 
 
 def edits(node: ast.AST) -> Iterator[Edit]:
-    """The names of the mutations that a node allows, each with a function that makes it in place."""
+    """Yield the names of the mutations that a node allows, each with a function that changes the node."""
 
     def put(owner: ast.AST, field: str, value: Any) -> Callable[[], None]:
         return lambda: setattr(owner, field, value)
@@ -167,7 +177,7 @@ def edits(node: ast.AST) -> Iterator[Edit]:
             yield "return", put(node, "value", ast.Constant(None))
     for field in ("body", "orelse"):
         block = getattr(node, field, None)
-        if isinstance(block, list):  # the body of a lambda or of a conditional expression is none
+        if isinstance(block, list):  # the body of a lambda or of a conditional expression is not a list
             for position, statement in enumerate(block):
                 if _may_be_dropped(statement):
                     yield "statement", put(node, field, [*block[:position], ast.Pass(), *block[position + 1 :]])
@@ -181,7 +191,7 @@ def _may_be_dropped(statement: ast.stmt) -> bool:
 
 
 def mutants(source: str, function: str, seed: int) -> Iterator[tuple[str, str]]:
-    """All programs that are one mutation of `function` away from `source`, shuffled: (operator, program)."""
+    """Yield each program with one mutation of `function` in `source`, shuffled: (operator, program)."""
 
     def nodes() -> tuple[ast.Module, list[ast.AST]]:
         tree = ast.parse(source)
@@ -198,7 +208,7 @@ def mutants(source: str, function: str, seed: int) -> Iterator[tuple[str, str]]:
 
 
 def wrong_programs(right: Sequence[Program], seed: int) -> list[Program]:
-    """One mutant of each program that fails both kinds of tests, in time; none where none of a few tries does."""
+    """Return for each program one mutant that fails both kinds of tests in time, if a few tries find one."""
     untried = {program.check.task_id: mutants(program.source, program.check.entry_point, seed) for program in right}
     wrong: dict[str, Program] = {}
     with Judge(workers=2, limits=Limits(seconds=SELECTION_SECONDS, memory_mb=MEMORY_MB)) as judge:

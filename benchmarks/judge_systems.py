@@ -1,4 +1,4 @@
-"""What `judge.py` measures: our judge and each peer, posed the same programs, and what their processes use."""
+"""The systems that `judge.py` measures, our judge and each peer, and what their processes use."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from ra3gym.verify import Judge
 
 
 def children() -> list[psutil.Process]:
-    """All processes below this one."""
+    """Return all descendants of this process."""
     return list(psutil.Process().children(recursive=True))
 
 
 def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
-    """User and system time of the processes and of those that they have waited for."""
+    """Return user and system time of processes and of the children that they have waited for."""
     return sum(sum(process.cpu_times()[:4]) for process in processes)
 
 
 def total(figure: Callable[[psutil.Process], float], processes: Iterable[psutil.Process]) -> float | None:
-    """The sum of a figure over the processes; `None` where the kernel does not say."""
+    """Return the sum of a figure over processes; `None` if the kernel does not report it."""
     try:
         return sum(map(figure, processes))
     except (AttributeError, psutil.AccessDenied):
@@ -40,14 +40,14 @@ def total(figure: Callable[[psutil.Process], float], processes: Iterable[psutil.
 
 
 def memory_mb_per_worker(processes: Iterable[psutil.Process], workers: int) -> float | None:
-    """What a judge's processes hold together, in proportional set size, for each of its workers."""
-    held = total(lambda process: process.memory_full_info().pss, processes)
-    return None if held is None else held / 2**20 / workers
+    """Return the proportional set size of a judge's processes divided by its number of workers."""
+    memory = total(lambda process: process.memory_full_info().pss, processes)
+    return None if memory is None else memory / 2**20 / workers
 
 
 @dataclass(frozen=True)
 class Pass:
-    """All programs graded once by one system; `latencies` (seconds) with one worker only."""
+    """The result of grading all programs once; `latencies` (seconds) are measured with one worker only."""
 
     seconds: float
     cpu_seconds: float
@@ -56,10 +56,10 @@ class Pass:
 
 
 class PeerSystem:
-    """A peer in its process; `unavailable` says why there is none."""
+    """A peer in its process; `unavailable` is why it cannot run."""
 
     def __init__(self, name: str, programs: Sequence[Program], python: Path | None, seconds: float) -> None:
-        """`python` is its interpreter (the present one if `None`), `seconds` the time limit of a program."""
+        """Start it with the interpreter `python` (the present one if `None`); a program may run for `seconds`."""
         self.name = name
         self.tests = PEERS[name].tests
         self._process = subprocess.Popen(
@@ -80,7 +80,7 @@ class PeerSystem:
         return Pass(answer["seconds"], spent, answer["passed"], answer["latencies"] if workers == 1 else None)
 
     def close(self) -> None:
-        """Let it end."""
+        """End its process."""
         self._process.communicate()
 
     def _processes(self) -> list[psutil.Process]:
@@ -111,7 +111,7 @@ class OwnSystem:
         self._judges = judges
 
     def measure(self, workers: int) -> Pass:
-        """Grade all programs once as a batch, and with one worker once more, each by itself, for the latencies."""
+        """Grade all programs once as a batch; with one worker grade each alone as well, for the latencies."""
         judge = self._judges[workers]
         before, own = cpu_seconds(children()), time.process_time()
         started = time.perf_counter()

@@ -96,7 +96,7 @@ def test_ratios_compare_passes_of_the_same_round_and_number_of_workers() -> None
         for tests in (("function", "assert") if system == "ra3gym" else ("assert",))
     ]
     starts = [{"round": 1, "workers": 1, "constructed_seconds": 0.2}]
-    systems = importlib.import_module("judge").summarise(passes, starts)["systems"]
+    systems = importlib.import_module("judge").summarize(passes, starts)["systems"]
     (peer,) = [entry for entry in systems if entry["system"] == "peer"]
     assert peer["per_second"] == {"median": 20.0, "min": 10.0, "max": 30.0}
     assert peer["ratios"]["function"] == {"median": 3.0, "min": 2.0, "max": 4.0}

@@ -1,4 +1,4 @@
-"""Where a completion is cut, checked against Python's own parser on programs put together at random."""
+"""Reading programs from texts: cuts are checked with Python's own parser on random programs."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_body_alone_stays_whole(body: str) -> None:
 
 
 @given(bodies, gaps, tops)
-def test_a_body_ends_ahead_of_the_next_statement(body: str, gap: str, top: str) -> None:
+def test_a_body_ends_before_the_next_statement(body: str, gap: str, top: str) -> None:
     assert cut_completion(task(), body + gap + top) == body
 
 
@@ -148,14 +148,14 @@ def test_any_text_gives_a_stable_prefix(text: str, prompt: str) -> None:
     assert cut_completion(task(prompt), cut) == cut
 
 
-def test_helpers_behind_the_function_stay_when_it_uses_them() -> None:
+def test_helpers_after_the_function_stay_if_it_uses_them() -> None:
     body = "    return twice(x)\n\ndef twice(x):\n    return add(x, x)\n\ndef add(a, b):\n    return a + b\n"
     assert cut_completion(task(), body + "\ndef unused():\n    pass\n") == body
     assert cut_completion(task(), body + "\ndef f(x):\n    pass\n") == body
     assert cut_completion(task(), body + "\ndef twice(x):\n    pass\n") == body
 
 
-def test_a_statement_in_place_of_the_body_leaves_nothing() -> None:
+def test_a_statement_instead_of_the_body_leaves_nothing() -> None:
     assert cut_completion(task(), "print(1)\n") == ""
 
 
@@ -176,7 +176,7 @@ def test_a_program_that_reads_stdin_is_never_cut() -> None:
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no folder of public benchmarks at hand")
 @pytest.mark.parametrize("name", ["humaneval", "mbpp"])
-def test_the_benchmarks_own_solutions_survive_and_what_follows_them_goes(name: str) -> None:
+def test_solutions_of_benchmarks_stay_and_what_follows_is_cut(name: str) -> None:
     tasks = load_tasks(name, path=DATA)
     cut = [cut_completion(task, f"{task.canonical_solution}\n\nraise SystemExit\n") for task in tasks]
     assert not any("raise SystemExit" in text for text in cut)

@@ -1,4 +1,4 @@
-"""Each benchmark's own format, in small: the task that comes out is judged for real."""
+"""Each benchmark's own format in a small example, whose task is then judged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def passes(judge: Judge, task: CodeTask, completion: str) -> bool:
 
 
 def packed(cases: object) -> str:
-    """As LiveCodeBench packs its private tests."""
+    """Pack private tests as LiveCodeBench does."""
     return base64.b64encode(zlib.compress(pickle.dumps(json.dumps(cases)))).decode()
 
 
@@ -144,7 +144,7 @@ def test_codeforces(tmp_path: Path, judge: Judge) -> None:
     assert not passes(judge, task, "print(int(input()) * 2)\n")
 
 
-def test_codeforces_leaves_out_what_stdout_cannot_decide(tmp_path: Path) -> None:
+def test_codeforces_leaves_out_problems_that_stdout_cannot_decide(tmp_path: Path) -> None:
     rows = [
         codeforces(generated_checker="import sys"),
         codeforces(interaction_format="Ask."),
@@ -201,7 +201,7 @@ def check(candidate):
     assert not passes(judge, task, "    return [x / 2, 0]\n")
 
 
-def test_mbpp_prompts_are_valid_whatever_they_hold(tmp_path: Path, judge: Judge) -> None:
+def test_mbpp_prompts_are_valid_python_for_any_text(tmp_path: Path, judge: Judge) -> None:
     row = {
         "task_id": 11,
         "text": 'Write a function that finds """ and \\N in "x"',

@@ -1,4 +1,4 @@
-"""The embedded domain: programs mean what their references say, splits are disjoint, everything follows the seed."""
+"""The embedded domain: programs compute their references, splits are disjoint, the seed determines everything."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def random_inputs(kind: Kind, rng: Random, count: int = 30) -> list[Any]:
 
 
 def call(program: str, value: Any) -> Any:
-    """The value of `f(value)`, where `program` (which this package wrote) defines `f`."""
+    """Return `f(value)` of a program that this package wrote."""
     space: dict[str, Any] = {}
     exec(program, space)
     return space["f"](value)
 
 
 def with_names(idiom: Idiom, variant: str, pick: int) -> tuple[str, str, str]:
-    """A variant under one choice of names: its lines, the variable it reads and the one it writes."""
+    """Return a variant with one choice of names: its lines, the variable that it reads and the one that it writes."""
     variable = PARAMETER_NAMES[idiom.takes][pick]
     result = variable if idiom.gives == idiom.takes else PARAMETER_NAMES[idiom.gives][pick]
     local = {role: choices[pick] for role, choices in LOCAL_NAMES.items()}
@@ -71,7 +71,7 @@ def test_every_variant_means_its_reference(idiom: Idiom, pick: int) -> None:
 
 
 def modified(modifier: str, step: Any, value: Any) -> Any:
-    """What a modifier means, said once more."""
+    """Compute a modifier in another way."""
     if modifier == "twice":
         return step(step(value))
     return step(value) if len(value) > 3 else value
@@ -140,7 +140,7 @@ def test_the_judge_passes_canonical_programs_and_fails_mutants(judge: Judge, dif
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
 def test_the_tests_notice_a_missing_idiom(judge: Judge, difficulty: Difficulty) -> None:
-    """Some idioms are idle in some chains (sorting what is sorted), so this is a share and not a law."""
+    """Some idioms change nothing in some chains (sorting a sorted list), so the test is about a share of them."""
     domain = IdiomsDomain(seed=2, difficulty=difficulty, num_compositions=60, num_held_out=8)
     pairs = []
     for composition, task in zip(domain.compositions["train"], domain.tasks("train"), strict=True):
@@ -165,7 +165,7 @@ def test_splits_are_disjoint(difficulty: Difficulty) -> None:
 
 
 def test_training_traces_have_no_held_out_composition() -> None:
-    """Read from the planted labels: the idioms of a trace, in order, are its composition."""
+    """The planted labels of a trace, in order, are its composition."""
     domain = IdiomsDomain(seed=4, difficulty="easy", short_share=0.5, **SMALL)
     name_of = {label: name for name, label in LABELS.items()}
     found: list[Composition] = []

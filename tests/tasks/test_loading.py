@@ -1,4 +1,4 @@
-"""Names, files, folders, splits, limits: what `load_tasks` finds, and what it says when it cannot."""
+"""Names, files, folders, splits and limits of `load_tasks`, and its errors."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_bad_record_is_named_by_file_line_and_field(tmp_path: Path, row: Any, 
         load_tasks(write(tmp_path / "bad.jsonl", FUNCTION, row))
 
 
-def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:
+def test_files_whose_content_does_not_match_their_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         load_tasks(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match="holds no tasks"):
@@ -138,7 +138,7 @@ def test_unknown_names_say_what_is_known(tmp_path: Path) -> None:
         load_tasks("humaneval", split="train", path=file)
 
 
-def test_what_a_set_does_not_take_is_refused(tmp_path: Path) -> None:
+def test_options_that_a_set_does_not_take_are_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "mine.jsonl", FUNCTION)
     with pytest.raises(ConfigError, match="limit must be at least 1"):
         load_tasks(file, limit=0)
@@ -200,9 +200,7 @@ def test_path_may_be_a_file_or_the_folder_that_holds_it(tmp_path: Path) -> None:
         load_tasks("mbpp", path=tmp_path)
 
 
-def test_the_hub_is_asked_last_and_its_failure_names_the_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hub_comes_last_and_its_error_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

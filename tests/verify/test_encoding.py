@@ -1,4 +1,4 @@
-"""Values survive the way out of the child exactly, or become something equal to nothing."""
+"""Values leave a program's process unchanged, or become opaque, which equals nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ values = st.recursive(
 
 
 class Opaque:
-    """What the tests make of a value of no known type."""
+    """A value of no known type, decoded."""
 
     def __init__(self, body: Any) -> None:
         self.body = body
@@ -53,7 +53,7 @@ def shown(value: Any) -> str:
 
 
 def identical(a: Any, b: Any) -> bool:
-    """An independent check of exact types and values, by way of `repr` where order is fixed."""
+    """Compare exact types and values in another way: by `repr` where the order is fixed."""
     if type(a) is not type(b):
         return False
     if isinstance(a, list | tuple):
@@ -64,7 +64,7 @@ def identical(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(any(identical(x, y) for y in b) for x in a)
     if isinstance(a, int) and not isinstance(a, bool):
         return bool(a == b)
-    return repr(a) == repr(b)  # tells -0.0 from 0.0, and holds NaN equal
+    return repr(a) == repr(b)  # -0.0 differs from 0.0, and NaN equals NaN
 
 
 @given(values)
@@ -206,7 +206,7 @@ def test_tolerance_is_for_numbers_only() -> None:
 
 
 def test_nothing_that_a_program_sent_is_hashed() -> None:
-    """Integers that all hash alike: as members of a set they would take its builder hours."""
+    """A set of integers with equal hashes would take hours to build."""
     members = ",".join(str(n * (2**61 - 1)) for n in range(1, 100_000))
     assert not same_trees(parse(f'{{"s":[{members}]}}'), encode({1}, Opaque))
     assert shown_tree(parse(f'{{"s":[{members}]}}')).startswith('{"s":[2305843009213693951')

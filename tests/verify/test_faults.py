@@ -1,4 +1,4 @@
-"""When processes of the judge's own die: every verdict is right all the same, and nothing is left behind."""
+"""When processes of the judge die: every verdict is still right, and no process stays behind."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ SCRIPT = "\n\nif __name__ == '__main__':\n    print(f(int(input())))\n"
 
 
 def program(kind: str, status: Status, number: int) -> str:
-    """A program that gets this status, different from all other numbers' to the judge."""
+    """Return a program that gets this status, with a different text for each number."""
     return f"{PROGRAMS[status]}{SCRIPT if kind == 'stdio' else ''}# {number}\n"
 
 
 def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait for something that is bound to happen."""
+    """Wait for something that must happen."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
@@ -54,7 +54,7 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 def zygotes(of: psutil.Process) -> Iterator[psutil.Process]:
-    """The judge's own processes: for each zygote the one outside the namespaces and the one that is pid 1 inside."""
+    """Yield the judge's processes: for each zygote the one outside its namespaces and the one that is pid 1 inside."""
     for outer in of.children():
         try:
             if any(part == "zygote" for part in outer.cmdline()):
@@ -78,14 +78,14 @@ def test_every_verdict_is_right_while_zygotes_are_killed() -> None:
         verdicts = []
         for future in futures:
             verdicts += future.result()
-            threading.Event().wait(rng.uniform(0.0, 0.1))  # so that it strikes at any point of a batch
+            threading.Event().wait(rng.uniform(0.0, 0.1))  # so that the kill comes at any point of a batch
             victims = list(zygotes(me))
             if victims:
                 victim = rng.choice(victims)
                 try:
                     killed.append(f"{victim.cmdline()[-1]} {'outer' if victim.ppid() == me.pid else 'inner'}")
                     victim.kill()
-                except (psutil.NoSuchProcess, IndexError):  # another's death has taken it along
+                except (psutil.NoSuchProcess, IndexError):  # it died together with another process
                     continue
     assert [verdict.status for verdict in verdicts] == [status for _, status in cases]
     assert len(set(killed)) == 4, "of both kinds of zygotes, both processes"
@@ -96,7 +96,7 @@ def test_every_verdict_is_right_while_zygotes_are_killed() -> None:
 @pytest.mark.parametrize("role", ["program", "tests"])
 @pytest.mark.parametrize("inner", [False, True], ids=["outer", "inner"])
 def test_a_zygote_killed_in_the_middle_of_a_program(role: str, inner: bool) -> None:
-    """Its program is run once more, by a new zygote, and judged as it deserves."""
+    """A new zygote runs the program again and reaches the right verdict."""
     me = psutil.Process()
     mine = set(me.children())
     slow = "import time\n\n\ndef f(x):\n    time.sleep(0.4)\n    return x * 2\n"
@@ -126,7 +126,7 @@ sys.stdin.read()
 
 
 def test_a_killed_trainer_leaves_nothing_running() -> None:
-    """Not even until the limit of the program that was running: nobody waits for its verdict."""
+    """Programs end before their time limit, because nobody waits for their verdicts."""
     root = str(Path(__file__).resolve().parents[2])
     trainer = subprocess.Popen(
         [sys.executable, "-c", _TRAINER, ENDLESS],
@@ -140,7 +140,7 @@ def test_a_killed_trainer_leaves_nothing_running() -> None:
 
         def programs_run() -> bool:
             left[:] = process.children(recursive=True)
-            # Of each worker: two zygotes of two processes, and a program.
+            # For each worker: two zygotes of two processes, and a program.
             return len(left) >= 10
 
         until(programs_run, 60, "two running programs")
@@ -155,7 +155,7 @@ def test_a_killed_trainer_leaves_nothing_running() -> None:
 
 
 def _lives(process: psutil.Process) -> bool:
-    """Whether it runs; one that waits for a parent to take notice of its end does not."""
+    """Return whether a process runs and is not a zombie."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -163,7 +163,7 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def test_closed_while_busy() -> None:
-    """What is running is ended, what has not begun is cancelled, no verdict is made up, and nothing is left."""
+    """Running programs are ended, waiting ones cancelled; there are no verdicts, and no process stays behind."""
     me = psutil.Process()
     before, files = me.children(recursive=True), me.num_fds()
     judge = Judge(workers=2, limits=LIMITS, cache_size=0)
@@ -180,7 +180,7 @@ def test_closed_while_busy() -> None:
 
 
 def test_nothing_grows() -> None:
-    """Descriptors, processes and the zygotes' memory are after 600 gradings what they were after 200."""
+    """Descriptors, processes and the zygotes' memory are the same after 600 gradings as after 200."""
     me = psutil.Process()
 
     def state() -> tuple[int, list[psutil.Process], int]:

@@ -1,4 +1,4 @@
-"""The judge on real processes: every way for a program to fare, none of which disturbs the next."""
+"""The judge on real processes: every outcome of a program, none of which disturbs the next program."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ISOLATIONS: list[Isolation] = ["namespaces", "process-as-root" if os.geteuid() =
 
 @pytest.fixture(scope="module", params=ISOLATIONS)
 def judge(request: pytest.FixtureRequest) -> Iterator[Judge]:
-    """A judge of each isolation; the first is left out only where RA3GYM_ISOLATION says to do without namespaces."""
+    """Yield a judge of each isolation, without namespaces only if RA3GYM_ISOLATION asks for plain processes."""
     if request.param == "namespaces" and "process" in os.environ.get("RA3GYM_ISOLATION", ""):
         pytest.skip("RA3GYM_ISOLATION asks for plain processes")
     judge = Judge(workers=2, limits=LIMITS, isolation=request.param)
@@ -238,7 +238,7 @@ def test_submit_overlaps_and_gives_the_same(judge: Judge) -> None:
     assert judge.submit([]).result() == []
 
 
-def test_leaving_by_an_error_does_not_wait_for_what_has_not_begun() -> None:
+def test_an_error_in_the_with_block_cancels_what_has_not_started() -> None:
     slow: list[Future[list[Verdict]]] = []
 
     def interrupted() -> None:
@@ -344,7 +344,7 @@ def test_what_does_harm_is_refused(judge: Judge, harm: str, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_what_programs_expect_of_python_is_there(judge: Judge) -> None:
+def test_programs_find_a_normal_python(judge: Judge) -> None:
     source = """
 import ctypes, decimal, hashlib, json, random, sqlite3, ssl, sys, threading, time, unicodedata, zoneinfo
 def f(x):
@@ -394,16 +394,16 @@ def f(x):
 """
 
 
-def test_tests_in_another_process_see_what_they_would_in_the_same(judge: Judge) -> None:
+def test_tests_in_another_process_get_the_same_results_as_in_one(judge: Judge) -> None:
     assert graded(judge, CALLED, ANSWERS).passed
 
 
-def test_a_helper_of_the_prompts_is_taken_from_the_prompt(judge: Judge) -> None:
+def test_helpers_of_the_prompt_come_from_the_prompt(judge: Judge) -> None:
     cheat = ANSWERS.replace("return 1", "return 0") + "def helper(x):\n    return 1\n"
     assert graded(judge, CALLED, cheat).tests == (True,) * 6 + (False,)
 
 
-def test_an_object_of_the_programs_equals_nothing(judge: Judge) -> None:
+def test_objects_of_the_program_equal_nothing(judge: Judge) -> None:
     source = "class Any:\n    def __eq__(self, other): return True\ndef f(x):\n    return Any()\n"
     for task in (CHECK, ASSERTS):
         assert graded(judge, task, source).status is Status.WRONG_ANSWER
@@ -466,7 +466,7 @@ def test_hard_limits_below_ours_are_the_machines_fault(judge: Judge, limit: str,
     assert said.startswith(("JudgeError", "SandboxUnavailable"))
 
 
-def test_leaving_by_an_error_ends_what_is_running() -> None:
+def test_closing_with_cancel_ends_running_programs() -> None:
     endless = [(DOUBLE, f"while True: pass\n# {n}\n") for n in range(64)]
     judge = Judge(workers=2, limits=Limits(seconds=600))
     running = judge.submit(endless)

@@ -1,4 +1,4 @@
-"""The filter does what it says: checked against the kernel's own headers, and by running it on every system call."""
+"""The filter allows what `ALLOWED` lists: checked with the kernel's headers, and by running it on every system call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEADERS = {
     "aarch64": Path("/usr/include/asm-generic/unistd.h"),
 }
 SPECIAL = {"clone": (56, 220), "clone3": (435, 435), "prlimit64": (302, 261)}
-"""Calls that the filter looks closer at."""
+"""Calls whose arguments the filter checks."""
 FORBIDDEN = (
     "fork vfork execve execveat kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_send_signal "
     "ptrace process_vm_readv process_vm_writev kcmp socket socketpair connect bind listen accept sendto sendmsg "
@@ -38,7 +38,7 @@ ARGUMENTS = (0, 1, 17, 0xFFFFFFFF, CLONE_THREAD, THREAD_FLAGS, 1 << 32, (1 << 32
 
 
 def verdict_on(program: bytes, architecture: int, number: int, *arguments: int) -> int:
-    """What a kernel that runs `program` (classic BPF over `struct seccomp_data`) does with a call."""
+    """Run `program` (classic BPF over `struct seccomp_data`) on a call, and return the kernel's action."""
     data = struct.pack("=iIQ6Q", number, architecture, 0, *(*arguments, 0, 0, 0, 0, 0, 0)[:6])
     code = list(struct.iter_unpack("=HBBI", program))
     at, register = 0, 0
@@ -67,7 +67,7 @@ def verdict_on(program: bytes, architecture: int, number: int, *arguments: int) 
 
 
 def numbers_in_header(machine: str) -> dict[str, int]:
-    """The kernel's own table; the test is skipped where its headers are not installed."""
+    """Return the kernel's table; skips the test if its headers are not installed."""
     if not HEADERS[machine].exists():
         pytest.skip(f"no kernel headers for {machine} here")
     lines = HEADERS[machine].read_text()
@@ -121,7 +121,7 @@ def test_threads_may_be_made_and_processes_not(machine: str) -> None:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_limits_are_ones_own_affair(machine: str) -> None:
-    """A process id is an int: the kernel takes the lower half of the argument, and so does the filter."""
+    """A process id is an int: the kernel and the filter use the lower half of the argument."""
     program, column = seccomp.filter_program(machine), MACHINES.index(machine)
     for pid in ARGUMENTS:
         allowed = verdict_on(program, AUDIT_ARCH[machine], SPECIAL["prlimit64"][column], pid) == ALLOW
@@ -130,7 +130,7 @@ def test_limits_are_ones_own_affair(machine: str) -> None:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_descriptors_send_no_signals(machine: str) -> None:
-    """By F_SETOWN and F_SETSIG the kernel sends any signal to pid 1, the zygote, when a pipe becomes readable."""
+    """By F_SETOWN and F_SETSIG the kernel would send signals to pid 1, the zygote, when a pipe becomes readable."""
     program, column = seccomp.filter_program(machine), MACHINES.index(machine)
     fcntl = seccomp.ALLOWED.get("fcntl", (72, 25))[column]
     assert fcntl is not None
@@ -160,7 +160,7 @@ def test_the_third_table_of_x86_is_closed() -> None:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_the_kernel_would_take_it(machine: str) -> None:
-    """Every jump lands in the program, every path ends in a return, and it is not too long."""
+    """Every jump stays in the program, every path ends in a return, and the program is not too long."""
     code = list(struct.iter_unpack("=HBBI", seccomp.filter_program(machine)))
     assert len(code) <= 4096
     for at, (operation, if_true, if_false, _) in enumerate(code):

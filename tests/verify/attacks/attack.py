@@ -1,8 +1,8 @@
-"""What an attack is, and the tasks that attacks are tried on.
+"""Attacks, and the tasks on which they are tried.
 
-The answers of the tasks follow from a text that only the right program holds, so a program that passes without it got
-them where it should not have. A program that sets out to do harm does hold it, and answers right once the harm is done:
-either way, to pass is to have broken the judge.
+The answers of the tasks follow from a text that only the right program contains. A program that passes without that
+text took the answers from the judge. Programs that try to do harm contain the text, and give right answers after they
+did harm. So any attack that passes has broken the judge.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ import hashlib
 def right(x):
     return "answer-" + hashlib.sha256(f"kept from the program {x}".encode()).hexdigest()[:16]
 """
-"""The right program, but for the name of its function."""
+"""The right program, except for the name of its function."""
 
 AS_SCRIPT = """
 
 if __name__ == "__main__":
     print(f(int(input())))
 """
-"""What makes a program that defines `f` one that reads stdin."""
+"""Appended to a program that defines `f`, to make it read stdin."""
 
 FAILED = frozenset({Status.WRONG_ANSWER, Status.EXCEPTION})
 LEFT = frozenset({Status.EXITED_EARLY})
 OUT_OF_TIME = frozenset({Status.TIMEOUT})
 NOT_PASSED = frozenset(Status) - {Status.PASSED}
-"""Where it is chance, or no matter, how a program fails."""
+"""For programs that may fail in any way."""
 
 
 def answer(x: int) -> str:
-    """What `right` returns."""
+    """Return what `right` returns."""
     return "answer-" + hashlib.sha256(f"kept from the program {x}".encode()).hexdigest()[:16]
 
 
 def check(*statements: str, prompt: str = "") -> CodeTask:
-    """A task with tests as HumanEval has them."""
+    """Return a task with tests in HumanEval's form."""
     body = "".join(f"    {line}\n" for statement in statements for line in statement.splitlines())
     return CodeTask("attack/check", prompt, "f", CheckTests(f"def check(candidate):\n{body}"))
 
 
 def asserts(*statements: str, setup: str = "") -> CodeTask:
-    """A task with tests as MBPP has them."""
+    """Return a task with tests in MBPP's form."""
     return CodeTask("attack/asserts", "", "f", AssertTests(statements, setup))
 
 
 def function(*outputs: object, tolerance: float = 0.0) -> CodeTask:
-    """A task that calls `f` with 1, 2, ... and expects `outputs`."""
+    """Return a task that calls `f` with 1, 2, ... and expects `outputs`."""
     inputs = tuple((x,) for x in range(1, 1 + len(outputs)))
     return CodeTask("attack/function", "", "f", FunctionTests(inputs, outputs, tolerance))
 
@@ -70,15 +70,20 @@ EVERY_KIND: Mapping[str, CodeTask] = {
 
 
 def only(*kinds: str) -> Mapping[str, CodeTask]:
-    """Some of `EVERY_KIND`."""
+    """Return some of `EVERY_KIND`."""
     return {kind: EVERY_KIND[kind] for kind in kinds}
 
 
 @dataclass(frozen=True)
 class Attack:
-    """A hostile program: its purpose, and the statuses that a judge may give it.
+    """A hostile program.
 
-    `source` defines `f`; for each kind of tests in `tasks` it is tried on that task.
+    Attributes:
+        name: identifies it within its module.
+        purpose: what it tries.
+        source: defines `f`.
+        statuses: what a judge may answer.
+        tasks: the task to try it on, for each kind of tests.
     """
 
     name: str
@@ -132,5 +137,5 @@ def harm(
     statuses: frozenset[Status] = NOT_PASSED,
     tasks: Mapping[str, CodeTask] = EVERY_KIND,
 ) -> Attack:
-    """An attack that passes once its `harm()` is true; a refusal (`OSError` and the like) is none."""
+    """Return an attack that passes if its `harm()` returns a true value; refusals (`OSError`, ...) are no harm."""
     return Attack(name, purpose, RIGHT + _HARM + source + _WHEN_DONE, statuses, tasks)

@@ -1,4 +1,4 @@
-"""Every attack, on every kind of test it is for: not passed, nothing harmed, and the next program judged as ever."""
+"""Each attack on each of its kinds of tests: it does not pass, harms nothing, and leaves later verdicts right."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ CASES = [(name, kind) for name, attack in ATTACKS.items() for kind in attack.tas
 
 LIMITS = Limits(seconds=1.0, memory_mb=256, output_kb=4)
 _CPU_SECONDS = 3.0
-"""What the trainer's own process may spend on one attack; all of them together take less on the slowest machine."""
+"""CPU time that one attack may cost the trainer; all together take less on the slowest machine."""
 _NOBODY = 65534
 
 
 @dataclass(frozen=True)
 class Bystanders:
-    """What must come to no harm: a file, a process that listens, and the judge's own processes."""
+    """What attacks must not harm: a file, a process that listens, and the judge's own processes."""
 
     file: Path
     process: subprocess.Popen[bytes]
     port: int
 
     def marked(self, source: str) -> str:
-        """The source with the places in it that the attack is aimed at."""
+        """Return the source with the targets of the attack filled in."""
         places = {
             "@CANARY_FILE@": str(self.file),
             "@CANARY_PID@": str(self.process.pid),
@@ -82,7 +82,7 @@ class Bystanders:
         return source
 
     def check(self) -> None:
-        """Nothing has happened to them."""
+        """Assert that nothing has happened to them."""
         assert self.process.poll() is None
         assert self.file.read_text() == "sing"
         assert [path.name for path in self.file.parent.iterdir()] == [self.file.name]
@@ -114,7 +114,7 @@ def judge(bystanders: Bystanders) -> Iterator[Judge]:
 
 
 def right(task: CodeTask, number: int) -> str:
-    """A right program, each number of it another text to the judge."""
+    """Return a right program whose text differs for each number."""
     last = "print(right(int(input())))" if isinstance(task.tests, StdioTests) else "f = right"
     return f"{RIGHT}\n\n{last}\nword = 'the neighbor of an attack'  # {number}\n"
 
@@ -125,7 +125,7 @@ def descendants() -> set[int]:
 
 @pytest.mark.parametrize(("name", "kind"), CASES, ids=[f"{name}-{kind}" for name, kind in CASES])
 def test_attack(judge: Judge, bystanders: Bystanders, name: str, kind: str) -> None:
-    """The attack is posed between two right programs for the plain task of its kind, all on one worker."""
+    """Grades the attack between two right programs for the plain task of its kind, all on one worker."""
     attack, task = ATTACKS[name], ATTACKS[name].tasks[kind]
     source = bystanders.marked(attack.source)
     if isinstance(task.tests, StdioTests) and "def f(" in source:
@@ -156,7 +156,7 @@ def test_the_attacks_are_many_and_of_every_kind() -> None:
 
 
 def test_harm_that_is_done_would_show(judge: Judge) -> None:
-    """Programs with the answers do pass: what the other tests rely on is that harm was not done."""
+    """Programs that contain the answers pass if they did harm, as the other tests rely on."""
     for attack in (processes.ATTACKS[0], secrets.ATTACKS[0]):
         done = re.sub(r"def harm\(\):\n", "def harm():\n    return True\n", attack.source)
         for task in EVERY_KIND.values():
@@ -165,7 +165,7 @@ def test_harm_that_is_done_would_show(judge: Judge) -> None:
 
 
 def _interpreter_for_all() -> str | None:
-    """A Python of this version that a user without rights can start, and that finds the packages the tests need."""
+    """Return a Python of this version that a user without rights can start and that finds the tests' packages."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for candidate in (sys.executable, shutil.which(version, path=os.defpath), shutil.which("python3", path=os.defpath)):
         if candidate is None:
@@ -198,7 +198,7 @@ def _as_nobody(command: list[str]) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="is run by root, to become somebody else")
 def test_attacks_as_a_user_without_rights(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The suite once more, in a process of a user who has no rights: the judge then relies on a user namespace."""
+    """Runs the suite as a user without rights, for whom the judge needs a user namespace."""
     python = _interpreter_for_all()
     if python is None:
         pytest.skip("no interpreter that another user could start finds pytest, psutil and this checkout")
