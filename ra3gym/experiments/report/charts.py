@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ra3gym.experiments.report.comparison import format_count
+from ra3gym.experiments.report.formats import format_count
+from ra3gym.experiments.report.results import ArmInfo
 from ra3gym.experiments.report.statistics import Point, curve_band
-from ra3gym.experiments.studies.arms import Arm
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Axis:
 class Line:
     """One arm's mean curve and its band over seeds, as SVG paths in a 100 by 100 box, y downwards."""
 
-    arm: Arm
+    arm: ArmInfo
     path: str
     band: str
     points: tuple[tuple[float, float, str], ...]
@@ -100,7 +100,7 @@ def signed_label(value: float) -> str:
 
 def line_chart(
     curves: Mapping[str, Sequence[Sequence[Point]]],
-    arms: Mapping[str, Arm],
+    arms: Mapping[str, ArmInfo],
     *,
     title: str,
     x_title: str,
@@ -123,7 +123,7 @@ def line_chart(
     return LineChart(title, x_title, x_axis, y_axis, lines, mark)
 
 
-def _line(arm: Arm, band: Sequence[tuple[float, float, float, float]], x_axis: Axis, y_axis: Axis) -> Line:
+def _line(arm: ArmInfo, band: Sequence[tuple[float, float, float, float]], x_axis: Axis, y_axis: Axis) -> Line:
     def path(points: Sequence[Point]) -> str:
         places = [f"{x_axis.position(x):.2f},{100 - y_axis.position(y):.2f}" for x, y in points]
         return "M" + " L".join(places)

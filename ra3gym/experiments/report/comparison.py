@@ -1,16 +1,17 @@
-"""What the results say: scores per arm, paired comparisons with the method, and the verdict in words.
+"""The results of a study, compared: scores of each arm, and paired comparisons of the method with every other arm.
 
-The terminal's tables and the report page both read from here, so they cannot disagree.
+The terminal's tables, the report page, `summary.json` and the verdict all read one `StudyResults`, so they agree.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
-from ra3gym.experiments.report.results import UnitResult, score_by_seed
+from ra3gym.experiments.report.results import ArmInfo, UnitResult
 from ra3gym.experiments.report.statistics import (
     Estimate,
     PairedDifference,
@@ -19,17 +20,13 @@ from ra3gym.experiments.report.statistics import (
     paired_difference,
     paired_ratio,
 )
-from ra3gym.experiments.studies.arms import ARMS, Arm, arm_or_unknown
 
 Kind = Literal["share", "area", "steps", "count", "tokens", "seconds"]
-
-FEW_SEEDS = 5
-"""Below this many seeds a bootstrap interval is much too narrow (see `ra3gym.experiments.report.statistics`)."""
 
 
 @dataclass(frozen=True)
 class ScoreInfo:
-    """How a score is presented: a short title for a column, and its kind, which decides the format."""
+    """How a score is shown: its name in results, a short title, and its kind, which decides the format."""
 
     name: str
     title: str
@@ -53,29 +50,34 @@ SCORES: dict[str, ScoreInfo] = {
 
 @dataclass(frozen=True)
 class ArmScore:
-    """One score of one arm over its seeds. `censored` of the `estimate.n` runs never arrived and count at the cap."""
+    """One score of one arm over its seeds.
+
+    Attributes:
+        estimate: mean and interval over the seeds.
+        censored: how many of the `estimate.n` runs never reached the threshold; they count as the budget.
+    """
 
     estimate: Estimate
     censored: int = 0
 
     @property
     def never(self) -> bool:
-        """Whether no run arrived."""
+        """Whether no run reached the threshold."""
         return self.censored == self.estimate.n
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The method against one other arm on one score: a difference, or a ratio where the score is a cost in steps."""
+    """The method against one other arm on one score: a ratio if the score is a number of steps, else a difference."""
 
-    method: Arm
-    other: Arm
+    method: ArmInfo
+    other: ArmInfo
     score: ScoreInfo
     effect: PairedDifference | PairedRatio
 
     @property
     def relation(self) -> Literal["ahead", "level", "behind", "one seed"]:
-        """Where the method stands by the 95% interval; a ratio that is only a bound counts where it bounds."""
+        """Whether the method is better by the 95% interval; a ratio that is a bound counts on its sure side only."""
         if self.effect.n == 1:
             return "one seed"
         if isinstance(self.effect, PairedRatio):
@@ -86,202 +88,96 @@ class Comparison:
         return "ahead" if ahead else "behind" if behind else "level"
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The answer in words: a headline, the comparisons behind it, each with its sentence, and a caution if due."""
+class StudyResults:
+    """All results of a study, with its arms.
 
-    headline: str
-    evidence: tuple[tuple[Comparison, str], ...] = ()
-    caution: str = ""
+    Args:
+        units: the result of each seed of each arm.
+        arms: how arms are shown, in the order of tables and charts. An arm that is missing here comes last, with its
+            name as title and in a neutral color.
+
+    Attributes:
+        units: as given.
+        arms: the arms that have results, in order.
+    """
+
+    def __init__(self, units: Sequence[UnitResult], arms: Iterable[ArmInfo] = ()) -> None:
+        self.units = units
+        present = {unit.arm for unit in units}
+        known = [arm for arm in arms if arm.name in present]
+        unknown = sorted(present - {arm.name for arm in known})
+        self.arms = [*known, *(ArmInfo(name, name, "other", "#5f6b7a", "An arm of a plug-in.") for name in unknown)]
+        self._arms = {arm.name: arm for arm in self.arms}
 
     @property
-    def lines(self) -> list[str]:
-        """Everything as plain sentences, the headline first."""
-        sentences = [self.headline, *(sentence for _, sentence in self.evidence), self.caution]
-        return [sentence for sentence in sentences if sentence]
+    def seeds(self) -> list[int]:
+        """The seeds that have results, ascending."""
+        return sorted({unit.seed for unit in self.units})
 
+    @property
+    def method(self) -> ArmInfo | None:
+        """The arm that the others are compared with: the first whose role is "method", if any has results."""
+        return next((arm for arm in self.arms if arm.role == "method"), None)
 
-def arms_in_order(results: Sequence[UnitResult]) -> list[str]:
-    """The arms that have results: those of `ARMS` in its order, then unknown ones by name."""
-    present = {result.arm for result in results}
-    return [name for name in ARMS if name in present] + sorted(present.difference(ARMS))
+    @property
+    def measured(self) -> list[ScoreInfo]:
+        """The scores of `SCORES` that at least one result has."""
+        return [info for name, info in SCORES.items() if any(name in unit.scores for unit in self.units)]
 
+    @cached_property
+    def rlvr_budget(self) -> float | None:
+        """The last step of the longest reward curve: a run that never reached the threshold took more steps.
 
-def method_arm(results: Sequence[UnitResult]) -> str | None:
-    """The arm the others are compared with: the first whose role is "method", if any has results."""
-    return next((arm for arm in arms_in_order(results) if arm_or_unknown(arm).role == "method"), None)
+        `None` when no run did any RLVR.
+        """
+        ends = [curve[-1][0] for unit in self.units if (curve := unit.curves.get("rlvr_reward"))]
+        return max(ends, default=None)
 
+    def by_seed(self, arm: str, score: str) -> dict[int, float | None]:
+        """Return `{seed: value}` of one score of one arm; seeds at which it was not measured are left out."""
+        return {unit.seed: unit.scores[score] for unit in self.units if unit.arm == arm and score in unit.scores}
 
-def arm_score(results: Sequence[UnitResult], arm: str, score: str) -> ArmScore | None:
-    """One score of one arm; `None` when it was not measured. A run that never arrived counts at the RLVR budget."""
-    values = score_by_seed(results, arm, score).values()
-    if not values:
-        return None
-    censored = sum(value is None for value in values)
-    budget = rlvr_budget(results)
-    if censored and budget is None:
-        return ArmScore(Estimate(math.nan, math.nan, math.nan, len(values)), censored)
-    numbers = [value if value is not None else budget for value in values]
-    return ArmScore(estimate_mean([number for number in numbers if number is not None]), censored)
-
-
-def rlvr_budget(results: Sequence[UnitResult]) -> float | None:
-    """The number of RLVR steps a run that never reached the threshold is known to exceed.
-
-    It is the last step of the longest reward curve; `None` when no run did any RLVR.
-    """
-    ends = [curve[-1][0] for result in results if (curve := result.curves.get("rlvr_reward"))]
-    return max(ends, default=None)
-
-
-def compare(results: Sequence[UnitResult], method: str, other: str, score: str) -> Comparison | None:
-    """The paired comparison of two arms; `None` when they have no common seed with this score."""
-    info = SCORES.get(score) or ScoreInfo(score, score, "count")
-    a, b = score_by_seed(results, method, score), score_by_seed(results, other, score)
-    effect: PairedDifference | PairedRatio
-    if info.kind == "steps":
-        cap = rlvr_budget(results)
-        if cap is None or not a.keys() & b.keys():
+    def score(self, arm: str, score: str) -> ArmScore | None:
+        """Return one score of one arm, `None` if it was not measured."""
+        values = self.by_seed(arm, score).values()
+        if not values:
             return None
-        effect = paired_ratio(a, b, cap=cap)
-    else:
-        if not any(a[seed] is not None and b[seed] is not None for seed in a.keys() & b.keys()):
-            return None
-        effect = paired_difference(a, b)
-    return Comparison(arm_or_unknown(method), arm_or_unknown(other), info, effect)
+        censored = sum(value is None for value in values)
+        if censored and self.rlvr_budget is None:
+            return ArmScore(Estimate(math.nan, math.nan, math.nan, len(values)), censored)
+        numbers = [self.rlvr_budget if value is None else value for value in values]
+        return ArmScore(estimate_mean([number for number in numbers if number is not None]), censored)
 
+    def compare(self, method: str, other: str, score: str) -> Comparison | None:
+        """Return the paired comparison of two arms, `None` if they have no common seed with this score."""
+        info = SCORES.get(score) or ScoreInfo(score, score, "count")
+        a, b = self.by_seed(method, score), self.by_seed(other, score)
+        common = a.keys() & b.keys()
+        effect: PairedDifference | PairedRatio
+        if info.kind == "steps":
+            if self.rlvr_budget is None or not common:
+                return None
+            effect = paired_ratio(a, b, cap=self.rlvr_budget)
+        else:
+            if not any(a[seed] is not None and b[seed] is not None for seed in common):
+                return None
+            effect = paired_difference(a, b)
+        return Comparison(self._arms[method], self._arms[other], info, effect)
 
-def comparisons(results: Sequence[UnitResult], score: str) -> list[Comparison]:
-    """The method against every other arm on `score`, in the arms' order; empty without a method arm."""
-    method = method_arm(results)
-    if method is None:
-        return []
-    found = [compare(results, method, other, score) for other in arms_in_order(results) if other != method]
-    return [comparison for comparison in found if comparison is not None]
+    def comparisons(self, score: str) -> list[Comparison]:
+        """Return the method against every other arm on one score, in the arms' order; empty without a method."""
+        method = self.method
+        if method is None:
+            return []
+        found = [self.compare(method.name, other.name, score) for other in self.arms if other != method]
+        return [comparison for comparison in found if comparison is not None]
 
-
-def strongest_rival(results: Sequence[UnitResult], score: str) -> str | None:
-    """The arm with the highest mean of `score`, other than the method, the base model and the upper bound."""
-    means = {
-        arm: measured.estimate.mean
-        for arm in arms_in_order(results)
-        if arm_or_unknown(arm).role not in ("method", "base", "upper bound")
-        and (measured := arm_score(results, arm, score)) is not None
-    }
-    return max(means, key=lambda arm: means[arm], default=None)
-
-
-def verdict(results: Sequence[UnitResult]) -> Verdict:
-    """Did the method beat the strongest other arm and next-token prediction, and how sure is that?
-
-    The primary score is pass@1 after RLVR where it was measured, else pass@1 after mid-training.
-    """
-    method = method_arm(results)
-    if method is None:
-        return Verdict("No arm of this run is the method: there is nothing to compare.")
-    primary = "pass@1_after" if score_by_seed(results, method, "pass@1_after") else "pass@1"
-    rival = strongest_rival(results, primary)
-    main = compare(results, method, rival, primary) if rival is not None else None
-    if rival is None or main is None:
-        return Verdict(f"{arm_or_unknown(method).title} ran alone: there is nothing to compare.")
-    found = [
-        compare(results, method, other, score)
-        for other in dict.fromkeys([rival, "ntp"])
-        for score in dict.fromkeys([primary, "pass@1", "steps_to_threshold"])
-    ]
-    evidence = tuple((comparison, _sentence(results, comparison)) for comparison in found if comparison is not None)
-    few = 1 < main.effect.n < FEW_SEEDS
-    caution = f"With {main.effect.n} seeds these intervals are too narrow: read them as a hint." if few else ""
-    return Verdict(_headline(results, main), evidence, caution)
-
-
-def format_score(value: float, kind: Kind) -> str:
-    """A number as the tables show it: shares in percent, tokens as 1.2M, seconds as minutes where they are many."""
-    if kind == "share":
-        return f"{100 * value:.1f}"
-    if kind == "area":
-        return f"{value:.2f}"
-    if kind == "tokens":
-        return format_count(value)
-    if kind == "seconds":
-        return format_seconds(value)
-    return f"{value:.0f}" if value >= 20 else f"{value:.1f}"
-
-
-def format_count(value: float) -> str:
-    """Three significant digits with k, M or G."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
-
-
-def format_seconds(value: float) -> str:
-    """Seconds, minutes or hours, whichever reads best."""
-    if value < 120:
-        return f"{value:.0f} s"
-    if value < 7_200:
-        return f"{value / 60:.0f} min"
-    return f"{value / 3_600:.1f} h"
-
-
-def format_effect(comparison: Comparison) -> tuple[str, str]:
-    """The effect and its interval, such as `("+13.2", "+8.1 to +18.0")` in points or `("0.55×", "0.43 to 0.68")`.
-
-    The interval is empty for one seed. "≤", "≥" and "~" mark a ratio that is a bound, or neither, for lack of arrivals.
-    """
-    effect = comparison.effect
-    if isinstance(effect, PairedRatio):
-        sign = {"exact": "", "upper": "≤ ", "lower": "≥ ", "unknown": "~ "}[effect.bound]
-        return f"{sign}{effect.ratio:.2f}×", _interval(effect.low, effect.high, "{:.2f}")
-    scale, form = (100.0, "{:+.1f}") if comparison.score.kind == "share" else (1.0, "{:+.2f}")
-    interval = _interval(scale * effect.low, scale * effect.high, form)
-    return form.format(scale * effect.mean).replace("-", "−"), interval
-
-
-def _interval(low: float, high: float, form: str) -> str:
-    return "" if math.isnan(low) else f"{form.format(low)} to {form.format(high)}".replace("-", "−")
-
-
-def _when(score: ScoreInfo) -> str:
-    return "after RLVR" if score.name == "pass@1_after" else "after mid-training"
-
-
-def _headline(results: Sequence[UnitResult], main: Comparison) -> str:
-    method, other = main.method.title, main.other.title
-    effect, interval = format_effect(main)
-    points = f"{effect} points of pass@1 {_when(main.score)}"
-    if main.relation == "ahead":
-        return f"{method} is ahead of the strongest other arm, {other}: {points}."
-    if main.relation == "behind":
-        return f"{method} is behind the strongest other arm, {other}: {points}."
-    if main.relation == "level":
-        return f"{method} and {other} cannot be told apart: {points}, 95% interval {interval}."
-    ours, theirs = _means(results, main)
-    return f"One seed, so no verdict: {method} {ours}%, {other} {theirs}% pass@1 {_when(main.score)}."
-
-
-def _means(results: Sequence[UnitResult], comparison: Comparison) -> tuple[str, str]:
-    texts = []
-    for arm in (comparison.method.name, comparison.other.name):
-        measured = arm_score(results, arm, comparison.score.name)
-        texts.append("–" if measured is None else format_score(measured.estimate.mean, comparison.score.kind))
-    return texts[0], texts[1]
-
-
-def _sentence(results: Sequence[UnitResult], comparison: Comparison) -> str:
-    effect = comparison.effect
-    amount, interval = format_effect(comparison)
-    seeds = f"better in {effect.wins} of {effect.n} seeds"
-    sure = f" (95% interval {interval}; {seeds})" if effect.n > 1 else " (one seed)"
-    if isinstance(effect, PairedRatio):
-        sentence = f"RLVR steps to the threshold, against {comparison.other.title}: {amount}{sure}."
-        for count, arm in ((effect.censored_a, comparison.method), (effect.censored_b, comparison.other)):
-            if count:
-                sentence += f" {arm.title} never got there in {count} of {effect.n} runs, which count at the budget."
-        return sentence
-    ours, theirs = _means(results, comparison)
-    return (
-        f"pass@1 {_when(comparison.score)}: {ours}% against {theirs}% for {comparison.other.title}, "
-        f"{amount} points{sure}."
-    )
+    def strongest_rival(self, score: str) -> str | None:
+        """Return the arm with the highest mean, other than methods, the base model and the upper bound."""
+        means = {
+            arm.name: measured.estimate.mean
+            for arm in self.arms
+            if arm.role not in ("method", "base", "upper bound")
+            and (measured := self.score(arm.name, score)) is not None
+        }
+        return max(means, key=lambda name: means[name], default=None)

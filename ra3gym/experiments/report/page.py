@@ -1,4 +1,4 @@
-"""The report page: one self-contained HTML file, drawn from what the run folder holds and from nothing else."""
+"""The report page: one self-contained HTML file, drawn from the contents of the run folder."""
 
 from __future__ import annotations
 
@@ -24,19 +24,12 @@ from ra3gym.experiments.report.charts import (
 from ra3gym.experiments.report.comparison import (
     SCORES,
     Comparison,
-    ScoreInfo,
-    Verdict,
-    arm_score,
-    arms_in_order,
-    comparisons,
-    format_effect,
-    format_score,
-    method_arm,
-    strongest_rival,
+    StudyResults,
 )
-from ra3gym.experiments.report.results import ProgramSample, UnitResult, score_by_seed
+from ra3gym.experiments.report.formats import format_arm_score, format_effect, format_score
+from ra3gym.experiments.report.results import ArmInfo, ProgramSample
 from ra3gym.experiments.report.statistics import PairedRatio
-from ra3gym.experiments.studies.arms import Arm, arm_or_unknown
+from ra3gym.experiments.report.verdict import Verdict
 from ra3gym.files import write_atomic
 from ra3gym.runs.folder import RunFolder
 
@@ -45,16 +38,8 @@ _HUES = (262, 158, 28, 205, 330, 95, 48, 185, 0, 235, 300, 130)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A table's cell: the mean as text, the interval beneath it (empty for one seed)."""
-
-    text: str
-    interval: str = ""
-
-
-@dataclass(frozen=True)
 class Bar:
-    """A bar with its interval and one dot per seed, all in percent of the axis; `text` is the value."""
+    """A bar with its interval and one dot per seed, all in percent of the axis; `text` is its value."""
 
     width: float
     low: float | None
@@ -65,9 +50,9 @@ class Bar:
 
 @dataclass(frozen=True)
 class BarRow:
-    """One arm's bars: pass@1 after mid-training, and after RLVR where it was measured."""
+    """One arm's bars: pass@1 after mid-training, and after RLVR if it was measured."""
 
-    arm: Arm
+    arm: ArmInfo
     before: Bar | None
     after: Bar | None
 
@@ -86,7 +71,7 @@ class ForestRow:
 
 @dataclass(frozen=True)
 class Forest:
-    """The method against every other arm on one score; `neutral` is the place of no effect."""
+    """The method against every other arm on one score; `neutral` is the position of no effect."""
 
     title: str
     better: str
@@ -97,21 +82,21 @@ class Forest:
 
 @dataclass(frozen=True)
 class KeyFigure:
-    """A number of the page's head: what is compared, with which arm, how large, how sure."""
+    """A number at the top of the page: the score, the effect with its unit, the other arm, and the certainty."""
 
     title: str
     amount: str
     unit: str
-    against: Arm
+    against: ArmInfo
     certainty: str
     relation: str
 
 
 @dataclass(frozen=True)
 class Program:
-    """A sampled program of one arm; each segment has its latent's label, its hue in degrees, and its text."""
+    """A sampled program of one arm; a segment is its latent's label, its hue in degrees, and its text."""
 
-    arm: Arm
+    arm: ArmInfo
     passed: bool
     segments: tuple[tuple[str | None, int | None, str], ...]
 
@@ -125,13 +110,13 @@ class TaskPrograms:
     programs: tuple[Program, ...]
 
 
-def write_report(run: RunFolder, results: Sequence[UnitResult], answer: Verdict) -> Path:
+def write_report(run: RunFolder, results: StudyResults, answer: Verdict) -> Path:
     """Draw `report.html` from the run's configuration, manifest and summary, its results and their verdict.
 
     The page loads nothing: styles, charts and script are inside it. A number `threshold` in `summary.json` is
     marked in the reward chart. Returns the page's path; `RunFolderError` when the run has no result yet.
     """
-    if not results:
+    if not results.units:
         raise RunFolderError(f"{run.path} has no finished result yet; continue it with --resume, then draw the report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = files("ra3gym.experiments.report").joinpath("report_template.html").read_text(encoding="utf-8")
@@ -140,23 +125,26 @@ def write_report(run: RunFolder, results: Sequence[UnitResult], answer: Verdict)
     return path
 
 
-def _page(run: RunFolder, results: Sequence[UnitResult], answer: Verdict) -> dict[str, Any]:
-    arms = arms_in_order(results)
-    scores = [info for name, info in SCORES.items() if any(name in result.scores for result in results)]
+def _page(run: RunFolder, results: StudyResults, answer: Verdict) -> dict[str, Any]:
     summary = run.summary or {}
+    scores = results.measured
+    cells = [
+        [format_arm_score(results.score(arm.name, info.name), info.kind) for info in scores] for arm in results.arms
+    ]
+    forests = [_forest(results, *compared) for compared in _COMPARED]
     return {
         "study": run.kind,
         "run_name": run.path.name,
         "manifest": run.manifest,
-        "seeds": sorted({result.seed for result in results}),
+        "seeds": results.seeds,
         "verdict": answer,
         "figures": [_figure(comparison) for comparison, _ in answer.evidence],
-        "arms": [arm_or_unknown(arm) for arm in arms],
+        "arms": results.arms,
         "scores": scores,
-        "table": [(arm_or_unknown(arm), [_cell(results, arm, info) for info in scores]) for arm in arms],
-        "bars": _bars(results, arms),
-        "charts": _line_charts(results, arms, summary.get("threshold")),
-        "forests": [forest for name in _COMPARED if (forest := _forest(results, name)) is not None],
+        "table": list(zip(results.arms, cells, strict=True)),
+        "bars": _bars(results),
+        "charts": _line_charts(results, summary.get("threshold")),
+        "forests": [forest for forest in forests if forest is not None],
         "tasks": _tasks(results),
         "config": _flatten(run.config),
         "versions": run.manifest.get("versions", {}),
@@ -168,126 +156,119 @@ def _page(run: RunFolder, results: Sequence[UnitResult], answer: Verdict) -> dic
 def _figure(comparison: Comparison) -> KeyFigure:
     amount, interval = format_effect(comparison)
     effect = comparison.effect
-    sure = f"{interval} · better in {effect.wins} of {effect.n} seeds" if interval else "one seed"
+    certainty = f"{interval} · better in {effect.wins} of {effect.n} seeds" if interval else "one seed"
     titles = {"pass@1": "pass@1 after mid-training", "steps_to_threshold": "RLVR steps to the threshold"}
     return KeyFigure(
         title=titles.get(comparison.score.name, comparison.score.title),
         amount=amount,
         unit="points" if comparison.score.kind == "share" else "",
         against=comparison.other,
-        certainty=sure,
+        certainty=certainty,
         relation=comparison.relation,
     )
 
 
-def _cell(results: Sequence[UnitResult], arm: str, info: ScoreInfo) -> Cell:
-    score = arm_score(results, arm, info.name)
-    if score is None:
-        return Cell("–")
-    if score.never:
-        return Cell("never")
-    estimate = score.estimate
-    text = ("≥ " if score.censored else "") + format_score(estimate.mean, info.kind)
-    if math.isnan(estimate.low) or info.kind in ("tokens", "seconds"):
-        return Cell(text)
-    return Cell(text, f"{format_score(estimate.low, info.kind)}–{format_score(estimate.high, info.kind)}")
-
-
-def _bars(results: Sequence[UnitResult], arms: Sequence[str]) -> dict[str, Any] | None:
+def _bars(results: StudyResults) -> dict[str, Any] | None:
     names = ("pass@1", "pass@1_after")
-    values = [value for name in names for r in results if (value := r.scores.get(name)) is not None]
+    values = [value for name in names for unit in results.units if (value := unit.scores.get(name)) is not None]
     if not values:
         return None
     axis = linear_axis(values, percent_label)
 
-    def bar(arm: str, name: str) -> Bar | None:
-        score = arm_score(results, arm, name)
+    def bar(arm: ArmInfo, name: str) -> Bar | None:
+        score = results.score(arm.name, name)
         if score is None:
             return None
         estimate = score.estimate
-        interval = not math.isnan(estimate.low)
+        has_interval = not math.isnan(estimate.low)
         return Bar(
             width=axis.position(estimate.mean),
-            low=axis.position(estimate.low) if interval else None,
-            high=axis.position(estimate.high) if interval else None,
-            dots=tuple(axis.position(v) for v in score_by_seed(results, arm, name).values() if v is not None),
+            low=axis.position(estimate.low) if has_interval else None,
+            high=axis.position(estimate.high) if has_interval else None,
+            dots=tuple(axis.position(v) for v in results.by_seed(arm.name, name).values() if v is not None),
             text=format_score(estimate.mean, "share"),
         )
 
-    rows = [BarRow(arm_or_unknown(arm), bar(arm, "pass@1"), bar(arm, "pass@1_after")) for arm in arms]
+    rows = [BarRow(arm, bar(arm, "pass@1"), bar(arm, "pass@1_after")) for arm in results.arms]
     return {"axis": axis, "rows": rows, "after": any(row.after for row in rows)}
 
 
-def _line_charts(results: Sequence[UnitResult], arms: Sequence[str], threshold: float | None) -> list[LineChart]:
-    def of(name: str) -> dict[str, list[list[tuple[float, float]]]]:
-        return {arm: [r.curves[name] for r in results if r.arm == arm and r.curves.get(name)] for arm in arms}
+def _line_charts(results: StudyResults, threshold: float | None) -> list[LineChart]:
+    arms = {arm.name: arm for arm in results.arms}
 
-    infos = {arm: arm_or_unknown(arm) for arm in arms}
+    def curves(name: str) -> dict[str, list[list[tuple[float, float]]]]:
+        return {
+            arm: [unit.curves[name] for unit in results.units if unit.arm == arm and unit.curves.get(name)]
+            for arm in arms
+        }
+
     charts = [
-        line_chart(of("midtrain_pass@1"), infos, title="Mid-training: pass@1", x_title="tokens"),
-        line_chart(of("rlvr_reward"), infos, title="RLVR: reward", x_title="RL steps", threshold=threshold),
+        line_chart(curves("midtrain_pass@1"), arms, title="Mid-training: pass@1", x_title="tokens"),
+        line_chart(curves("rlvr_reward"), arms, title="RLVR: reward", x_title="RL steps", threshold=threshold),
     ]
     return [chart for chart in charts if chart is not None]
 
 
-_COMPARED = {
-    "pass@1": ("pass@1 after mid-training, points", "RA3 better →"),
-    "pass@1_after": ("pass@1 after RLVR, points", "RA3 better →"),
-    "steps_to_threshold": ("RLVR steps to the threshold, ratio", "← RA3 faster"),
-}
+_COMPARED = (
+    ("pass@1", "pass@1 after mid-training, points", "{method} better →"),
+    ("pass@1_after", "pass@1 after RLVR, points", "{method} better →"),
+    ("steps_to_threshold", "RLVR steps to the threshold, ratio", "← {method} faster"),
+)
+"""Scores with a forest plot, the plot's title, and the direction in which the method is better."""
 
 
-def _forest(results: Sequence[UnitResult], name: str) -> Forest | None:
-    found = comparisons(results, name)
-    if not found:
+def _forest(results: StudyResults, score: str, title: str, better: str) -> Forest | None:
+    comparisons = results.comparisons(score)
+    if not comparisons:
         return None
-    title, better = _COMPARED[name]
-    scale = 100.0 if SCORES[name].kind == "share" else 1.0
+    scale = 100.0 if SCORES[score].kind == "share" else 1.0
     places = []
-    for comparison in found:
+    for comparison in comparisons:
         effect = comparison.effect
         middle = effect.ratio if isinstance(effect, PairedRatio) else effect.mean
         ends = None if math.isnan(effect.low) else (scale * effect.low, scale * effect.high)
         places.append((scale * middle, ends))
     numbers = [number for middle, ends in places for number in (middle, *(ends or ()))]
-    ratio = SCORES[name].kind == "steps"
-    axis = ratio_axis(numbers) if ratio else linear_axis(numbers, signed_label, most_ticks=5)
+    is_ratio = SCORES[score].kind == "steps"
+    axis = ratio_axis(numbers) if is_ratio else linear_axis(numbers, signed_label, most_ticks=5)
     rows = []
-    for comparison, (middle, ends) in zip(found, places, strict=True):
+    for comparison, (middle, ends) in zip(comparisons, places, strict=True):
         text, interval = format_effect(comparison)
         low, high = (axis.position(ends[0]), axis.position(ends[1])) if ends else (None, None)
         rows.append(ForestRow(comparison, axis.position(middle), low, high, text, interval))
-    method = found[0].method.title
-    return Forest(title, better.replace("RA3", method), axis, axis.position(1.0 if ratio else 0.0), tuple(rows))
+    method = comparisons[0].method.title
+    return Forest(title, better.format(method=method), axis, axis.position(1.0 if is_ratio else 0.0), tuple(rows))
 
 
-def _tasks(results: Sequence[UnitResult]) -> list[TaskPrograms]:
-    """Tasks of the first seed that the baseline, the strongest other arm and the method all sampled.
+def _tasks(results: StudyResults) -> list[TaskPrograms]:
+    """Return tasks of the first seed that next-token prediction, the strongest other arm and the method all sampled.
 
-    Tasks come in the order of their ids, whatever happened on them, so that nobody picks the flattering ones.
+    Tasks are sorted by id, regardless of the outcome, so that the choice flatters no arm.
     """
-    rival = strongest_rival(results, "pass@1_after") or strongest_rival(results, "pass@1")
-    shown = [arm for arm in dict.fromkeys(["ntp", rival, method_arm(results)]) if arm is not None]
-    seed = min(result.seed for result in results)
-    by_arm = {r.arm: {s.task_id: s for s in r.samples} for r in results if r.seed == seed and r.samples}
-    columns = {arm: by_arm[arm] for arm in shown if arm in by_arm} or by_arm
+    rival = results.strongest_rival("pass@1_after") or results.strongest_rival("pass@1")
+    compared = {"ntp", rival, results.method.name if results.method else None}
+    of_first_seed = {unit.arm: unit for unit in results.units if unit.seed == results.seeds[0] and unit.samples}
+    shown = [arm for arm in results.arms if arm.name in compared & of_first_seed.keys()]
+    columns = [
+        (arm, {sample.task_id: sample for sample in of_first_seed[arm.name].samples})
+        for arm in shown or [arm for arm in results.arms if arm.name in of_first_seed]
+    ]
     if not columns:
         return []
-    common = set.intersection(*(set(samples) for samples in columns.values()))
-    hues = _hues([sample for samples in columns.values() for sample in samples.values()])
+    common = set.intersection(*(set(samples) for _, samples in columns))
+    hues = _hues([sample for _, samples in columns for sample in samples.values()])
     tasks = []
     for task_id in sorted(common)[:SHOWN_TASKS]:
-        programs = tuple(_program(arm, samples[task_id], hues) for arm, samples in columns.items())
-        prompt = next(iter(columns.values()))[task_id].prompt
-        tasks.append(TaskPrograms(task_id, prompt.rstrip("\n"), programs))
+        programs = tuple(_program(arm, samples[task_id], hues) for arm, samples in columns)
+        tasks.append(TaskPrograms(task_id, columns[0][1][task_id].prompt.rstrip("\n"), programs))
     return tasks
 
 
-def _program(arm: str, sample: ProgramSample, hues: Mapping[str, int]) -> Program:
+def _program(arm: ArmInfo, sample: ProgramSample, hues: Mapping[str, int]) -> Program:
     segments = tuple(
         (label, None if label is None else hues[label], text.strip("\n")) for label, text in sample.segments
     )
-    return Program(arm_or_unknown(arm), sample.passed, segments)
+    return Program(arm, sample.passed, segments)
 
 
 def _hues(samples: Sequence[ProgramSample]) -> dict[str, int]:

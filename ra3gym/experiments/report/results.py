@@ -1,15 +1,14 @@
-"""What one seed of one arm came to, as JSON files in the run folder."""
+"""The result of one seed of one arm, as a JSON file in the run folder, and how an arm is shown."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ra3gym.errors import RunFolderError
 from ra3gym.experiments.report.statistics import steps_to_threshold
@@ -18,11 +17,38 @@ from ra3gym.runs.folder import RunFolder
 from ra3gym.runs.metrics import quote_name
 
 Curve = list[tuple[float, float]]
+Role = Literal["base", "baseline", "control", "ablation", "method", "upper bound", "other"]
+
+
+@dataclass(frozen=True)
+class ArmInfo:
+    """How an arm is shown.
+
+    Attributes:
+        name: its name on the command line and in results.
+        title: a few words for tables and charts.
+        role: its part in the comparison. The first "method" is compared with all others.
+        colour: of its curves and bars, as "#rrggbb".
+        description: one sentence.
+    """
+
+    name: str
+    title: str
+    role: Role
+    colour: str
+    description: str
 
 
 @dataclass(frozen=True)
 class ProgramSample:
-    """One sampled program. `segments` are its lines in order, grouped by latent: (latent's label or None, text)."""
+    """One sampled program.
+
+    Attributes:
+        prompt: the prompt of its task.
+        segments: its lines in order, grouped by latent: (the latent's label or `None`, text).
+        passed: whether it passed all tests.
+        task_id: the id of its task.
+    """
 
     prompt: str
     segments: tuple[tuple[str | None, str], ...]
@@ -32,13 +58,21 @@ class ProgramSample:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What one seed of one arm came to.
+    """The result of one seed of one arm.
 
-    Scores (shares are in [0, 1]; a missing key means "not measured", `None` means "never happened"):
-    `pass@1`, `pass@8`, `pass@1_after` (after RLVR), `rlvr_area` (mean reward over RLVR), `steps_to_threshold`
-    (`None`: not within the budget), `decisions` per episode, `tokens` trained on in mid-training, `seconds`,
-    `nmi` (latents against planted labels). Curves are (x, y) pairs: `midtrain_pass@1` and `midtrain_loss` over
-    tokens, `rlvr_reward` over steps; their x increases strictly. `ValueError` for a number that is not finite.
+    Attributes:
+        seed: the seed.
+        arm: the arm's name.
+        scores: shares are in [0, 1]. A missing key means that the score was not measured, `None` that the event did not
+            happen. `pass@1`, `pass@8`, `pass@1_after` (after RLVR), `rlvr_area` (mean reward over RLVR),
+            `steps_to_threshold` (`None`: not within the budget), `decisions` per episode, `tokens` trained on in
+            mid-training, `seconds`, `nmi` (latents against planted labels).
+        curves: (x, y) pairs with strictly increasing x: `midtrain_pass@1` and `midtrain_loss` over tokens,
+            `rlvr_reward` over steps.
+        samples: a few programs of the trained model.
+
+    Raises:
+        ValueError: a number that is not finite, or a curve whose x does not increase.
     """
 
     seed: int
@@ -59,7 +93,7 @@ class UnitResult:
 
 
 def save_result(run: RunFolder, result: UnitResult) -> Path:
-    """Store one result atomically as `results/seed-SEED/ARM.json`, replacing an earlier one; the path comes back."""
+    """Store one result as `results/seed-SEED/ARM.json`, in place of an earlier one, and return the path."""
     path = _file(run, result.seed, result.arm)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, dataclasses.asdict(result))
@@ -67,32 +101,27 @@ def save_result(run: RunFolder, result: UnitResult) -> Path:
 
 
 def has_result(run: RunFolder, seed: int, arm: str) -> bool:
-    """Whether this seed of this arm is finished."""
+    """Return whether this seed of this arm has a stored result."""
     return _file(run, seed, arm).is_file()
 
 
 def load_result(run: RunFolder, seed: int, arm: str) -> UnitResult:
-    """The stored result; `RunFolderError` when it is missing or damaged."""
+    """Return a stored result; `RunFolderError` when it is missing or damaged."""
     return _read(_file(run, seed, arm))
 
 
 def load_results(run: RunFolder) -> list[UnitResult]:
-    """All stored results, ordered by seed, then by arm; `RunFolderError` names a damaged file."""
+    """Return all stored results, sorted by seed and arm; `RunFolderError` names a damaged file."""
     results = [_read(file) for file in (run.path / "results").glob("seed-*/*.json")]
     return sorted(results, key=lambda result: (result.seed, result.arm))
 
 
 def with_steps(result: UnitResult, threshold: float, window: int) -> UnitResult:
-    """The result with `steps_to_threshold` counted on its `rlvr_reward` curve; unchanged without one."""
+    """Return the result with `steps_to_threshold` counted on its `rlvr_reward` curve, if it has one."""
     if "rlvr_reward" not in result.curves:
         return result
     steps = steps_to_threshold(result.curves["rlvr_reward"], threshold, window)
     return dataclasses.replace(result, scores=result.scores | {"steps_to_threshold": steps})
-
-
-def score_by_seed(results: Sequence[UnitResult], arm: str, score: str) -> dict[int, float | None]:
-    """`{seed: value}` of one score of one arm; seeds where it was not measured are left out."""
-    return {r.seed: r.scores[score] for r in results if r.arm == arm and score in r.scores}
 
 
 def _file(run: RunFolder, seed: int, arm: str) -> Path:

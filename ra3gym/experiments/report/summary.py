@@ -1,4 +1,4 @@
-"""`summary.json`: what a study came to, in numbers that other programs can read."""
+"""`summary.json`: the outcome of a study, in numbers that other programs can read."""
 
 from __future__ import annotations
 
@@ -6,48 +6,26 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ra3gym.experiments.report.comparison import SCORES, Verdict, comparisons
-from ra3gym.experiments.report.results import UnitResult
+from ra3gym.experiments.report.comparison import SCORES, Comparison, StudyResults
 from ra3gym.experiments.report.statistics import PairedRatio, estimate_mean
+from ra3gym.experiments.report.verdict import Verdict
 
 
-def summarise(
-    results: Sequence[UnitResult], arm_names: Sequence[str], threshold: float, answer: Verdict
-) -> dict[str, Any]:
+def summarise(results: StudyResults, arms: Sequence[str], threshold: float, answer: Verdict) -> dict[str, Any]:
     """Return the scores of each arm (mean, 95% bootstrap interval, values by seed) and the paired comparisons.
 
     Args:
-        results: of all arms and seeds.
-        arm_names: the study's arms, in its order.
+        results: the results of all arms and seeds.
+        arms: the study's arms, in its order.
         threshold: the mean reward that steps were counted to.
         answer: the verdict on these results.
     """
-    arms: dict[str, Any] = {}
-    for arm in arm_names:
-        of_arm = [result for result in results if result.arm == arm]
-        names = sorted({name for result in of_arm for name in result.scores})
-        arms[arm] = {name: _score({r.seed: r.scores[name] for r in of_arm if name in r.scores}) for name in names}
-    effects = [
-        {
-            "method": comparison.method.name,
-            "other": comparison.other.name,
-            "score": comparison.score.name,
-            "kind": "ratio" if isinstance(comparison.effect, PairedRatio) else "difference",
-            "value": comparison.effect.ratio if isinstance(comparison.effect, PairedRatio) else comparison.effect.mean,
-            "interval": _interval(comparison.effect.low, comparison.effect.high),
-            "seeds": comparison.effect.n,
-            "wins": comparison.effect.wins,
-            "relation": comparison.relation,
-        }
-        for name in SCORES
-        for comparison in comparisons(results, name)
-    ]
-    return {
-        "threshold": threshold,
-        "verdict": answer.lines,
-        "arms": arms,
-        "comparisons": effects,
-    }
+    scores = {}
+    for arm in arms:
+        names = sorted({name for unit in results.units if unit.arm == arm for name in unit.scores})
+        scores[arm] = {name: _score(results.by_seed(arm, name)) for name in names}
+    effects = [_effect(comparison) for name in SCORES for comparison in results.comparisons(name)]
+    return {"threshold": threshold, "verdict": answer.lines, "arms": scores, "comparisons": effects}
 
 
 def _score(by_seed: dict[int, float | None]) -> dict[str, Any]:
@@ -57,6 +35,21 @@ def _score(by_seed: dict[int, float | None]) -> dict[str, Any]:
         estimate = estimate_mean(known)
         summary |= {"mean": estimate.mean, "interval": _interval(estimate.low, estimate.high)}
     return summary
+
+
+def _effect(comparison: Comparison) -> dict[str, Any]:
+    effect = comparison.effect
+    return {
+        "method": comparison.method.name,
+        "other": comparison.other.name,
+        "score": comparison.score.name,
+        "kind": "ratio" if isinstance(effect, PairedRatio) else "difference",
+        "value": effect.ratio if isinstance(effect, PairedRatio) else effect.mean,
+        "interval": _interval(effect.low, effect.high),
+        "seeds": effect.n,
+        "wins": effect.wins,
+        "relation": comparison.relation,
+    }
 
 
 def _interval(low: float, high: float) -> list[float] | None:

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from ra3gym.agents.mid_training import NTP, RA3, Recipe
+from ra3gym.experiments.report.results import ArmInfo
 from ra3gym.plugins import Registry
-
-Role = Literal["base", "baseline", "control", "ablation", "method", "upper bound", "other"]
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One arm of a study.
+class Arm(ArmInfo):
+    """One arm of a study: how it is shown (see `ArmInfo`), and how it is trained.
 
     Attributes:
-        name: what it is called on the command line and in results.
-        title: a few words for tables and charts.
-        role: its part in the comparison. The first "method" is what all others are compared with.
-        colour: of its curves and bars, as "#rrggbb".
-        description: one sentence.
         recipe: what its mid-training is made of; `None` for no mid-training.
         e_step: the name of its own E-step; `None` for the study's.
         until: stop mid-training once pass@1 on the tune split reaches that of this other arm, which the study runs
@@ -30,11 +23,6 @@ class Arm:
             and so has nothing to choose by, gets the rate of the strongest control.
     """
 
-    name: str
-    title: str
-    role: Role
-    colour: str
-    description: str
     recipe: Recipe | None = None
     e_step: str | None = None
     until: str | None = None
@@ -50,11 +38,6 @@ ARMS: Registry[Arm] = Registry("arm", "ra3gym.experiments.studies.register_arm")
 def register_arm(arm: Arm) -> None:
     """Make `arm` available to every study under its name; an arm of that name is replaced."""
     ARMS.register(arm.name, arm)
-
-
-def arm_or_unknown(name: str) -> Arm:
-    """Return the arm of that name; one that is not registered here gets its name as title and a neutral colour."""
-    return ARMS[name] if name in ARMS else Arm(name, name, "other", "#5f6b7a", "An arm of a plug-in.")
 
 
 for _arm in (

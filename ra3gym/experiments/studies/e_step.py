@@ -32,7 +32,7 @@ from ra3gym.agents.mid_training.inference.agents import make_inference_agent
 from ra3gym.agents.mid_training.inference.policy_gradient import PolicyGradientAgent
 from ra3gym.agents.mid_training.inference.posteriors import InferenceAgent, PathPosterior, UniformPosterior, elbo_gap
 from ra3gym.errors import ConfigError
-from ra3gym.experiments.report.comparison import compare
+from ra3gym.experiments.report.comparison import StudyResults
 from ra3gym.experiments.report.results import load_results
 from ra3gym.experiments.report.statistics import estimate_mean
 from ra3gym.experiments.studies.config import StudyConfig, typed_config
@@ -207,10 +207,11 @@ def _score_table(run: RunFolder, config: EStepStudyConfig, console: Console) -> 
         # The two studies' results as two arms of one, paired by seed.
         named = [replace(result, arm=name) for result in results]
         others = [replace(result, arm=_YARDSTICK) for result in by_e_step.get(_YARDSTICK, [])]
-        paired = compare([*named, *others], name, _YARDSTICK, _SCORE) if name != _YARDSTICK and others else None
+        both = StudyResults(named if name == _YARDSTICK else [*named, *others])
+        paired = both.compare(name, _YARDSTICK, _SCORE) if name != _YARDSTICK else None
         seconds = [spent for result in results if (spent := result.scores.get("e_step_seconds")) is not None]
         spent_text = f"{np.mean(seconds):.0f}" if seconds else "–"
-        table.add_row(name, percent_text(named, name, _SCORE), effect_text(paired), spent_text)
+        table.add_row(name, percent_text(both, name, _SCORE), effect_text(paired), spent_text)
         scores = [result.scores[_SCORE] for result in results]
         rows.append({"e_step": name, "seeds": [result.seed for result in results], _SCORE: scores})
     console.print(table)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from rich.console import Console
 
-from ra3gym.experiments.report.comparison import Comparison, arm_score, format_effect, format_score
-from ra3gym.experiments.report.results import UnitResult
+from ra3gym.experiments.report.comparison import Comparison, StudyResults
+from ra3gym.experiments.report.formats import format_effect, format_score
 from ra3gym.experiments.studies.config import StudyConfig
 from ra3gym.experiments.studies.study import resume_study, start_study
 from ra3gym.runs.folder import RunFolder
@@ -43,9 +43,9 @@ def is_grid(run: RunFolder) -> bool:
     return "study" in run.config
 
 
-def percent_text(results: list[UnitResult], arm: str, score: str) -> str:
+def percent_text(results: StudyResults, arm: str, score: str) -> str:
     """A share in percent with its interval beneath, or a dash where nothing was measured."""
-    found = arm_score(results, arm, score) if results else None
+    found = results.score(arm, score)
     if found is None:
         return "–"
     estimate = found.estimate

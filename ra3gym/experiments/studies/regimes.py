@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ra3gym.errors import ConfigError
-from ra3gym.experiments.report.comparison import compare, format_score
+from ra3gym.experiments.report.comparison import StudyResults
+from ra3gym.experiments.report.formats import format_score
 from ra3gym.experiments.report.results import load_results
 from ra3gym.experiments.studies.arms import ARMS
 from ra3gym.experiments.studies.config import StudyConfig, typed_config
@@ -94,16 +95,12 @@ def show_regimes(run: RunFolder, console: Console) -> None:
     for cell in config.cells():
         documented, tokens = cell.study.domain.documented, cell.study.m_step.tokens
         started = open_cell(run, cell)
-        results = [] if started is None else load_results(started)
+        results = StudyResults([] if started is None else load_results(started))
         table.add_row(
             f"{documented:g}",
             format_score(tokens, "tokens"),
             *(percent_text(results, arm, _SCORE) for arm in arms),
-            *(
-                effect_text(compare(results, _METHOD, arm, _SCORE) if results else None)
-                for arm in others
-                if differences
-            ),
+            *(effect_text(results.compare(_METHOD, arm, _SCORE)) for arm in others if differences),
         )
         summary = None if started is None else started.summary
         rows.append(

@@ -13,11 +13,13 @@ from pathlib import Path
 from rich.console import Console
 
 from ra3gym.errors import WorkerDied
-from ra3gym.experiments.report.comparison import verdict
+from ra3gym.experiments.report.comparison import StudyResults
 from ra3gym.experiments.report.page import write_report
 from ra3gym.experiments.report.results import has_result, load_results, save_result, with_steps
 from ra3gym.experiments.report.summary import summarise
 from ra3gym.experiments.report.tables import final_table, paired_table
+from ra3gym.experiments.report.verdict import verdict
+from ra3gym.experiments.studies.arms import ARMS
 from ra3gym.experiments.studies.config import StudyConfig, config_from_json
 from ra3gym.experiments.studies.progress import ProgressReporter, StudyProgress
 from ra3gym.plugins import import_plugins
@@ -63,16 +65,17 @@ def finish(run: RunFolder, config: StudyConfig, console: Console, threshold: flo
     """
     if threshold is not None:
         config = replace(config, evaluation=replace(config.evaluation, threshold=threshold))
-    results = load_results(run)
-    for index, result in enumerate(results):
-        results[index] = with_steps(result, config.evaluation.threshold, config.evaluation.threshold_window)
-        if results[index] != result:
-            save_result(run, results[index])
+    units = load_results(run)
+    for index, unit in enumerate(units):
+        units[index] = with_steps(unit, config.evaluation.threshold, config.evaluation.threshold_window)
+        if units[index] != unit:
+            save_result(run, units[index])
     merge_metrics(run)
+    results = StudyResults(units, [ARMS[name] for name in ARMS])
     answer = verdict(results)
     run.write_summary(summarise(results, config.arms, config.evaluation.threshold, answer))
     report = write_report(run, results, answer)
-    console.print(final_table(results, config.arms))
+    console.print(final_table(results))
     if len(config.arms) > 1:
         console.print(paired_table(results))
     for line in answer.lines:

@@ -8,41 +8,40 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 from rich.console import Console
 
-from ra3gym.experiments.report.comparison import (
-    arm_score,
-    arms_in_order,
-    compare,
-    comparisons,
-    format_count,
-    format_effect,
-    format_score,
-    format_seconds,
-    strongest_rival,
-    verdict,
-)
+from ra3gym.experiments.report.comparison import StudyResults
+from ra3gym.experiments.report.formats import format_count, format_effect, format_score, format_seconds
 from ra3gym.experiments.report.results import UnitResult, load_results
 from ra3gym.experiments.report.tables import final_table, paired_table
+from ra3gym.experiments.report.verdict import verdict
+from ra3gym.experiments.studies.arms import ARMS
 from ra3gym.runs.folder import RunFolder
 
 
-def study(scores: Mapping[str, Sequence[float | None]], score: str = "pass@1", budget: int = 100) -> list[UnitResult]:
+def study(scores: Mapping[str, Sequence[float | None]], score: str = "pass@1", budget: int = 100) -> StudyResults:
     """One result per arm and seed; every run did `budget` steps of RLVR."""
     curves = {"rlvr_reward": [(0.0, 0.0), (float(budget), 0.5)]}
-    return [
-        UnitResult(seed, arm, {score: value}, curves)
-        for arm, values in scores.items()
-        for seed, value in enumerate(values)
-    ]
+    return among_known_arms(
+        [
+            UnitResult(seed, arm, {score: value}, curves)
+            for arm, values in scores.items()
+            for seed, value in enumerate(values)
+        ]
+    )
+
+
+def among_known_arms(units: Sequence[UnitResult]) -> StudyResults:
+    return StudyResults(units, [ARMS[name] for name in ARMS])
 
 
 def test_arms_come_in_the_registrys_order_with_the_users_own_last() -> None:
-    assert arms_in_order(study({"mine": [0.1], "ra3": [0.2], "ntp": [0.1]})) == ["ntp", "ra3", "mine"]
+    results = study({"mine": [0.1], "ra3": [0.2], "ntp": [0.1]})
+    assert [arm.name for arm in results.arms] == ["ntp", "ra3", "mine"]
 
 
 def test_the_strongest_rival_is_neither_the_method_nor_the_oracle_nor_the_base() -> None:
     results = study({"base": [0.9], "ntp": [0.1], "pseudo": [0.3], "ra3": [0.5], "oracle": [0.8]})
-    assert strongest_rival(results, "pass@1") == "pseudo"
-    assert strongest_rival(study({"ra3": [0.5]}), "pass@1") is None
+    assert results.strongest_rival("pass@1") == "pseudo"
+    assert study({"ra3": [0.5]}).strongest_rival("pass@1") is None
 
 
 @pytest.mark.parametrize(
@@ -55,7 +54,7 @@ def test_the_strongest_rival_is_neither_the_method_nor_the_oracle_nor_the_base()
 )
 def test_the_headline_follows_the_interval(ours: list[float], relation: str, headline: str) -> None:
     results = study({"ntp": [0.2, 0.3, 0.25, 0.4, 0.35], "ra3": ours})
-    comparison = compare(results, "ra3", "ntp", "pass@1")
+    comparison = results.compare("ra3", "ntp", "pass@1")
     assert comparison is not None
     assert comparison.relation == relation
     assert verdict(results).headline.startswith(headline)
@@ -77,34 +76,34 @@ def test_one_seed_gets_no_verdict_and_few_seeds_a_caution() -> None:
 def test_results_without_a_rival_or_a_method_say_so() -> None:
     assert "nothing to compare" in verdict(study({"ra3": [0.2], "oracle": [0.5]})).headline
     assert "nothing to compare" in verdict(study({"ntp": [0.2], "pause": [0.5]})).headline
-    assert comparisons(study({"ntp": [0.2]}), "pass@1") == []
+    assert study({"ntp": [0.2]}).comparisons("pass@1") == []
 
 
 def test_steps_are_compared_as_a_ratio_and_censored_runs_make_it_a_bound() -> None:
     results = study({"ntp": [40.0, None], "ra3": [20.0, 50.0]}, "steps_to_threshold")
-    comparison = compare(results, "ra3", "ntp", "steps_to_threshold")
+    comparison = results.compare("ra3", "ntp", "steps_to_threshold")
     assert comparison is not None
     assert format_effect(comparison)[0] == "≤ 0.50×"
     assert comparison.relation == "ahead"
-    score = arm_score(results, "ntp", "steps_to_threshold")
+    score = results.score("ntp", "steps_to_threshold")
     assert score is not None
     assert (score.estimate.mean, score.censored, score.never) == (70.0, 1, False)
 
 
 def test_a_bound_on_the_wrong_side_claims_nothing() -> None:
     results = study({"ntp": [90.0, 100.0, 100.0], "ra3": [10.0, 10.0, None]}, "steps_to_threshold")
-    comparison = compare(results, "ra3", "ntp", "steps_to_threshold")
+    comparison = results.compare("ra3", "ntp", "steps_to_threshold")
     assert comparison is not None
     assert comparison.relation == "level"
 
 
 def test_arms_that_never_arrive_and_were_never_trained_are_not_compared() -> None:
-    results = [UnitResult(1, "ra3", {"steps_to_threshold": None}), UnitResult(1, "ntp", {"steps_to_threshold": None})]
-    score = arm_score(results, "ra3", "steps_to_threshold")
+    results = StudyResults([UnitResult(1, arm, {"steps_to_threshold": None}) for arm in ("ra3", "ntp")])
+    score = results.score("ra3", "steps_to_threshold")
     assert score is not None
     assert score.never
-    assert compare(results, "ra3", "ntp", "steps_to_threshold") is None
-    assert arm_score(results, "ra3", "pass@1") is None
+    assert results.compare("ra3", "ntp", "steps_to_threshold") is None
+    assert results.score("ra3", "pass@1") is None
 
 
 def test_formats() -> None:
@@ -117,18 +116,18 @@ def test_formats() -> None:
 
 @pytest.mark.parametrize("seeds", [(10,), (10, 11, 12), tuple(range(10))])
 def test_tables_fit_one_hundred_columns(make_run: Callable[..., RunFolder], seeds: tuple[int, ...]) -> None:
-    results = load_results(make_run(seeds))
+    results = among_known_arms(load_results(make_run(seeds)))
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(final_table(results, arms_in_order(results)))
+    console.print(final_table(results))
     console.print(paired_table(results))
     text = console.export_text()
     assert "…" not in text
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
     assert "never" in text
-    for arm in arms_in_order(results):
-        assert arm in text
+    for arm in results.arms:
+        assert arm.name in text
 
 
 def test_tables_show_unmeasured_scores_as_missing() -> None:
-    results = [UnitResult(1, "ntp", {"pass@1": 0.5}), UnitResult(1, "ra3", {})]
-    assert [column.header for column in final_table(results, ["ntp", "ra3"]).columns] == ["arm", "pass@1\n%"]
+    results = StudyResults([UnitResult(1, "ntp", {"pass@1": 0.5}), UnitResult(1, "ra3", {})])
+    assert [column.header for column in final_table(results).columns] == ["arm", "pass@1\n%"]

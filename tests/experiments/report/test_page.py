@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from ra3gym.errors import RunFolderError
-from ra3gym.experiments.report.comparison import verdict
+from ra3gym.experiments.report.comparison import StudyResults
 from ra3gym.experiments.report.page import write_report
 from ra3gym.experiments.report.results import ProgramSample, UnitResult, load_results, save_result
+from ra3gym.experiments.report.verdict import verdict
 from ra3gym.experiments.studies.arms import ARMS
 from ra3gym.runs.folder import RunFolder
 
@@ -54,7 +55,7 @@ class Page(HTMLParser):
 
 def drawn(run: RunFolder) -> Path:
     """Draw the page of what a run holds."""
-    results = load_results(run)
+    results = StudyResults(load_results(run), [ARMS[name] for name in ARMS])
     return write_report(run, results, verdict(results))
 
 

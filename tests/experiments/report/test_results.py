@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ra3gym.errors import RunFolderError
+from ra3gym.experiments.report.comparison import StudyResults
 from ra3gym.experiments.report.results import (
     ProgramSample,
     UnitResult,
@@ -18,9 +19,8 @@ from ra3gym.experiments.report.results import (
     load_result,
     load_results,
     save_result,
-    score_by_seed,
 )
-from ra3gym.experiments.studies.arms import ARMS, arm_or_unknown
+from ra3gym.experiments.studies.arms import ARMS
 from ra3gym.runs.folder import RunFolder
 
 
@@ -78,7 +78,7 @@ def test_scores_by_seed_tell_never_from_not_measured() -> None:
         UnitResult(3, "ra3", {}),
         UnitResult(1, "ntp", {"steps_to_threshold": 30.0}),
     ]
-    assert score_by_seed(measured, "ra3", "steps_to_threshold") == {1: 12.0, 2: None}
+    assert StudyResults(measured).by_seed("ra3", "steps_to_threshold") == {1: 12.0, 2: None}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -103,5 +103,6 @@ def test_a_damaged_result_names_its_file_and_the_way_out(run: RunFolder, content
 
 def test_every_arm_has_a_colour_of_its_own_and_unknown_arms_are_presentable() -> None:
     assert len({ARMS[name].colour for name in ARMS}) == len(ARMS.names())
-    assert arm_or_unknown("mine").title == "mine"
-    assert arm_or_unknown("oracle").role == "upper bound"
+    known = [ARMS[name] for name in ARMS]
+    oracle, mine = StudyResults([UnitResult(1, arm, {}) for arm in ("mine", "oracle")], known).arms
+    assert (oracle.role, mine.title, mine.role) == ("upper bound", "mine", "other")
