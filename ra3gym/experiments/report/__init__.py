@@ -1,1 +1,1 @@
-"""Reports: results, statistics, tables, charts and pages."""
+"""From stored results to statistics, comparisons, tables and pages; nothing here runs an experiment."""

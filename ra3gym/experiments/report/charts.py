@@ -1,7 +1,7 @@
 """Geometry of the report's charts: axes, ticks and line paths, in percent of the plot.
 
-The page draws them with HTML and SVG, so that text stays text, colours follow the reader's theme, and a chart
-is as wide as the screen.
+The page draws them with HTML and SVG: text can be selected, colors follow the reader's theme, and a chart is as wide as
+the screen.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ra3gym.experiments.report.statistics import Point, curve_band
 
 @dataclass(frozen=True)
 class Tick:
-    """A labelled place on an axis, in percent from its low end."""
+    """A labeled position on an axis, in percent from its low end."""
 
     position: float
     label: str
@@ -33,7 +33,7 @@ class Axis:
     log: bool = False
 
     def position(self, value: float) -> float:
-        """Percent from the low end, clipped to the axis."""
+        """Return the position of a value in percent from the low end, clipped to the axis."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log(low), math.log(high), math.log(value)
@@ -48,7 +48,7 @@ class Line:
     path: str
     band: str
     points: tuple[tuple[float, float, str], ...]
-    """(x in percent, y in percent from the bottom, text for the tooltip)."""
+    """x in percent, y in percent from the bottom, and the text of the tooltip, for each point."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class LineChart:
 def linear_axis(
     values: Sequence[float], label: Callable[[float], str], *, most_ticks: int = 6, tight: bool = False
 ) -> Axis:
-    """An axis over `values` and zero with round ticks; it ends on ticks, or on the values' ends if `tight`."""
+    """Return an axis over `values` and zero with round ticks; it ends at ticks, or at the values' ends if `tight`."""
     low, high = min(0.0, *values), max(0.0, *values)
     if high == low:
         high = low + 1.0
@@ -80,7 +80,7 @@ def linear_axis(
 
 
 def ratio_axis(values: Sequence[float]) -> Axis:
-    """A logarithmic axis over `values` and 1, which ends on powers of two."""
+    """Return a logarithmic axis over `values` and 1, which ends at powers of two."""
     first = math.floor(math.log2(min(1.0, *values)) + 1e-9)
     last = max(math.ceil(math.log2(max(1.0, *values)) - 1e-9), first + 1)
     every = 1 if last - first <= 4 else 2
@@ -89,12 +89,12 @@ def ratio_axis(values: Sequence[float]) -> Axis:
 
 
 def percent_label(share: float) -> str:
-    """0.125 as "12.5%"."""
+    """Return 0.125 as "12.5%"."""
     return f"{100 * share:.3g}%"
 
 
 def signed_label(value: float) -> str:
-    """Differences with their sign, and zero without."""
+    """Return a difference with its sign, and zero without one."""
     return "0" if abs(value) < 1e-12 else f"{value:+.3g}".replace("-", "−")
 
 
@@ -106,9 +106,14 @@ def line_chart(
     x_title: str,
     threshold: float | None = None,
 ) -> LineChart | None:
-    """The arms' mean curves with bands over seeds, heights in percent; `None` when no arm has two points.
+    """Return the arms' mean curves with bands over seeds; `None` when no arm has two points.
 
-    `curves` holds each arm's curves, one per seed; `threshold` is a height, as a share.
+    Args:
+        curves: each arm's curves, one per seed; heights are shares.
+        arms: how the arms are shown, by name.
+        title: the title of the chart.
+        x_title: the title of the x axis.
+        threshold: a height to mark, as a share.
     """
     bands = {arm: curve_band(of_seeds) for arm, of_seeds in curves.items() if of_seeds}
     bands = {arm: band for arm, band in bands.items() if len(band) > 1}

@@ -1,4 +1,4 @@
-"""What each latent of annotated traces is about, and how it is shown: in a colour and a stroke, beside its number."""
+"""The legend of the latents in annotated traces: what each is about, its color and its stroke."""
 
 from __future__ import annotations
 
@@ -22,11 +22,20 @@ TYPICAL_LINES = 3
 
 @dataclass(frozen=True)
 class LatentInfo:
-    """One latent that is used.
+    """A latent that the traces use.
 
-    share: of all lines. duration: mean lines per segment. gain: mean nats per line that the latent is worth, `None`
-    when it was not measured. typical: the kinds of lines that set it apart, most telling first, each as it is written
-    most often, without indent and line break. colour, stroke: how it is shown.
+    Attributes:
+        latent: its number.
+        names: the prompt words that call for it.
+        lines: number of lines under it.
+        share: share of all lines.
+        segments: number of segments.
+        duration: mean number of lines per segment.
+        gain: mean gain per line in nats; `None` if it was not measured.
+        typical: the kinds of lines that distinguish it from other latents, most informative first. Each is given in its
+            most frequent spelling, without indent and line break.
+        colour: background color, as "#rrggbb".
+        stroke: border style.
     """
 
     latent: int
@@ -42,7 +51,7 @@ class LatentInfo:
 
 
 def describe_latents(traces: Sequence[Document], names: Sequence[Sequence[str]]) -> dict[int, LatentInfo]:
-    """All latents that the traces use, most used first (by lines, then by number)."""
+    """Return the latents that the traces use, sorted by their number of lines, then by their own number."""
     lines: Counter[int] = Counter()
     segments: Counter[int] = Counter()
     neighbours: Counter[tuple[int, int]] = Counter()
@@ -81,33 +90,33 @@ def describe_latents(traces: Sequence[Document], names: Sequence[Sequence[str]])
 
 
 def _typical(kinds: Counter[str], total: Counter[str]) -> list[str]:
-    """The kinds of lines with the largest part in the latent's information, `n(line, z) log p(line | z) / p(line)`.
+    """Return the kinds of lines with the highest `n(line, z) log(p(line | z) / p(line))`, a part of the information.
 
-    What is merely frequent everywhere is left out, unless there is nothing else.
+    Kinds that are as frequent under all latents are left out, unless there are no others.
     """
 
-    def telling(kind: str) -> float:
+    def information(kind: str) -> float:
         return kinds[kind] * math.log(kinds[kind] * total.total() / (kinds.total() * total[kind]))
 
-    best = sorted((kind for kind in kinds if kind.strip()), key=lambda kind: (-telling(kind), kind))
-    apart = [kind for kind in best if telling(kind) > 1e-9]
-    return (apart or best)[:TYPICAL_LINES]
+    best = sorted((kind for kind in kinds if kind.strip()), key=lambda kind: (-information(kind), kind))
+    distinctive = [kind for kind in best if information(kind) > 1e-9]
+    return (distinctive or best)[:TYPICAL_LINES]
 
 
 def _looks(by_use: Sequence[int], neighbours: Counter[tuple[int, int]]) -> dict[int, tuple[str, str]]:
-    """Colour and stroke of each latent: those that often stand side by side get different colours.
+    """Return color and stroke of each latent; latents that are often neighbors get different colors.
 
-    Greedy, most used first: the colour that clashes least, and among these the one given least often.
+    Greedy, the most used latent first: the color with the fewest neighbors, among these the one used least.
     """
     looks: dict[int, tuple[str, str]] = {}
     given: dict[str, list[int]] = {colour: [] for colour in COLOURS}
     for z in by_use:
 
         def cost(colour: str, z: int = z) -> tuple[int, int]:
-            held = given[colour]
-            return sum(neighbours[min(z, other), max(z, other)] for other in held), len(held)
+            latents = given[colour]
+            return sum(neighbours[min(z, other), max(z, other)] for other in latents), len(latents)
 
-        # A fresh colour costs nothing, so that the first latents get one each.
+        # An unused color costs nothing, so the first latents get one each.
         colour = min(COLOURS, key=cost)
         looks[z] = colour, STROKES[len(given[colour]) % len(STROKES)]
         given[colour].append(z)

@@ -1,10 +1,10 @@
 """Statistics over seeds: bootstrap intervals, paired comparisons, areas and crossing points of learning curves.
 
-Pure functions over plain numbers. A seed is the unit of resampling: comparisons are paired by seed because the
-arms of one seed share their tasks, traces, initial weights and sampling noise.
+Pure functions of plain numbers. Seeds are resampled, and comparisons are paired by seed, because the arms of one seed
+share tasks, traces, initial weights and sampling noise.
 
-A percentile bootstrap over few values is too narrow: for normal data a nominal 95% interval of a mean covers
-about 90% of the time at n = 10, 83% at n = 5, and 75% at n = 3. Report n beside every interval.
+A percentile bootstrap over few values is too narrow: for normal data, a nominal 95% interval of a mean covers it about
+90% of the time for n = 10, 83% for n = 5, and 75% for n = 3. Report n with every interval.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` values with its interval; `low` and `high` are NaN when n = 1."""
+    """A mean over `n` values with its interval; `low` and `high` are NaN if n = 1."""
 
     mean: float
     low: float
@@ -32,7 +32,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The mean of `a - b` over `n` common seeds with its interval; `wins` counts the seeds with `a > b`."""
+    """The mean of `a - b` over `n` common seeds with its interval; `wins` is the number of seeds with `a > b`."""
 
     mean: float
     low: float
@@ -42,7 +42,7 @@ class PairedDifference:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero; False without an interval (n = 1)."""
+        """Whether the interval excludes zero; False without an interval (n = 1)."""
         return self.low > 0 or self.high < 0
 
 
@@ -50,8 +50,8 @@ class PairedDifference:
 class PairedRatio:
     """The geometric mean of `a / b` over `n` common seeds with its interval, for costs such as steps.
 
-    `wins` counts the seeds where `a` was cheaper. `censored_a` and `censored_b` count the runs that never arrived
-    and stand in at the cap.
+    `wins` is the number of seeds at which `a` was cheaper. `censored_a` and `censored_b` are the numbers of runs that
+    never arrived, and count as the cap.
     """
 
     ratio: float
@@ -64,10 +64,10 @@ class PairedRatio:
 
     @property
     def bound(self) -> Literal["exact", "upper", "lower", "unknown"]:
-        """What the ratio says about the uncensored one.
+        """How the ratio relates to the one without censoring.
 
-        "upper": only `b` was censored, so the true ratio is at most this. "lower": only `a` was, so it is at least
-        this. "unknown": both were.
+        "upper": only `b` was censored, so the true ratio is at most this one. "lower": only `a` was, so it is at least
+        this one. "unknown": both were.
         """
         if self.censored_a and self.censored_b:
             return "unknown"
@@ -79,17 +79,17 @@ class PairedRatio:
 def bootstrap_interval(
     values: Sequence[float], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values`, deterministic in `seed`.
+    """Return the percentile bootstrap interval of the mean of `values`, deterministic in `seed`.
 
-    One value has no interval: (nan, nan). Equal values give an interval of width 0. `ValueError` when `values` is
-    empty or holds a number that is not finite.
+    One value gives (nan, nan), equal values an interval of width 0. `ValueError` when `values` is empty or holds a
+    number that is not finite.
     """
     sample = _finite_array(values)
     if sample.size == 1:
         return math.nan, math.nan
     if np.all(sample == sample[0]):
         return float(sample[0]), float(sample[0])
-    from scipy.stats import bootstrap  # takes most of a second to import, hence not at the top
+    from scipy.stats import bootstrap  # not at the top: the import takes most of a second
 
     interval = bootstrap(
         (sample,),
@@ -103,7 +103,7 @@ def bootstrap_interval(
 
 
 def estimate_mean(values: Sequence[float], confidence: float = 0.95) -> Estimate:
-    """Mean and bootstrap interval; errors as `bootstrap_interval`."""
+    """Return mean and bootstrap interval; errors as in `bootstrap_interval`."""
     low, high = bootstrap_interval(values, confidence)
     return Estimate(float(np.mean(values)), low, high, len(values))
 
@@ -111,7 +111,7 @@ def estimate_mean(values: Sequence[float], confidence: float = 0.95) -> Estimate
 def paired_difference(
     a_by_seed: Mapping[int, float | None], b_by_seed: Mapping[int, float | None], confidence: float = 0.95
 ) -> PairedDifference:
-    """`a - b` over the seeds at which both have a value; `ValueError` when there is none."""
+    """Return `a - b` over the seeds at which both have a value; `ValueError` when there is none."""
     pairs = [(a, b) for a, b in _common(a_by_seed, b_by_seed) if a is not None and b is not None]
     if not pairs:
         raise ValueError("no seed at which both arms have a value")
@@ -128,18 +128,18 @@ def paired_ratio(
     cap: float,
     confidence: float = 0.95,
 ) -> PairedRatio:
-    """Geometric mean of `a / b` over common seeds; the interval is a bootstrap of the mean log ratio.
+    """Return the geometric mean of `a / b` over common seeds; its interval is a bootstrap of the mean log ratio.
 
-    `None` is a run that had not arrived after `cap` steps: it counts as `cap`, and the result says which kind of
-    bound that makes it. Costs below 1 step count as 1, so that a run that starts beyond the threshold has a
-    ratio. `ValueError` when there is no common seed, or a cost is above `cap`.
+    `None` is a run that had not arrived after `cap` steps. It counts as `cap`, which makes the ratio a bound (see
+    `PairedRatio.bound`). Costs below 1 step count as 1, so that a run that starts beyond the threshold has a ratio.
+    `ValueError` when there is no common seed, or a cost is above `cap`.
     """
     pairs = _common(a_by_seed, b_by_seed)
     if not pairs:
         raise ValueError("no seed at which both arms have a value")
     costs = np.array([[cap if cost is None else cost for cost in pair] for pair in pairs], dtype=float)
     if not np.all(costs <= cap):
-        raise ValueError(f"a cost of {costs.max():g} is above cap={cap:g}; give the budget both arms had")
+        raise ValueError(f"a cost of {costs.max():g} is above cap={cap:g}; give the budget that both arms had")
     costs = np.maximum(costs, 1.0)
     log_ratios = np.log(costs[:, 0] / costs[:, 1])
     low, high = bootstrap_interval(log_ratios.tolist(), confidence)
@@ -155,7 +155,7 @@ def paired_ratio(
 
 
 def area_under_curve(curve: Sequence[Point]) -> float:
-    """The curve's mean height: its trapezoid area divided by the width it covers. One point: its value."""
+    """Return the curve's mean height: its trapezoid area divided by its width, or the value of its only point."""
     x, y = _columns(curve)
     if x.size == 1:
         return float(y[0])
@@ -165,11 +165,11 @@ def area_under_curve(curve: Sequence[Point]) -> float:
 def steps_to_threshold(
     curve: Sequence[Point], threshold: float, window: int = 1, *, interpolate: bool = False
 ) -> float | None:
-    """The first x at which the smoothed curve reaches `threshold`; `None` when it never does (censored).
+    """Return the first x at which the smoothed curve reaches `threshold`; `None` when it never does (censored).
 
-    Smoothing is the trailing mean over `window` points; the first `window - 1` points have no full window and
-    never count, so one lucky batch cannot. With `interpolate` the crossing is placed linearly between two points
-    of the smoothed curve, for curves measured at few x (tokens to a pass@1, say).
+    The curve is smoothed by the trailing mean over `window` points. The first `window - 1` points have no full window
+    and do not count, so one lucky batch is not enough. With `interpolate` the crossing is interpolated linearly between
+    two points of the smoothed curve, for curves measured at few x (tokens to a pass@1, for example).
     """
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
@@ -177,7 +177,7 @@ def steps_to_threshold(
     if x.size < window:
         return None
     smooth = np.convolve(y, np.full(window, 1.0 / window), mode="valid")
-    # Summation order may leave a mean of equal values a rounding error below them.
+    # The mean of equal values may be smaller than them by a rounding error.
     reached = np.flatnonzero(smooth >= threshold - 1e-12)
     if reached.size == 0:
         return None
@@ -193,10 +193,10 @@ def steps_to_threshold(
 def curve_band(
     curves: Sequence[Sequence[Point]], confidence: float = 0.95, seed: int = 0
 ) -> list[tuple[float, float, float, float]]:
-    """Pointwise `(x, mean, low, high)` over several seeds' curves; low = high = mean for one curve.
+    """Return `(x, mean, low, high)` at each x over several seeds' curves; low = high = mean for one curve.
 
-    The x of the first curve that lie within every curve's range are kept; the other curves are interpolated
-    linearly there. The band is pointwise: it says nothing about the whole curve at once.
+    The x are those of the first curve that are in every curve's range; the other curves are interpolated linearly. The
+    band is pointwise: it is no band for the curve as a whole.
     """
     columns = [_columns(curve) for curve in curves]
     if not columns:

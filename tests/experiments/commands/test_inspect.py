@@ -217,11 +217,11 @@ def test_choosing_by_latent_and_task(file: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"latent": 3}, "no line of .* is under latent 3; used are 0 to 2"),
+        ({"latent": 3}, "no line of .* is under latent 3; these latents are used: 0 to 2"),
         ({"latent": -1}, "under latent -1"),
-        ({"task": "mine/upp"}, "of task 'mine/upp'; there are, for instance, mine/up"),
-        ({"task": "zzz"}, "for instance, mine/up, mine/none, mine/down"),
-        ({"task": "mine/none", "latent": 2}, "task 'mine/none' is under latent 2; used are 0"),
+        ({"task": "mine/upp"}, "of task 'mine/upp'; it has traces of mine/up"),
+        ({"task": "zzz"}, "it has traces of mine/up, mine/none, mine/down"),
+        ({"task": "mine/none", "latent": 2}, "task 'mine/none' is under latent 2; these latents are used: 0"),
         ({"limit": 0}, "limit=0"),
     ],
 )
