@@ -1,4 +1,4 @@
-"""The programs of docs/rl-libraries.md, run as they stand there but for their number of steps."""
+"""The programs of docs/rl-libraries.md run as they are printed, with fewer steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_loop_of_ones_own_is_short() -> None:
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=["stable-baselines3", "tianshou", "own loop"])
 def test_programs_run(program: str, tmp_path: Path) -> None:
-    """Each ends by itself; the checks appended see that something was learnt, and that what was drawn was legal."""
+    """Each program ends by itself; the appended checks see that it learned something, from legal actions."""
     checks = "\nassert any(parameter.abs().sum() > 0 for parameter in learnt.parameters())\n"
     for length, shorter in LENGTHS.items():
         program = program.replace(length, shorter)
