@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ra3gym import __version__, lm
+from ra3gym.experiments.studies.arms import ARMS
 from ra3gym.tasks import load_tasks
 from ra3gym.verify import Judge
 
@@ -193,6 +194,12 @@ def test_help_and_version(tmp_path: Path) -> None:
         helped = ra3gym(command, "--help", folder=tmp_path)
         assert helped.returncode == 0
         assert f"usage: ra3gym {command}" in helped.stdout
+
+
+def test_the_arms_are_listed(tmp_path: Path) -> None:
+    helped = ra3gym("run", "--help", folder=tmp_path).stdout
+    for arm in ARMS:
+        assert f"\n  {arm} " in helped
 
 
 @pytest.mark.parametrize(("command", "number"), [("eval", 16), ("judge", 10)])

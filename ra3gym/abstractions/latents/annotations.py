@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -89,19 +89,14 @@ class Annotations:
                 marks.append(latent_token(latent) if self.tokens is None else self.tokens[latent])
         return marks
 
-    def first(self, num_traces: int) -> Annotations:
-        """Those of the first traces alone."""
-        gains = None if self.gains is None else self.gains[:num_traces]
-        return replace(self, paths=self.paths[:num_traces], gains=gains)
-
 
 def names_by_company(
     traces: Sequence[ExpertTrace], paths: Sequence[LatentPath], num_latents: int
 ) -> tuple[tuple[str, ...], ...]:
-    """Names for latents that no model of prompts gave: each prompt word names the latent that it goes with most.
+    """Name latents by the prompt words that occur with them: each word names one latent.
 
-    That is the latent with the highest `p(word | latent used) p(latent used | word)`, counted over traces; ties go to
-    the lower latent. A latent that is no word's best has no name.
+    It is the latent with the highest `p(word | latent used) p(latent used | word)`, counted over traces; ties go to the
+    lower latent. A latent that no word chooses has no name.
     """
     words = sorted({word for trace in traces for word in prompt_words(trace.prompt)})
     together_WK = np.zeros((len(words), num_latents))

@@ -18,6 +18,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -136,8 +137,19 @@ def run(
     loaded = model if isinstance(model, LoadedModel) else load(model)
     if isinstance(e_step, str):
         infer = _within_tokenizer(infer, loaded)
-    visible = list(traces) if isinstance(infer, OracleEStep) else [trace.without_planted() for trace in traces]
-    ntp = copy.deepcopy(loaded.model) if config.compare_ntp else None
+    stages = _Stages(
+        loaded=loaded,
+        ntp=copy.deepcopy(loaded.model) if config.compare_ntp else None,
+        writer=DocumentWriter(loaded.tokenizer),
+        traces=traces,
+        visible=traces if isinstance(infer, OracleEStep) else [trace.without_planted() for trace in traces],
+        recipe=recipe,
+        e_step=infer,
+        agent=e_step if isinstance(e_step, str) and e_step in AGENTS else None,
+        m_step=train,
+        config=config,
+        seed=seed,
+    )
     described = {
         "recipe": dataclasses.asdict(recipe),
         "e_step": e_step if isinstance(e_step, str) else type(e_step).__name__,
@@ -147,78 +159,104 @@ def run(
         "config": dataclasses.asdict(config),
     }
     kept = None if folder is None else _Kept.at(Path(folder), described, resume)
-    history: list[EMIteration] = [] if kept is None else kept.finished()
-    annotations = None if kept is None or not history else kept.restore(len(history), loaded, ntp)
-    budget = replace(config.m_step, tokens=round(config.m_step.tokens * recipe.budget))
-    writer = DocumentWriter(loaded.tokenizer)
-    documents: tuple[Document, ...] = ()
-    for iteration in range(len(history) + 1, iterations + 1):
-        if recipe.needs_e_step:
-            if iteration > 1 and isinstance(e_step, str) and e_step in AGENTS:
-                infer = _under_the_model(e_step, loaded, annotations, config.context_lines)
-            bound = infer.for_model(loaded) if isinstance(infer, NeedsModel) else infer
-            annotations = bound.infer(visible, _stream(seed, _E_STEP_STREAM, iteration))
-        rng = _stream(seed, _DOCUMENT_STREAM, iteration)
-        latents, prompts = recipe.sources(traces, annotations, rng)
-        documents = tuple(write_documents(writer, traces, latents=latents, prompts=prompts, rng=rng))
-        m_step_seed = seed + (iteration - 1) * _NEXT_M_STEP_SEED
-        report = partial(on_progress, iteration)
-        texts = [list(document.ids) for document in documents]
-        tokens = train(loaded.model, texts, budget, seed=m_step_seed, on_progress=report)
-        if ntp is not None:
-            plain = [list(writer.write(trace).ids) for trace in traces]
-            train(ntp, plain, budget, seed=m_step_seed, on_progress=lambda _: None)
-        record = EMIteration(iteration, tokens)
-        if config.measured_traces:
-            measured = visible[: config.measured_traces]
-            record = replace(record, **_cross_entropies(loaded.model, ntp, writer, measured, latents))
-            if annotations is not None:
-                diagnosis_rng = _stream(seed, _DIAGNOSIS_STREAM, iteration)
-                record = replace(record, **measure_latents(visible, annotations, diagnosis_rng))
-        history.append(record)
-        if kept is not None:
-            kept.keep(record, loaded, ntp, annotations, latents, documents)
-        on_iteration(record)
+    with nullcontext() if kept is None else kept.run.exclusive():
+        history = [] if kept is None else kept.finished()
+        annotations = kept.restore(len(history), stages) if kept is not None and history else None
+        documents: tuple[Document, ...] = ()
+        for iteration in range(len(history) + 1, iterations + 1):
+            annotations = stages.infer(iteration, annotations)
+            latents, documents = stages.write(iteration, annotations)
+            tokens = stages.train(iteration, documents, partial(on_progress, iteration))
+            record = stages.measure(iteration, tokens, annotations, latents)
+            history.append(record)
+            if kept is not None:
+                kept.keep(record, stages, annotations, latents, documents)
+            on_iteration(record)
     return EMResult(loaded, annotations, documents, tuple(history))
 
 
-def _stream(seed: int, purpose: int, iteration: int) -> np.random.Generator:
-    """Return the random numbers for one purpose in one iteration.
+@dataclass(frozen=True)
+class _Stages:
+    """The stages of an iteration, over the model, traces and settings that all iterations share."""
 
-    numpy reads `[seed, purpose, 0]` as `[seed, purpose]`: the first iteration's stream does not depend on how many
-    iterations follow.
-    """
-    return np.random.default_rng([seed, purpose, iteration - 1])
+    loaded: LoadedModel
+    ntp: Any
+    writer: DocumentWriter
+    traces: Sequence[ExpertTrace]
+    visible: Sequence[ExpertTrace]
+    recipe: Recipe
+    e_step: EStep
+    agent: str | None
+    m_step: MStep
+    config: EMConfig
+    seed: int
+
+    def infer(self, iteration: int, previous: Annotations | None) -> Annotations | None:
+        """Do the E-step; `None` for a recipe that needs none."""
+        if not self.recipe.needs_e_step:
+            return None
+        e_step = self.e_step
+        if iteration > 1 and self.agent is not None:
+            e_step = ModelEStep(
+                self.loaded,
+                make_inference_agent(self.agent),
+                num_latents=None if previous is None else previous.num_latents,
+                context_lines=self.config.context_lines,
+            )
+        if isinstance(e_step, NeedsModel):
+            e_step = e_step.for_model(self.loaded)
+        return e_step.infer(self.visible, self._stream(_E_STEP_STREAM, iteration))
+
+    def write(self, iteration: int, annotations: Annotations | None) -> tuple[Annotations | None, tuple[Document, ...]]:
+        """Return the latents that the recipe writes, and the documents with them."""
+        rng = self._stream(_DOCUMENT_STREAM, iteration)
+        latents, prompts = self.recipe.sources(self.traces, annotations, rng)
+        return latents, tuple(write_documents(self.writer, self.traces, latents=latents, prompts=prompts, rng=rng))
+
+    def train(
+        self, iteration: int, documents: Sequence[Document], on_progress: Callable[[MStepProgress], bool | None]
+    ) -> int:
+        """Do the M-step, on plain traces for the other model too; return the tokens of the first."""
+        config = replace(self.config.m_step, tokens=round(self.config.m_step.tokens * self.recipe.budget))
+        seed = self.seed + (iteration - 1) * _NEXT_M_STEP_SEED
+        texts = [list(document.ids) for document in documents]
+        tokens = self.m_step(self.loaded.model, texts, config, seed=seed, on_progress=on_progress)
+        if self.ntp is not None:
+            plain = [list(self.writer.write(trace).ids) for trace in self.traces]
+            self.m_step(self.ntp, plain, config, seed=seed, on_progress=lambda _: None)
+        return tokens
+
+    def measure(
+        self, iteration: int, tokens: int, annotations: Annotations | None, latents: Annotations | None
+    ) -> EMIteration:
+        """Measure the models on the first traces, with their own prompts, and the annotations on all."""
+        record = EMIteration(iteration, tokens)
+        measured = self.visible[: self.config.measured_traces]
+        if not measured:
+            return record
+        annotated = [self.writer.write(trace, latents, index) for index, trace in enumerate(measured)]
+        code, latent = code_and_latent_nats(self.loaded.model, annotated)
+        record = replace(record, code_nats=code, latent_nats=latent)
+        if self.ntp is not None:
+            ntp_code, _ = code_and_latent_nats(self.ntp, [self.writer.write(trace) for trace in measured])
+            record = replace(record, ntp_code_nats=ntp_code)
+        if annotations is not None:
+            rng = self._stream(_DIAGNOSIS_STREAM, iteration)
+            record = replace(record, **measure_latents(self.visible, annotations, rng))
+        return record
+
+    def _stream(self, purpose: int, iteration: int) -> np.random.Generator:
+        """Return the random numbers for one purpose in one iteration.
+
+        numpy reads `[seed, purpose, 0]` as `[seed, purpose]`, which is what studies use for the same purposes.
+        """
+        return np.random.default_rng([self.seed, purpose, iteration - 1])
 
 
 def _within_tokenizer(e_step: EStep, loaded: LoadedModel) -> EStep:
     """Return the E-step with a codebook that is no larger than the tokenizer's latents."""
     tokens = len(latent_ids(loaded.tokenizer))
     return with_codebook(e_step, lambda codebook: replace(codebook, num_latents=min(codebook.num_latents, tokens)))
-
-
-def _under_the_model(
-    agent: str, loaded: LoadedModel, previous: Annotations | None, context_lines: int | None
-) -> ModelEStep:
-    """Return the E-step of a later iteration, whose emissions are the model's likelihood of each line."""
-    num_latents = None if previous is None else previous.num_latents
-    return ModelEStep(loaded, make_inference_agent(agent), num_latents=num_latents, context_lines=context_lines)
-
-
-def _cross_entropies(
-    model: Any,
-    ntp: Any,
-    writer: DocumentWriter,
-    traces: Sequence[ExpertTrace],
-    latents: Annotations | None,
-) -> dict[str, Any]:
-    """Return what the model makes of traces with their latents and their own prompts, and the other of plain ones."""
-    annotated = [writer.write(trace, latents, index) for index, trace in enumerate(traces)]
-    code, latent = code_and_latent_nats(model, annotated)
-    ntp_code = None
-    if ntp is not None:
-        ntp_code, _ = code_and_latent_nats(ntp, [writer.write(trace) for trace in traces])
-    return {"code_nats": code, "latent_nats": latent, "ntp_code_nats": ntp_code}
 
 
 @dataclass(frozen=True)
@@ -244,20 +282,19 @@ class _Kept:
             history.append(EMIteration(**json.loads(file.read_text())))
         return history
 
-    def restore(self, iteration: int, loaded: LoadedModel, ntp: Any) -> Annotations | None:
-        """Give the models the weights they had after this iteration; the iteration's annotations come back."""
+    def restore(self, iteration: int, stages: _Stages) -> Annotations | None:
+        """Give the models the weights they had after this iteration; return its annotations."""
         folder = self.checkpoint(iteration)
-        loaded.model.load_state_dict(load(folder / "model").model.state_dict())
-        if ntp is not None:
-            ntp.load_state_dict(load(folder / "ntp").model.state_dict())
+        stages.loaded.model.load_state_dict(load(folder / "model").model.state_dict())
+        if stages.ntp is not None:
+            stages.ntp.load_state_dict(load(folder / "ntp").model.state_dict())
         stored = json.loads((folder / "annotations.json").read_text(encoding="utf-8"))
         return TypeAdapter(Annotations | None).validate_python(stored)
 
     def keep(
         self,
         record: EMIteration,
-        loaded: LoadedModel,
-        ntp: Any,
+        stages: _Stages,
         annotations: Annotations | None,
         latents: Annotations | None,
         documents: tuple[Document, ...],
@@ -268,8 +305,8 @@ class _Kept:
             written = AnnotatedTraces(documents, latents.names, latents.comments)
         save_annotated(written, self.run.path / "traces" / f"iteration-{record.iteration}.jsonl")
         with self.run.checkpoint(f"iteration-{record.iteration}") as folder:
-            save(loaded.model, loaded.tokenizer, folder / "model")
-            if ntp is not None:
-                save(ntp, loaded.tokenizer, folder / "ntp")
+            save(stages.loaded.model, stages.loaded.tokenizer, folder / "model")
+            if stages.ntp is not None:
+                save(stages.ntp, stages.loaded.tokenizer, folder / "ntp")
             write_json(folder / "annotations.json", None if annotations is None else dataclasses.asdict(annotations))
             write_json(folder / "metrics.json", dataclasses.asdict(record))

@@ -20,9 +20,9 @@ class MStepConfig:
     """How a model is trained on documents.
 
     Attributes:
-        tokens: budget of predicted tokens: all but a document's first; latents, pauses and inferred prompts count.
-        optimizer: "muon" trains weight matrices with Muon (orthogonalised momentum) and the rest with AdamW, which
-            gets a small model from scratch to a lower loss per token; "adamw" is the usual choice for a pre-trained
+        tokens: budget of predicted tokens: all but a document's first. Latents, pauses and inferred prompts count.
+        optimizer: "muon" trains weight matrices with Muon (orthogonalized momentum) and the rest with AdamW; a small
+            model from scratch reaches a lower loss per token with it. "adamw" is the usual choice for a pre-trained
             checkpoint.
         learning_rate: AdamW's peak; warms up over the first 5% of the budget and decays linearly to a tenth. 4e-3 to
             1e-2 for the embedded model, 1e-5 to 5e-5 for a pre-trained checkpoint.
@@ -57,7 +57,12 @@ class MStepConfig:
 
 @dataclass(frozen=True)
 class MStepProgress:
-    """Where training stands: tokens seen so far, and the mean loss (nats per token) of the last batch."""
+    """The progress of training.
+
+    Attributes:
+        tokens: predicted so far.
+        loss: mean over the last batch, in nats per token.
+    """
 
     tokens: int
     loss: float
@@ -71,11 +76,20 @@ def distill(
     seed: int,
     on_progress: Callable[[MStepProgress], bool | None] = lambda _: None,
 ) -> int:
-    """Train `model` in place on shuffled passes over `documents` until the budget is spent; returns the tokens seen.
+    """Train `model` in place on shuffled passes over `documents` until the budget is spent.
 
-    Training ends early when `on_progress`, called after each batch, returns true.
-    The last batch may pass the budget by less than one batch. The same seed gives the same parameters.
-    Raises `DataError` when there are no documents.
+    Args:
+        model: a causal language model.
+        documents: token ids of each document.
+        config: budget and optimizer.
+        seed: decides the order of the documents; the same seed gives the same parameters.
+        on_progress: called after each batch; training ends early when it returns true.
+
+    Returns:
+        The tokens predicted; the last batch may exceed the budget by less than its own tokens.
+
+    Raises:
+        DataError: no documents.
     """
     if not documents:
         raise DataError("there are no documents to train on")
@@ -106,7 +120,7 @@ def distill(
 
 
 class MStep(Protocol):
-    """Trains a model in place on documents, token ids with latents among them; the tokens seen come back."""
+    """Trains a model in place on documents (token ids that include latents); returns the number of tokens seen."""
 
     def __call__(
         self,
@@ -135,7 +149,7 @@ def make_m_step(name: str) -> MStep:
 
 
 def _optimizers(model: Any, config: MStepConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for all parameters; under "muon", Muon for the matrices inside the layers and AdamW for the rest."""
+    """Return AdamW for all parameters; or Muon for the matrices inside the layers, AdamW for the rest."""
     embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in embeddings]
     if config.optimizer == "adamw":

@@ -1,4 +1,4 @@
-"""The knobs of a study, and the studies that come with the package."""
+"""The configuration of a study, and the studies that come with the package."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DomainConfig:
-    """The embedded domain; see `ra3gym.tasks.idioms.IdiomsDomain`. Each seed has a domain of its own.
+    """The embedded domain; see `ra3gym.tasks.idioms.IdiomsDomain`. Each seed has its own domain.
 
     Attributes:
-        length: idioms per program, 3 to 7. Longer programs need more decisions; abstraction pays there.
-        difficulty: lists alone, strings and integers too, or control flow as well.
+        length: idioms per program, 3 to 7. Longer programs need more decisions, where abstraction helps most.
+        difficulty: "easy" has lists, "medium" also strings and integers, "hard" also control flow.
         documented: share of expert traces whose prompt names their idioms.
         num_compositions: training compositions of full length.
         num_held_out: compositions in each of the tune, rl and eval splits.
@@ -43,7 +43,7 @@ class DomainConfig:
     num_base_traces: int = 2500
 
     def for_seed(self, seed: int) -> IdiomsDomain:
-        """The domain of one seed."""
+        """Return the domain of one seed."""
         return IdiomsDomain(
             seed=seed,
             length=self.length,
@@ -62,7 +62,7 @@ class ModelConfig:
         hidden: width.
         layers: depth.
         heads: attention heads; must divide `hidden`.
-        vocab_size: most tokens of the tokenizer, latents not counted.
+        vocab_size: upper limit of the tokenizer's tokens, latents not counted.
         max_length: longest sequence in tokens.
     """
 
@@ -80,9 +80,9 @@ class EvaluationConfig:
     Attributes:
         samples: programs per task for pass@k, at least 8 for pass@8.
         curve_points: evaluations during mid-training, the last one included.
-        curve_samples: programs per task at all of them but the last.
-        threshold: the mean reward whose first crossing in RLVR is reported.
-        threshold_window: steps that the mean is over.
+        curve_samples: programs per task at each of these evaluations but the last.
+        threshold: the report says after how many steps of RLVR the mean reward first reaches this.
+        threshold_window: number of steps in that mean.
         shown_tasks: held-out tasks whose programs the report shows.
     """
 
@@ -96,7 +96,7 @@ class EvaluationConfig:
 
 _RATE = 6e-4
 STUDY_RLVR = RLVRConfig(learning_rate=_RATE, stop_at_function_end=False)
-"""RLVR in studies: their models have to end a program themselves."""
+"""RLVR in studies: a model has to end its programs itself."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ class StudyConfig:
     """One study: every arm on every seed, at equal token budgets.
 
     Attributes:
-        seeds: one independent repetition each: its own domain, tokenizer, model and random numbers.
-        arms: what to compare; see `ra3gym.experiments.studies.arms`.
-        e_step: the E-step by name; see `ra3gym.agents.mid_training.e_steps.registry.make_e_step`.
+        seeds: one independent repetition each, with its own domain, tokenizer, model and random numbers.
+        arms: what to compare; `ra3gym run --help` lists them.
+        e_step: the E-step by name; see `ra3gym.agents.mid_training.make_e_step`.
         domain: tasks and traces.
         model: the language model.
         m_step_name: the M-step by name; see `ra3gym.agents.mid_training.make_m_step`.
@@ -116,10 +116,10 @@ class StudyConfig:
         rlvr: post-training.
         rlvr_algorithm: its algorithm by name; see `ra3gym.agents.rlvr.algorithms.registry`.
         rlvr_arms: the arms that RLVR continues; a `steps` of 0 leaves RLVR out.
-        rlvr_learning_rates: by arm, in place of the arm's own tuned rate; the study `tune` helps to choose. An arm
-            with neither gets `rlvr.learning_rate`.
-        rlvr_grid: learning rates to try for every arm and seed, instead; the best on the tune split is kept.
-        plugins: modules to import first, that register E-steps, M-steps or arms of your own
+        rlvr_learning_rates: learning rates by arm, instead of the arm's tuned rate; the study `tune` helps to choose.
+            An arm with neither gets `rlvr.learning_rate`.
+        rlvr_grid: instead of one rate for each arm, learning rates to try; the best on the tune split is kept.
+        plugins: modules to import first, which register your own E-steps, M-steps or arms
             (`mid_training.register_e_step`, `register_m_step`, `ra3gym.experiments.studies.register_arm`).
         workers: processes; each works on one seed at a time with one thread.
         output: the folder that run folders are made in.
@@ -157,8 +157,8 @@ class StudyConfig:
         if not self.seeds or not self.arms:
             raise ConfigError(f"seeds={self.seeds}, arms={self.arms}: give at least one of each")
         if len(set(self.seeds)) < len(self.seeds) or len(set(self.arms)) < len(self.arms):
-            raise ConfigError(f"seeds={self.seeds}, arms={self.arms}: each may stand once")
-        # A name or a value that is wrong is an error here, before a run folder exists.
+            raise ConfigError(f"seeds={self.seeds}, arms={self.arms}: name each once")
+        # A wrong name or value is an error here, before a run folder exists.
         make_e_step(self.e_step)
         make_m_step(self.m_step_name)
         self.domain.for_seed(self.seeds[0])
@@ -168,12 +168,12 @@ class StudyConfig:
             raise ConfigError(f"{self.evaluation}: samples, curve_points and curve_samples are at least 1")
 
     def learning_rates_for(self, arm: str) -> tuple[float, ...]:
-        """The learning rates that RLVR tries for one arm."""
+        """Return the learning rates that RLVR tries for one arm."""
         tuned = ARMS[arm].learning_rate or self.rlvr.learning_rate or _RATE
         return self.rlvr_grid or (self.rlvr_learning_rates.get(arm, tuned),)
 
     def stages(self, arm: str) -> list[str]:
-        """The stages of one arm's unit that report progress, in order."""
+        """Return the stages of one arm's unit that report progress, in order."""
         stages = [] if ARMS[arm].recipe is None else ["mid-train"]
         if arm in self.rlvr_arms and self.rlvr.steps > 0:
             rates = self.learning_rates_for(arm)
@@ -182,7 +182,7 @@ class StudyConfig:
 
 
 def rlvr_stage(learning_rate: float) -> str:
-    """The name of an RLVR stage where an arm has several."""
+    """Return the name of an RLVR stage of an arm that has several."""
     return f"rlvr, learning rate {learning_rate:g}"
 
 
@@ -220,21 +220,21 @@ STUDIES: dict[str, StudyConfig] = {
     ),
 }
 STUDY_DESCRIPTIONS = {
-    "quickstart": "minutes on a laptop: RA3 beside next-token prediction and the strongest control, two seeds",
+    "quickstart": "minutes on a laptop: RA3, next-token prediction and the strongest control on two seeds",
     "baseline": "every arm on ten seeds: the table in the README",
-    "matched": "RLVR from equal starting points: RA3 stopped where each baseline ended",
-    "tune": "the learning rate of RLVR for each arm, chosen on the tune split of seeds no other study uses",
+    "matched": "RLVR from equal starting points: RA3 stops at the pass@1 that each baseline reached",
+    "tune": "choose RLVR's learning rate for each arm, on the tune split of seeds that no other study uses",
     "embedded": "the checkpoint that ships in the package",
 }
 
 
 def config_from_json(content: Mapping[str, Any], source: Path) -> StudyConfig:
-    """The configuration that a study's run folder stores; see `typed_config`."""
+    """Return the configuration that a study's run folder stores; see `typed_config`."""
     return typed_config(StudyConfig, content, source)
 
 
 def typed_config(kind: type[T], content: Mapping[str, Any], source: Path) -> T:
-    """A configuration of type `kind` from its JSON; `RunFolderError` names `source` when it does not fit."""
+    """Return a configuration of type `kind` from its JSON; `RunFolderError` names `source` if it does not fit."""
     try:
         return TypeAdapter(kind).validate_python(dict(content))
     except ValidationError as error:

@@ -1,11 +1,11 @@
-"""The E-step leaderboard: how near each comes to the exact posterior, at what cost, and whether that helps the model.
+"""The E-step leaderboard: each E-step's gap to the exact posterior, its cost, and its use to the model.
 
-Two measurements, since a small gap alone does not make latents useful:
+There are two measurements, because a small gap alone does not make latents useful:
 
 - *the gap*: every inference agent learns the posterior of the same problem, a codebook that the exact E-step learned
-  on documented traces of the seed; its ELBO is compared with the exact evidence, in nats per line.
-- *pass@1*: every E-step learns a codebook of its own by EM, annotates the traces, and a model is mid-trained on them:
-  one study for each, below this run.
+  on documented traces of the seed. Its ELBO is compared with the exact evidence, in nats per line.
+- *pass@1*: every E-step learns its own codebook by EM and annotates the traces, and a model is mid-trained on them.
+  Each E-step has a study of its own in a folder below this run.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _ARM, _SCORE, _YARDSTICK, _UNIFORM = "ra3", "pass@1", "exact", "uniform"
 
 @dataclass(frozen=True)
 class EStepStudyConfig:
-    """What stands on the leaderboard.
+    """What the leaderboard compares.
 
     Attributes:
         study: domain, codebook and mid-training; its E-step is replaced.
@@ -78,7 +78,7 @@ class EStepStudyConfig:
             make_e_step(name)
 
     def cells(self) -> list[Cell]:
-        """One study for each E-step."""
+        """Return one study for each E-step."""
         return [Cell(f"e-step-{name.replace(':', '-')}", replace(self.study, e_step=name)) for name in self.e_steps]
 
 
@@ -88,7 +88,7 @@ def start_e_step_study(name: str, config: EStepStudyConfig, console: Console) ->
 
 
 def resume_e_step_study(name: str, folder: Path, console: Console) -> RunFolder:
-    """Go on with a run, or with a single E-step's study below it: what is measured is kept."""
+    """Continue a run, or the study of a single E-step below it; what has been measured is kept."""
     run = RunFolder.open(folder, name)
     if not is_grid(run):
         return resume_study(name, folder, console)
@@ -106,7 +106,7 @@ def _run(run: RunFolder, config: EStepStudyConfig, console: Console) -> RunFolde
 
 
 def shared_problem(config: EStepStudyConfig, seed: int) -> InferenceProblem:
-    """The problem whose posterior all agents of a seed look for."""
+    """Return the problem whose posterior all agents of a seed look for."""
     domain = replace(config.study.domain, documented=1.0).for_seed(seed)
     traces: Sequence[ExpertTrace] = [trace.without_planted() for trace in domain.traces(config.traces)]
     corpus = encode_traces(traces)
@@ -115,7 +115,7 @@ def shared_problem(config: EStepStudyConfig, seed: int) -> InferenceProblem:
 
 
 def _measure_gaps(run: RunFolder, config: EStepStudyConfig, console: Console) -> None:
-    """`gaps/seed-SEED/AGENT.json` for every seed and agent, one after the other in this process, one thread."""
+    """Write `gaps/seed-SEED/AGENT.json` for every seed and agent, one after the other in this process and thread."""
     wanted = [(seed, agent) for seed in config.study.seeds for agent in (_UNIFORM, *config.agents)]
     files = {unit: run.path / "gaps" / f"seed-{unit[0]}" / f"{unit[1].replace(':', '-')}.json" for unit in wanted}
     problems: dict[int, InferenceProblem] = {}
@@ -133,7 +133,7 @@ def _measure_gaps(run: RunFolder, config: EStepStudyConfig, console: Console) ->
 
 
 def _measure(problem: InferenceProblem, name: str, seed: int) -> dict[str, Any]:
-    """One agent on one seed; seconds are this process' CPU time."""
+    """Measure one agent on one seed; seconds are CPU time of this process."""
     rng = np.random.default_rng([seed, 4])
     started = time.process_time()
     steps = 0
@@ -149,7 +149,7 @@ def _measure(problem: InferenceProblem, name: str, seed: int) -> dict[str, Any]:
 
 
 def _environment_steps(agent: InferenceAgent, problem: InferenceProblem) -> int:
-    """Lines that an agent walks while it learns; 0 for those that do not learn."""
+    """Return the number of lines that an agent steps through while it learns; 0 for one that does not learn."""
     if isinstance(agent, PolicyGradientAgent):
         paths = agent.updates * agent.group_size * min(agent.traces_per_update, problem.chain.num_traces)
         return round(paths * len(problem.chain.row_N) / problem.chain.num_traces)
@@ -215,5 +215,5 @@ def _score_table(run: RunFolder, config: EStepStudyConfig, console: Console) -> 
         scores = [result.scores[_SCORE] for result in results]
         rows.append({"e_step": name, "seeds": [result.seed for result in results], _SCORE: scores})
     console.print(table)
-    console.print("mean over seeds, 95% bootstrap interval beneath; differences paired by seed", highlight=False)
+    console.print("mean over seeds, 95% bootstrap interval below; differences paired by seed", highlight=False)
     return rows

@@ -1,4 +1,4 @@
-"""A study of studies: one run folder below another for each cell of a grid, each with its own report and resumable."""
+"""Grids of studies: each cell has its own run folder below the grid's, with its own report, and can be resumed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ from ra3gym.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class Cell:
-    """One study of a grid, in the folder `place` below the grid's run."""
+    """One study of a grid.
+
+    Attributes:
+        place: its folder below the grid's run.
+        study: its configuration.
+    """
 
     place: str
     study: StudyConfig
 
 
 def run_cells(run: RunFolder, cells: Sequence[Cell], console: Console) -> None:
-    """Run the cells one after the other; finished ones are kept, a started one goes on."""
+    """Run the cells one after the other; finished ones are kept, a started one continues."""
     for cell in cells:
         started = open_cell(run, cell)
         if started is None:
@@ -33,18 +38,18 @@ def run_cells(run: RunFolder, cells: Sequence[Cell], console: Console) -> None:
 
 
 def open_cell(run: RunFolder, cell: Cell) -> RunFolder | None:
-    """The cell's own run folder, where it has been started."""
+    """Return the cell's own run folder; `None` if it has not been started."""
     started = sorted((run.path / cell.place).glob("*/config.json"))
     return RunFolder.open(started[0].parent) if started else None
 
 
 def is_grid(run: RunFolder) -> bool:
-    """Whether this is the run of a whole grid rather than of one cell: its configuration holds a study's."""
+    """Return whether this is the run of a whole grid, whose configuration holds a study's, rather than of one cell."""
     return "study" in run.config
 
 
 def percent_text(results: StudyResults, arm: str, score: str) -> str:
-    """A share in percent with its interval beneath, or a dash where nothing was measured."""
+    """Format a share in percent with its interval below, or a dash if nothing was measured."""
     found = results.score(arm, score)
     if found is None:
         return "–"
@@ -54,7 +59,7 @@ def percent_text(results: StudyResults, arm: str, score: str) -> str:
 
 
 def effect_text(comparison: Comparison | None) -> str:
-    """A paired effect with its interval beneath, or a dash."""
+    """Format a paired effect with its interval below, or a dash."""
     if comparison is None:
         return "–"
     effect, interval = format_effect(comparison)

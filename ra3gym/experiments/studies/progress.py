@@ -1,7 +1,7 @@
-"""Live progress of a study: one row per running unit and one bar for the whole, or plain lines without a terminal.
+"""Live progress of a study: one row per running unit and one bar for the study, or plain lines without a terminal.
 
-Workers, in whatever process, get a `ProgressReporter` and send events through a queue; the process that owns the
-display drains it in a thread. So a worker never waits for the terminal.
+Workers in any process get a `ProgressReporter` and send events through a queue. The process that owns the display
+reads the queue in a thread, so a worker never waits for the terminal.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Unit = tuple[int, str, str]
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """A unit has done `step` of `total` steps; `values` are what to show (loss, reward, tokens_per_second, ...)."""
+    """A unit has done `step` of `total` steps; `values` are shown (loss, reward, tokens_per_second, ...)."""
 
     unit: Unit
     step: int
@@ -38,14 +38,14 @@ Message = ProgressEvent | str
 
 @dataclass(frozen=True)
 class ProgressReporter:
-    """The workers' end: hand it to a process as an argument (of `Process`, or of a pool's initializer)."""
+    """The workers' end: pass it to a process as an argument (of `Process`, or of a pool's initializer)."""
 
     queue: SimpleQueue[Message]
 
     def update(self, seed: int, arm: str, stage: str, step: int, total: int, **values: float | None) -> None:
-        """Say that a unit has done `step` of `total` steps; `step == total` ends it and frees its row.
+        """Report that a unit has done `step` of `total` steps; `step == total` ends it and removes its row.
 
-        `values` are shown by name; `None` is left out, and `tokens_per_second` gets its unit.
+        `values` are shown by name, except for `None`; `tokens_per_second` is shown with its unit.
         """
         numbers = {name: float(value) for name, value in values.items() if value is not None}
         self.queue.put(ProgressEvent((seed, arm, stage), step, total, numbers))
@@ -58,9 +58,9 @@ class ProgressReporter:
 class StudyProgress:
     """The display; a context manager. Its `reporter` is what workers send their events to.
 
-    `units` are the units still to be done: the overall bar counts them, each weighted by its stage's relative cost
-    in `weights` (default 1). Events of other units get a row but do not count. Without a terminal a line is
-    printed when a unit starts, every `interval` seconds while it runs, and when it ends.
+    `units` are the units to be done: the study's bar counts them, each weighted by its stage's relative cost in
+    `weights` (default 1). Events of other units get a row but do not count. Without a terminal a line is printed when
+    a unit starts, every `interval` seconds while it runs, and when it ends.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class StudyProgress:
 
     @property
     def share(self) -> float:
-        """The share of the study that is done, in [0, 1]."""
+        """Return the share of the study that is done, in [0, 1]."""
         total = sum(self._weight.values())
         done = sum(self._weight.get(unit, 0.0) * share for unit, share in self._share.items())
         return done / total if total else 1.0
@@ -108,8 +108,8 @@ class StudyProgress:
             raise self._error
 
     def _drain(self) -> None:
-        # Ends by a flag, not by a last message: a killed worker may have taken the queue's write lock with it.
-        # Goes on after an error of the display: a full queue would halt the workers.
+        # A flag ends the loop, not a last message: a killed worker may still hold the queue's write lock.
+        # The loop continues after an error of the display: a full queue would block the workers.
         queue = self.reporter.queue
         while True:
             if queue.empty():
@@ -121,7 +121,7 @@ class StudyProgress:
                 try:
                     self._show(message)
                 except SystemExit:
-                    pass  # rich's answer to a closed pipe, after which the console is silent: the study goes on
+                    pass  # rich raises it for a closed pipe; the console stays silent and the study continues
                 except Exception as error:
                     self._error = error
 
@@ -134,7 +134,7 @@ class StudyProgress:
 
 
 class _LiveRows:
-    """Rich's live display: a row per running unit, the study's bar last."""
+    """Rich's live display: a row for each running unit, and the study's bar last."""
 
     def __init__(self, console: Console, title: str, interval: float) -> None:
         self._progress = Progress(

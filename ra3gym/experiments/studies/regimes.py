@@ -1,6 +1,6 @@
 """Where the method helps and where it does not: one study for each share of documented traces and each budget.
 
-Each regime is a run folder of its own below the regimes' run, so that it has its own report and can be resumed.
+Each regime has a run folder of its own below the regimes' run, with its own report, and can be resumed by itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RegimesConfig:
     """A grid of regimes.
 
     Attributes:
-        study: what runs in each regime; its share of documented traces and its budget are replaced.
+        study: what runs in each regime, with another share of documented traces and another budget.
         documented: shares of documented traces.
         budgets: mid-training tokens, as multiples of the study's.
     """
@@ -53,7 +53,7 @@ class RegimesConfig:
         self.cells()  # a value out of range is an error here, before a run folder exists
 
     def cells(self) -> list[Cell]:
-        """One study for each share of documented traces and each budget."""
+        """Return one study for each share of documented traces and each budget."""
         return [
             Cell(
                 f"documented-{documented:g}-tokens-{budget:g}x",
@@ -74,7 +74,7 @@ def start_regimes(name: str, config: RegimesConfig, console: Console) -> RunFold
 
 
 def resume_regimes(name: str, folder: Path, console: Console) -> RunFolder:
-    """Go on with a run of regimes, or with a single one: what is finished is kept."""
+    """Continue a run of regimes, or a single regime; what is finished is kept."""
     run = RunFolder.open(folder, name)
     if not is_grid(run):
         return resume_study(name, folder, console)
@@ -114,7 +114,7 @@ def show_regimes(run: RunFolder, console: Console) -> None:
         )
     run.write_summary({"regimes": rows})
     console.print(table)
-    console.print("mean over seeds, 95% bootstrap interval beneath; differences paired by seed", highlight=False)
+    console.print("mean over seeds, 95% bootstrap interval below; differences paired by seed", highlight=False)
 
 
 def _run(run: RunFolder, config: RegimesConfig, console: Console) -> RunFolder:

@@ -1,4 +1,4 @@
-"""Running a study: every arm on every seed, in worker processes, resumable."""
+"""Run a study: every arm on every seed, in worker processes; a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def start_study(name: str, config: StudyConfig, console: Console) -> RunFolder:
 
 
 def resume_study(name: str, folder: Path, console: Console) -> RunFolder:
-    """Go on with a run: finished units are kept, an unfinished one starts again, to the same final numbers."""
+    """Continue a run: finished units are kept; an unfinished one starts again and comes to the same numbers."""
     run = RunFolder.open(folder, name)
     config = config_from_json(run.config, run.path / "config.json")
     run.record_resume()
@@ -49,7 +49,7 @@ def _run(run: RunFolder, config: StudyConfig, console: Console) -> RunFolder:
         try:
             _run_units(run, config, console)
         except (KeyboardInterrupt, BrokenProcessPool) as error:
-            resume = f"Finished units are kept; go on with:\n  ra3gym run {run.kind} --resume {run.path}"
+            resume = f"Finished units are kept; continue with:\n  ra3gym run {run.kind} --resume {run.path}"
             if isinstance(error, BrokenProcessPool):
                 raise WorkerDied(f"a worker process was killed (out of memory?). {resume}") from error
             console.print(f"Stopped. {resume}", highlight=False, soft_wrap=True)
@@ -59,9 +59,9 @@ def _run(run: RunFolder, config: StudyConfig, console: Console) -> RunFolder:
 
 
 def finish(run: RunFolder, config: StudyConfig, console: Console, threshold: float | None = None) -> Path:
-    """Merge metrics, write `summary.json` and `report.html`, print the tables; the report's path comes back.
+    """Merge metrics, write `summary.json` and `report.html`, print the tables; return the report's path.
 
-    A `threshold` takes the place of the configuration's: the steps to it follow from the stored curves.
+    A `threshold` replaces the configuration's: the steps to it are counted again on the stored curves.
     """
     if threshold is not None:
         config = replace(config, evaluation=replace(config.evaluation, threshold=threshold))

@@ -1,4 +1,4 @@
-"""One unit of a study: one arm on one seed, from mid-training to RLVR. Reads top to bottom as the main job."""
+"""One unit of a study: one arm on one seed, from mid-training to RLVR; `run_unit` is the main job."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ from ra3gym.verify import Judge, Limits
 _LOG_EVERY_TOKENS = 20_000
 _LOOKS = 20
 _SHOWN_TRACES = 500
-"""As many annotated traces of each seed are kept, for `ra3gym inspect traces`."""
+"""Number of annotated traces of each seed that are kept, for `ra3gym inspect traces`."""
 
 
 @dataclass
 class UnitReporter:
-    """Where a unit's numbers go: the progress display and the metrics, under its seed and arm."""
+    """Sends a unit's numbers to the progress display and the metrics, under its seed and arm."""
 
     seed: int
     arm: str
@@ -60,11 +60,11 @@ class UnitReporter:
     metrics: MetricsLogger
 
     def start(self, stage: str) -> None:
-        """Forget what an earlier, unfinished attempt at this stage logged."""
+        """Remove what an earlier, unfinished attempt at this stage logged."""
         self.metrics.drop(self.seed, self.arm, stage)
 
     def report(self, stage: str, step: int, total: int, **values: float) -> None:
-        """One point of a stage's course."""
+        """Report one point of a stage."""
         self.metrics.log(step, seed=self.seed, arm=self.arm, stage=stage, **values)
         self.progress.update(self.seed, self.arm, stage, step, total, **values)
 
@@ -224,9 +224,10 @@ def run_unit(shared: Seed, arm_name: str, folder: Path, reporter: UnitReporter) 
 def _mid_train(
     shared: Seed, arm: Arm, recipe: Recipe, model: Any, judge: Judge, reporter: UnitReporter, target: float
 ) -> tuple[EMResult, dict[str, Curve]]:
-    """Run the loop on the arm's recipe; on the way, pass@1 is measured at `curve_points` equally spaced budgets.
+    """Run the loop on the arm's recipe, and measure pass@1 at `curve_points` equally spaced numbers of tokens.
 
-    An arm that trains `until` it reaches another looks at the tune split twenty times, and stops at `target`.
+    An arm that trains `until` it reaches another arm is evaluated on the tune split twenty times, and stops at
+    `target`.
     """
     config = shared.config
     budget, points = round(config.m_step.tokens * recipe.budget), config.evaluation.curve_points
@@ -235,7 +236,7 @@ def _mid_train(
 
     def measure(tokens: int) -> bool:
         nonlocal looks
-        # The point's place is its nominal budget, passed by less than one batch: so all seeds share their places.
+        # A point's x is the nominal number of tokens, exceeded by less than one batch: all seeds have the same x.
         place = budget * (len(curve) + 1) / points
         if place <= tokens < budget:
             found = _evaluate(shared, model, judge, samples=config.evaluation.curve_samples)
@@ -291,7 +292,7 @@ class _TrainingCourse:
         last = self.losses[-1][0] if self.losses else 0.0
         paused = time.perf_counter()
         stop = self.on_batch(progress.tokens)
-        self._since += time.perf_counter() - paused  # evaluations on the way do not count against the speed
+        self._since += time.perf_counter() - paused  # evaluations do not count towards the speed
         if stop or progress.tokens - last >= _LOG_EVERY_TOKENS or progress.tokens >= self.budget:
             loss, now = float(np.mean(self._recent)), time.perf_counter()
             self.losses.append((float(progress.tokens), loss))
@@ -306,9 +307,9 @@ class _TrainingCourse:
 def _post_train(
     shared: Seed, arm: str, model: Any, judge: Judge, reporter: UnitReporter
 ) -> tuple[Any, Curve, dict[str, float]]:
-    """RLVR on the RL split: the model, the mean reward of each step, and scores of the learning rates tried.
+    """Do RLVR on the RL split; return the model, the mean reward of each step, and scores of the rates tried.
 
-    With several learning rates to try, the one with the highest pass@1 on the tune split afterwards is kept.
+    Of several learning rates, the one with the highest pass@1 on the tune split after RLVR is kept.
     """
     rates = shared.config.learning_rates_for(arm)
     if len(rates) == 1:
@@ -352,7 +353,7 @@ def _run_rlvr(
 def _evaluate(
     shared: Seed, model: Any, judge: Judge, *, samples: int | None = None, split: Split = "eval"
 ) -> Evaluation:
-    """pass@1, and pass@8 where there are samples enough."""
+    """Measure pass@1, and pass@8 if there are enough samples."""
     samples = samples or shared.config.evaluation.samples
     return evaluate(
         model,
@@ -373,7 +374,7 @@ def _agreement(shared: Seed, inferred: Annotations) -> float:
 
 
 def normalised_mutual_information(a: Sequence[LatentPath], b: Sequence[LatentPath]) -> float:
-    """`I(a; b) / sqrt(H(a) H(b))` over all lines, in [0, 1]; 0 when either has a single label."""
+    """Return `I(a; b) / sqrt(H(a) H(b))` over all lines, in [0, 1]; 0 if one of the two has a single label."""
     x = np.concatenate([path.latents for path in a])
     y = np.concatenate([path.latents for path in b])
     joint = np.zeros((x.max() + 1, y.max() + 1))

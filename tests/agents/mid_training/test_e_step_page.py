@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
+from ra3gym import lm
 from ra3gym.abstractions.inference.posterior import LatentChain
 from ra3gym.abstractions.inference.problem import problem_from_chain
 from ra3gym.abstractions.inference.sticky_prior import StickyPrior
@@ -19,16 +21,18 @@ from ra3gym.agents.mid_training import elbo_gap, make_e_step, make_inference_age
 from ra3gym.agents.mid_training.e_steps.registry import E_STEPS
 from ra3gym.agents.mid_training.inference.agents import AGENTS
 from ra3gym.agents.mid_training.inference.posteriors import UniformPosterior
+from ra3gym.agents.mid_training.m_step import M_STEPS, MStepConfig, MStepProgress, make_m_step
+from ra3gym.experiments.studies.arms import ARMS
 from ra3gym.tasks import ExpertTrace
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "e-step.md"
-E_STEP, AGENT, EM = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+E_STEP, ARM, AGENT, EM = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
 
 
 @pytest.fixture(autouse=True)
 def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a plug-in registers is forgotten after the test."""
-    for registry in (E_STEPS, AGENTS):
+    for registry in (E_STEPS, AGENTS, M_STEPS, ARMS):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
@@ -43,7 +47,7 @@ def imported(source: str, folder: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("source", [E_STEP, AGENT])
+@pytest.mark.parametrize("source", [E_STEP, ARM, AGENT])
 def test_plug_ins_are_short(source: str) -> None:
     assert len(source.splitlines()) < 40
 
@@ -53,6 +57,18 @@ def test_own_e_step(traces: list[ExpertTrace], tmp_path: Path) -> None:
     found = make_e_step("indent").infer(traces, np.random.default_rng(0))
     assert [len(path.latents) for path in found.paths] == [len(trace.steps) for trace in traces]
     assert len({latent for path in found.paths for latent in path.latents}) > 1
+
+
+def test_own_m_step_and_arm(traces: list[ExpertTrace], tokenizer: Any, tmp_path: Path) -> None:
+    imported(ARM, tmp_path)
+    model = lm.tiny_llama(tokenizer, hidden=16, layers=1, heads=2, seed=0)
+    documents = [tokenizer.encode(trace.task.canonical_program) for trace in traces[:20]]
+    course: list[MStepProgress] = []
+    config = MStepConfig(tokens=2000)
+    seen = make_m_step("curriculum")(model, documents, config, seed=0, on_progress=course.append)
+    assert 2000 <= seen < 2000 + 2 * (512 + max(map(len, documents)))
+    assert 1000 <= course[-1].tokens < seen
+    assert ARMS["macro"].e_step in E_STEPS
 
 
 def test_own_agent(tmp_path: Path) -> None:

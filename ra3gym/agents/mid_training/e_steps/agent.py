@@ -1,4 +1,4 @@
-"""An E-step around any inference agent: EM on a codebook, with the agent's paths in the place of exact posteriors."""
+"""An E-step around any inference agent: EM on a codebook, with the agent's paths instead of exact posteriors."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from ra3gym.tasks import ExpertTrace
 class AgentEStep:
     """Learns a codebook by EM in which an agent's sampled paths stand in for exact posteriors.
 
-    With an agent that learns from rewards nothing in it runs forward-backward: a restart is chosen by the bound that
-    its own paths attain, each trace gets the best of its sampled paths, and exact evidence is for the metrics only.
+    With an agent that learns from rewards, nothing runs forward-backward: a restart is chosen by the bound that its own
+    paths attain, each trace gets the best of its sampled paths, and the exact evidence serves the metrics only.
 
     Attributes:
-        agent: finds the posterior of each iteration's codebook. It goes on from the last iteration's if it can.
+        agent: finds the posterior of each iteration's codebook, starting from the previous iteration's if it can.
         config: the codebook, as for the exact E-step.
-        samples: paths drawn of each trace for the counts of an iteration, 2 to 16.
-        final_samples: paths drawn of each trace, beside the greedy one, to choose the final one from.
-        final_fits: how often the agent goes on with the learned codebook, now on every trace.
+        samples: paths drawn for each trace for the counts of an iteration, 2 to 16.
+        final_samples: paths drawn for each trace, in addition to the greedy one, to choose the final one from.
+        final_fits: how often the agent continues on the learned codebook, now on every trace.
     """
 
     agent: InferenceAgent
@@ -56,10 +56,10 @@ class AgentEStep:
             )
 
     def infer(self, traces: Sequence[ExpertTrace], rng: np.random.Generator) -> Annotations:
-        """See `EStep.infer`; metrics are the exact one's, and `elbo_gap`, both in nats per line.
+        """See `EStep.infer`; metrics are those of the exact E-step, and `elbo_gap`, in nats per line.
 
-        `evidence` is the bound that the agent's paths attained while the codebook was learned; the gap is that of the
-        final posterior, over all traces, to the exact evidence.
+        `evidence` is the bound that the agent's paths attained while the codebook was learned. The gap is the distance
+        of the final posterior from the exact evidence, over all traces.
         """
         started = time.perf_counter()
         corpus = encode_traces(traces)
@@ -75,7 +75,10 @@ class AgentEStep:
         return replace(self, config=change(self.config))
 
     def new_infer(self, rng: np.random.Generator) -> Infer:
-        """Expected counts from sampled paths; the posterior is kept from call to call, for the agent to go on from."""
+        """Return a function that estimates expected counts from sampled paths.
+
+        Each call starts the agent from the posterior of the previous call.
+        """
         posterior: PathPosterior | None = None
 
         def infer(chain: LatentChain) -> Posterior:
@@ -92,7 +95,7 @@ class AgentEStep:
     def annotate(
         self, corpus: LineCorpus, chain: LatentChain, word_WK: FloatArray, rng: np.random.Generator
     ) -> Annotations:
-        """Paths under a chain that is learned: each trace's greedy or sampled path that is most probable with it.
+        """Annotate each trace under a learned chain with the most probable of its greedy and sampled paths.
 
         Metrics: `evidence` and `elbo_gap`, nats per line; `latents_named`.
         """

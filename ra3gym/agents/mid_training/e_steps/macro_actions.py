@@ -27,15 +27,15 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class MacroEStep:
-    """Macro-actions: a segment is an instance of a frequent run of lines, its latent says which run.
+    """Infers macro-actions: a segment is an instance of a frequent run of lines, and its latent says which run.
 
-    Starting from one macro per line type, the two neighbours that stand side by side most often become one macro,
-    again and again. Latents number the macros by how often they occur; the rarest share the last latent.
+    At first each type of line is a macro. Then the most frequent pair of neighbours becomes one macro, repeatedly.
+    Latents number the macros by how often they occur; the rarest share the last latent.
 
     Attributes:
         num_latents: K, at least 2.
         merges: how often two neighbours become one, 0 to a few hundred: more merges, longer segments.
-        min_count: a pair that occurs less often is not merged: no macro is one program learned by heart.
+        min_count: a pair that occurs less often is not merged, so that no macro is a single program.
     """
 
     num_latents: int = 48
@@ -82,11 +82,11 @@ class MacroEStep:
 
 
 def merge_neighbours(line_N: IntArray, offsets: IntArray, merges: int, min_count: int) -> tuple[IntArray, IntArray]:
-    """Byte-pair encoding over line types: `(macro of each segment, its number of lines)`, both of shape (S,).
+    """Return `(macro of each segment, its number of lines)` by byte-pair encoding over line types.
 
-    Macros below `max(line_N) + 1` are single line types; each merge adds one. No segment reaches over the end of a
-    trace. In a run of equal lines, pairs are counted as they would be merged: from the left, without overlap. Among
-    pairs that are equally frequent, the one with the smallest numbers is merged.
+    Macros below `max(line_N) + 1` are single line types; each merge adds one. No segment crosses the end of a trace. In
+    a run of equal lines, pairs are counted as they would be merged: from the left, without overlap. Among equally
+    frequent pairs, the one with the smallest numbers is merged.
     """
     macro_S, length_S = line_N.astype(np.int64), np.ones(len(line_N), dtype=np.int64)
     last_S = np.zeros(len(line_N), dtype=bool)
@@ -109,7 +109,7 @@ def merge_neighbours(line_N: IntArray, offsets: IntArray, merges: int, min_count
 
 
 def _pairs(macro_S: IntArray, last_S: BoolArray) -> BoolArray:
-    """Where a pair of neighbours may start: in the same trace, and in a run of equals at every other place."""
+    """Return where a pair of neighbours may start: within one trace, and at every other place of a run of equals."""
     followed_S = ~last_S
     equal_S = np.zeros(len(macro_S), dtype=bool)
     equal_S[:-1] = (macro_S[:-1] == macro_S[1:]) & followed_S[:-1]

@@ -1,4 +1,4 @@
-"""An E-step under a language model: its likelihood of each line, with each latent in the context, is the emission."""
+"""An E-step under a language model: the emission is the model's likelihood of a line with a latent in its context."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class ModelEStep:
 
     Attributes:
         loaded: the model, with its tokenizer's latents.
-        agent: finds posteriors; `ExactAgent` stands for forward-backward and the Viterbi path.
+        agent: finds posteriors; `ExactAgent` means forward-backward and the Viterbi path.
         num_latents: how many of the tokenizer's latents to use; all when `None`.
-        context_lines: code lines ahead of a line that the model reads; all when `None`.
-        prior_iterations: EM iterations on the gate and on `p(latent | prompt)`, the emissions fixed.
+        context_lines: lines of code before a line that the model reads; all when `None`.
+        prior_iterations: EM iterations on the gate and on `p(latent | prompt)`, with fixed emissions.
     """
 
     loaded: LoadedModel

@@ -19,22 +19,24 @@ STATEMENT_KINDS = (
     *("AnnAssign", "For", "AsyncFor", "While", "If", "With", "AsyncWith", "Match", "Raise", "Try", "TryStar"),
     *("Assert", "Import", "ImportFrom", "Global", "Nonlocal", "Expr", "Pass", "Break", "Continue", "Other"),
 )
-"""Latents of `AstEStep`, by number: classes of `ast`, the same under every version of Python, and all that is none."""
+"""Latents of `AstEStep`, by number: classes of `ast`, the same under every version of Python, and "Other"."""
 
 _OTHER = len(STATEMENT_KINDS) - 1
 
 
 class AstEStep:
-    """Statement kinds: a segment is the lines of one statement (the headers and ends of a compound one), its latent
-    the statement's class in `ast`.
+    """Infers statement kinds: a segment is the lines of one statement, its latent the statement's class in `ast`.
 
-    A line belongs to the innermost statement around it, so that the body of a loop has segments of its own and an
-    `else` goes back to its `if`. Blank lines and comments stay with the line before.
+    A line belongs to the innermost statement around it: the body of a loop has segments of its own, and an `else`
+    returns to the segment kind of its `if`. Blank lines and comments belong to the previous line's statement.
     """
 
     def infer(self, traces: Sequence[ExpertTrace], rng: np.random.Generator) -> Annotations:
-        """See `EStep.infer`; `rng` is not read. Metrics: `unparsed` (share of traces that are no valid Python, each
-        one segment under the latent `Other`) and `seconds`."""
+        """See `EStep.infer`; `rng` is not read.
+
+        Metrics: `unparsed` (share of the traces that are not valid Python; each is one segment under the latent
+        "Other") and `seconds`.
+        """
         started = time.perf_counter()
         if not traces:
             raise DataError("there are no traces to infer latents over: the E-step needs at least one expert trace")
@@ -51,7 +53,7 @@ class AstEStep:
 
 
 def _statement_path(trace: ExpertTrace) -> LatentPath | None:
-    """One latent per step by the statement it belongs to; `None` when the program does not parse."""
+    """Return the path of a trace by the statements of its steps; `None` when the program does not parse."""
     if not trace.steps:
         raise DataError(f"trace {trace.task.task_id!r} has no lines; drop it before the E-step")
     owners = _statements_by_line(trace.prompt + "".join(trace.steps))
@@ -73,15 +75,18 @@ def _statement_path(trace: ExpertTrace) -> LatentPath | None:
 
 
 def _statements_by_line(program: str) -> dict[int, ast.stmt] | None:
-    """The innermost statement around each line, from 1; of several that begin on one line, the first and outermost."""
+    """Return the innermost statement around each line, counted from 1; `None` when the program does not parse.
+
+    Of several statements that begin on one line, it is the first and outermost.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about invalid escapes, say
+            warnings.simplefilter("ignore")  # such as those about invalid escapes
             tree = ast.parse(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     owners: dict[int, ast.stmt] = {}
-    for node in ast.walk(tree):  # breadth first: what is inside comes later
+    for node in ast.walk(tree):  # breadth first: inner statements come later
         if not isinstance(node, ast.stmt):
             continue
         first = _first_line(node)
@@ -92,7 +97,7 @@ def _statements_by_line(program: str) -> dict[int, ast.stmt] | None:
 
 
 def _first_line(statement: ast.stmt) -> int:
-    """Where a statement begins, its decorators included."""
+    """Return the line on which a statement begins, its decorators included."""
     return min([statement.lineno, *(int(mark.lineno) for mark in getattr(statement, "decorator_list", []))])
 
 

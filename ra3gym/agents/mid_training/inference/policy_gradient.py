@@ -1,26 +1,26 @@
-"""An amortised E-step by policy gradient: a network learns the soft value of what lies ahead, from rewards alone.
+"""An amortized E-step by policy gradient: a network learns the soft value of the following lines from rewards alone.
 
 The posterior over latents is the soft-optimal policy at temperature 1,
 
     q(z_t | z_{t-1}, trace)  ~  exp( r_t(z_t | z_{t-1}) + V_{t+1}(z_t) ),
 
 with `r_t` the known reward, `log p(line_t | z_t) + log p(z_t | z_{t-1})`, and V the soft value of the lines to come,
-which does not depend on z_{t-1}. So q is parametrised by V alone: a network reads the features of a line (which show
-some lines ahead) and writes `V_{t+1}(k)` for every latent k. At V = 0 the policy is greedy about the next line.
+which does not depend on z_{t-1}. So q is parametrized by V alone: a network reads the features of a line (which show
+some of the following lines) and outputs `V_{t+1}(k)` for every latent k. At V = 0 the policy is greedy about the next
+line.
 
 It is trained by REINFORCE on the temporal ELBO: G paths are sampled for each trace of a batch, and a line's return R_t
-is the sum of `r - log q` from there on (the entropy at temperature 1). The policy's own normaliser,
-`log sum_k exp(r_t(k | z_{t-1}) + V_{t+1}(k))`, is its estimate of R_t; what that misses, U_t, is compared with the U_t
-of the trace's other G - 1 paths at the same line:
+is the sum of `r - log q` from that line to the last (the entropy at temperature 1). The policy's own normalizer,
+`log sum_k exp(r_t(k | z_{t-1}) + V_{t+1}(k))`, is its estimate of R_t. The error of this estimate, U_t, is compared
+with the U_t of the trace's other G - 1 paths at the same line:
 
     grad = E[ sum_t A_t  d log q(z_t | z_{t-1}) ],    A_t = U_t - mean of the others' U_t,
     d log q(z | .) / d V(k) = [k = z] - q(k | .).
 
-At the posterior every U_t is the same on every path, so that the gradient has no noise there. No forward-backward pass
-takes part. Rollouts and the gradient with respect to V are one numba kernel; the network sees each line once, whatever
-G is.
+At the posterior every U_t is the same on every path, so the gradient has no noise there. Nothing runs forward-backward.
+Rollouts and the gradient with respect to V are one numba kernel; the network sees each line once, whatever G is.
 
-Shape suffixes: B lines of the batch, K latents, G paths, T lines of the longest trace.
+Shape letters: see CONTRIBUTING.md (B lines of the batch, K latents, G paths, T lines of the longest trace).
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from ra3gym.errors import ConfigError
 
 @dataclass(frozen=True)
 class PolicyGradientAgent:
-    """Learns a `ValuePosterior`; see the module's page.
+    """Learns a `ValuePosterior`; see the module's docstring.
 
     Attributes:
-        updates: gradient steps. With good features some hundred suffice; too few leave the policy greedy.
+        updates: gradient steps. With good features some hundreds suffice; too few leave the policy greedy.
         traces_per_update: traces in a batch, 16 to 256.
-        group_size: G, paths of each trace, at least 2; more of them give a calmer baseline.
+        group_size: G, paths of each trace, at least 2; more give a baseline with less variance.
         learning_rate: Adam's peak; decays linearly to a tenth. 1e-3 to 1e-2.
         hidden: width of the network's one hidden layer.
         max_grad_norm: gradients are clipped to this norm.
@@ -73,7 +73,7 @@ class PolicyGradientAgent:
     def fit(
         self, problem: InferenceProblem, rng: np.random.Generator, start: PathPosterior | None = None
     ) -> ValuePosterior:
-        """See `InferenceAgent`; goes on from `start` where that is a `ValuePosterior` of the same shape."""
+        """See `InferenceAgent`; continues from `start` if that is a `ValuePosterior` of the same shape."""
         F, K = problem.feature_NF.shape[1], problem.num_latents
         network = _network(F, K, self.hidden, seed=int(rng.integers(2**63)))
         if isinstance(start, ValuePosterior) and start.shape == (F, self.hidden, K):
@@ -131,7 +131,7 @@ class ValuePosterior:
 
 
 def _network(features: int, latents: int, hidden: int, seed: int) -> torch.nn.Sequential:
-    """One hidden layer; its output starts at zero, so that the policy starts greedy."""
+    """Return a network with one hidden layer. Its output starts at zero, so the policy starts greedy."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         output = torch.nn.Linear(hidden, latents)
@@ -152,7 +152,7 @@ def _policy_gradient(
     value_BK: np.ndarray,
     uniform_BG: FloatArray,
 ) -> np.ndarray:
-    """Sample G paths of each trace; the ascent direction of the ELBO per line with respect to `value_BK`, float32."""
+    """Sample G paths of each trace; return the gradient of the ELBO per line with respect to `value_BK`, float32."""
     B, K = value_BK.shape
     G = uniform_BG.shape[1]
     gradient_BK = np.zeros((B, K), dtype=np.float32)

@@ -1,10 +1,10 @@
-"""Approximate posteriors over latents, and how good they are: what E-step agents learn, scored against the exact one.
+"""Posteriors over latents, the agents that find them, and their distance from the exact posterior.
 
 An inference agent is any object with `fit(problem, rng, start=None) -> PathPosterior`; a path posterior is any object
 with `log_probs(line_B, previous_B)`. The exact posterior and the Viterbi path are two of them; other agents learn
-theirs from rewards.
+their posterior from rewards.
 
-Shape suffixes: N lines in all, B of them asked about, M traces, K latents.
+Shape letters: see CONTRIBUTING.md (N lines, B lines of this call, M traces, K latents).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class PathPosterior(Protocol):
     """A distribution over the latents of a problem's traces, line by line: `q(z_t | z_{t-1}, trace)`."""
 
     def log_probs(self, line_B: IntArray, previous_B: IntArray) -> FloatArray:
-        """`log q` in nats, shape (B, K), of lines (indices into the problem's N) given the latents behind them.
+        """Return `log q` in nats, shape (B, K), of lines (indices into the problem's N) given their previous latents.
 
         `previous_B` is `NO_LATENT` at first lines. A deterministic posterior has zeros and `-inf`.
         """
@@ -36,16 +36,16 @@ class InferenceAgent(Protocol):
     def fit(
         self, problem: InferenceProblem, rng: np.random.Generator, start: PathPosterior | None = None
     ) -> PathPosterior:
-        """The posterior found; the same arguments and `rng` state give the same one.
+        """Return a posterior; the same arguments and `rng` state give the same one.
 
-        `start` is what it found for a like problem, to go on from; an agent may leave it unread.
+        `start` is a posterior of a similar problem to continue from; an agent may ignore it.
         """
         ...
 
 
 @dataclass(frozen=True)
 class ObservationPosterior:
-    """A posterior that reads observations: `policy` maps float32 (B, O) to log-probabilities (B, K)."""
+    """A posterior that reads observations: `policy` maps float32 (B, D) to log-probabilities (B, K)."""
 
     problem: InferenceProblem
     policy: Callable[[Float32Array], FloatArray]
@@ -89,7 +89,7 @@ class ViterbiAgent:
 
 @dataclass(frozen=True)
 class CertainPosterior:
-    """All mass on one path, `latent_N`."""
+    """A posterior with all its mass on one path, `latent_N`."""
 
     latent_N: IntArray
     num_latents: int
@@ -101,7 +101,7 @@ class CertainPosterior:
 
 
 class UniformPosterior:
-    """Every latent is as likely as any other: where learning starts, and what gaps are compared with."""
+    """A posterior under which all latents are equally likely: the reference that gaps are compared with."""
 
     def __init__(self, num_latents: int) -> None:
         self.num_latents = num_latents
@@ -115,7 +115,10 @@ class UniformPosterior:
 class SampledPaths:
     """One path per trace, drawn from a posterior q.
 
-    latent_N: the latents. log_joint_M: `log p(trace, path)`. log_q_M: `log q(path | trace)`; both in nats.
+    Attributes:
+        latent_N: the latents.
+        log_joint_M: `log p(trace, path)` in nats.
+        log_q_M: `log q(path | trace)` in nats.
     """
 
     latent_N: IntArray
@@ -134,7 +137,7 @@ class SampledPaths:
 def sample_paths(
     problem: InferenceProblem, posterior: PathPosterior, rng: np.random.Generator, *, greedy: bool = False
 ) -> SampledPaths:
-    """One path per trace; `greedy` takes the likeliest latent of every line instead of a sample."""
+    """Draw one path per trace; `greedy` takes the likeliest latent of every line instead of a sample."""
     offsets = problem.chain.offsets
     latent_N = np.empty(offsets[-1], dtype=np.int64)
     log_joint_M, log_q_M = np.zeros(len(offsets) - 1), np.zeros(len(offsets) - 1)
@@ -158,7 +161,7 @@ class _Step(NamedTuple):
 def _walk(
     problem: InferenceProblem, posterior: PathPosterior, rng: np.random.Generator, *, greedy: bool = False
 ) -> Iterator[_Step]:
-    """All traces at once, a line at a time."""
+    """Walk through all traces at once, one line at a time."""
     offsets = problem.chain.offsets
     length_M = np.diff(offsets)
     previous_M = np.full(len(length_M), NO_LATENT)
@@ -172,7 +175,7 @@ def _walk(
 
 
 def _draw(log_q_BK: FloatArray, rng: np.random.Generator) -> IntArray:
-    """One latent per row, by inversion of the cumulative distribution; never one of probability 0."""
+    """Draw one latent per row by inverting the cumulative distribution; never one of probability 0."""
     reached_BK = np.exp(log_q_BK).cumsum(axis=1)
     # A uniform number in (0, 1]: the first latent to reach it has mass of its own.
     target_B = (1.0 - rng.random(len(log_q_BK))) * reached_BK[:, -1]
@@ -182,10 +185,10 @@ def _draw(log_q_BK: FloatArray, rng: np.random.Generator) -> IntArray:
 def elbo_gap(
     problem: InferenceProblem, posterior: PathPosterior, rng: np.random.Generator, *, samples: int = 4
 ) -> float:
-    """`log evidence - ELBO` in nats per line: how far `posterior` is from the exact one; 0 only where they agree.
+    """Return `log evidence - ELBO` in nats per line: how far `posterior` is from the exact one; 0 if they agree.
 
-    By the chain rule it is the sum over lines of `KL(q(z | previous) || p(z | previous, trace))` along paths of q,
-    here over `samples` paths per trace. Every term is exact and none is negative, so that a small gap is no noise.
+    By the chain rule it is the sum over lines of `KL(q(z | previous) || p(z | previous, trace))` along paths of q, here
+    estimated from `samples` paths per trace. Every term is exact and none is negative, so a small gap is not noise.
     """
     exact = _ExactPosterior(problem, soft_values(problem.chain))
     gap = 0.0
