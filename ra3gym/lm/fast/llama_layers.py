@@ -92,7 +92,8 @@ class LlamaLayers:
 
         `rotate_half(x) * sin` of transformers equals `roll(x, I/2) * (sin with its first half negated)`.
         """
-        return (heads * cos + heads.roll(self.head_size // 2, -1) * sin).to(self.dtype)
+        turned = heads * cos + heads.roll(self.head_size // 2, -1) * sin
+        return turned if turned.dtype == self.dtype else turned.to(self.dtype)
 
     def final_states(self, x: Tensor) -> Tensor:
         """What the output layer reads, `(B, D)`."""

@@ -46,7 +46,8 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The product, `(..., outputs)`."""
-        x = x.to(self._dtype)
+        if x.dtype != self._dtype:
+            x = x.to(self._dtype)
         if not self._packs:
             return F.linear(x, self._weight, self._bias)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
