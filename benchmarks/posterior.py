@@ -1,15 +1,16 @@
-"""How fast exact inference is, beside hmmlearn's C and a vectorised numpy, in one run.
+"""Measure how fast exact inference is, compared to hmmlearn's C and a vectorized numpy in the same run.
 
-Log emissions of a batch of traces go in, posterior marginals and the log evidence of each trace come out. All systems
-do the same traces in turn, round after round; round 0 warms up. Figures are medians over the rounds, of CPU time on one
-thread and of wall time, and ratios are formed within a round, so that a busy machine distorts them little.
+The input is the log emissions of a batch of traces; the output is posterior marginals and the log evidence of each
+trace. All systems infer the same traces in turn, in each round; round 0 warms up. Figures are medians over the rounds,
+of CPU time on one thread and of wall time. Ratios are taken within a round, so that a busy machine distorts them
+little.
 
-- ra3gym: `posterior` of a chain. "chain included" builds and checks the `LatentChain` as well, "memory used again"
+- ra3gym: `posterior` of a chain. "chain included" makes and checks the `LatentChain` as well, "memory used again"
   passes `out=`.
 - torch: `sticky_log_evidence` and its gradient, on the CPU and, where there is one, on a GPU (wall time counts there).
 - hmmlearn: `_hmmc.forward_scaling` and `backward_scaling` on probabilities, one trace after the other, and its own
-  normalisation, as its `fit` does; and the same in logarithms, which is the reference for errors. It takes any
-  K x K transition, O(T K^2).
+  normalization, as in its `fit`; and the same in logarithms, the reference for errors. It accepts any K x K transition,
+  O(T K^2).
 - numpy: the recursions of `ra3gym.abstractions.inference.posterior`, O(T K), all traces at once.
 
     pip install 'ra3gym[benchmarks]'
@@ -44,21 +45,21 @@ from ra3gym.runs.manifest import describe_start
 RESULTS = Path(__file__).with_name("results")
 ALPHA = 0.7
 WIDTH = 140
-"""Columns of the tables where nobody looks at a terminal."""
+"""Columns of the tables when the output is no terminal."""
 OURS = "ra3gym"
 SCALING, LOGARITHMS = "hmmlearn, scaling", "hmmlearn, logarithms"
-Found = tuple[FloatArray, FloatArray]
+Inferred = tuple[FloatArray, FloatArray]
 """Log evidence (B,) in nats, marginals (B, T, K)."""
-Infer = Callable[[], Found]
+Infer = Callable[[], Inferred]
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, and where the results go."""
+    """What to measure, and where to write results."""
 
     output: Path | None = None
-    """Where the JSON goes; `results/posterior.json` beside this script."""
+    """The JSON file; `results/posterior.json` beside this script by default."""
     rounds: int = 7
     """Rounds that count."""
     traces: int = 1024
@@ -68,7 +69,7 @@ class Options:
     latents: tuple[int, ...] = (8, 32, 64, 128)
     """Sizes of the codebook."""
     sweep: tuple[int, ...] = (8, 16, 32, 64, 128)
-    """Lines of each trace in the second measurement, ours alone."""
+    """Lines of each trace in the second measurement, of ours only."""
     sweep_latents: int = 32
     """Size of the codebook in the second measurement."""
     hmmlearn: bool = True
@@ -83,7 +84,7 @@ class Options:
 
 
 def draw_emissions(traces: int, lines: int, latents: int, seed: int) -> FloatArray:
-    """Log emissions (B, T, K): normalised over latents, standard deviation 3 nats before."""
+    """Draw log emissions (B, T, K), with a standard deviation of 3 nats before they are normalized over latents."""
     return np.asarray(log_softmax(np.random.default_rng(seed).normal(0.0, 3.0, (traces, lines, latents)), axis=2))
 
 
@@ -99,8 +100,8 @@ def as_chain(log_emission_BTK: FloatArray) -> LatentChain:
     )
 
 
-def numpy_posterior(log_emission_BTK: FloatArray) -> Found:
-    """Forward-backward in numpy, O(T K), each step over all traces; made for speed, as one would write it by hand."""
+def numpy_posterior(log_emission_BTK: FloatArray) -> Inferred:
+    """Forward-backward in numpy, O(T K), each step over all traces, written for speed."""
     B, T, K = log_emission_BTK.shape
     highest_BT = log_emission_BTK.max(axis=2)
     q_TBK = np.empty((T, B, K))
@@ -129,14 +130,14 @@ def numpy_posterior(log_emission_BTK: FloatArray) -> Found:
 
 
 def hmmlearn_systems(log_emission_BTK: FloatArray) -> dict[str, Infer]:
-    """hmmlearn's forward-backward with scaling and in logarithms, as `BaseHMM._fit_scaling` and `_fit_log` call it."""
+    """hmmlearn's forward-backward with scaling and in logarithms, as in `BaseHMM._fit_scaling` and `_fit_log`."""
     from hmmlearn import _hmmc
     from hmmlearn.utils import log_normalize, normalize
 
     K = log_emission_BTK.shape[2]
     start_K, transition_KK = np.full(K, 1.0 / K), ALPHA * np.eye(K) + (1.0 - ALPHA) / K
 
-    def scaling() -> Found:
+    def scaling() -> Inferred:
         evidence, marginals = [], []
         for log_emission_TK in log_emission_BTK:
             emission_TK = np.exp(log_emission_TK)
@@ -148,7 +149,7 @@ def hmmlearn_systems(log_emission_BTK: FloatArray) -> dict[str, Infer]:
             marginals.append(marginal_TK)
         return np.array(evidence), np.array(marginals)
 
-    def logarithms() -> Found:
+    def logarithms() -> Inferred:
         evidence, marginals = [], []
         for log_emission_TK in log_emission_BTK:
             total, forward_TK = _hmmc.forward_log(start_K, transition_KK, log_emission_TK)
@@ -165,12 +166,12 @@ def torch_system(log_emission_BTK: FloatArray, device: str) -> Infer:
     leaf_BTK = torch.from_numpy(log_emission_BTK).to(device).requires_grad_()
     length_B = torch.full(leaf_BTK.shape[:1], leaf_BTK.shape[1], device=device)
 
-    def infer() -> Found:
+    def infer() -> Inferred:
         evidence_B = sticky_log_evidence(leaf_BTK, length_B, ALPHA)
         (marginal_BTK,) = torch.autograd.grad(evidence_B.sum(), leaf_BTK)
         if device != "cpu":
             torch.cuda.synchronize()
-            return np.empty(0), np.empty(0)  # the results stay on the device, as for whoever trains there
+            return np.empty(0), np.empty(0)  # the results stay on the device, as in training
         return evidence_B.detach().numpy(), marginal_BTK.numpy()
 
     return infer
@@ -180,9 +181,9 @@ def own_systems(log_emission_BTK: FloatArray) -> dict[str, Infer]:
     chain = as_chain(log_emission_BTK)
     memory_NK = np.empty((len(chain.row_N), chain.num_latents))
 
-    def infer(chain: LatentChain, out: FloatArray | None = None) -> Found:
-        found = posterior(chain, out=out)
-        return found.log_evidence_M, found.marginal_NK.reshape(log_emission_BTK.shape)
+    def infer(chain: LatentChain, out: FloatArray | None = None) -> Inferred:
+        result = posterior(chain, out=out)
+        return result.log_evidence_M, result.marginal_NK.reshape(log_emission_BTK.shape)
 
     return {
         OURS: lambda: infer(chain),
@@ -193,7 +194,7 @@ def own_systems(log_emission_BTK: FloatArray) -> dict[str, Infer]:
 
 
 def all_systems(log_emission_BTK: FloatArray, hmmlearn: bool) -> dict[str, Infer]:
-    """What to measure, by name; each infers the same traces when called."""
+    """Return the systems by name; each infers the same traces when called."""
     systems = own_systems(log_emission_BTK) | {"numpy": lambda: numpy_posterior(log_emission_BTK)}
     if torch.cuda.is_available():
         systems["torch, cuda"] = torch_system(log_emission_BTK, "cuda")
@@ -204,7 +205,7 @@ def all_systems(log_emission_BTK: FloatArray, hmmlearn: bool) -> dict[str, Infer
 
 
 def measure(systems: dict[str, Infer], rounds: int) -> Iterator[Row]:
-    """CPU and wall milliseconds of each system in each round that counts; who is first changes."""
+    """Yield CPU and wall milliseconds of each system in each round that counts; the first system changes."""
     names = list(systems)
     for number in range(rounds + 1):
         first = number % len(names)
@@ -221,9 +222,9 @@ def measure(systems: dict[str, Infer], rounds: int) -> Iterator[Row]:
                 yield row
 
 
-def errors(found: Found, reference: Found) -> dict[str, float]:
-    """The largest differences: of evidence relative to its size, of marginals as they are."""
-    evidence_B, marginal_BTK = found
+def errors(result: Inferred, reference: Inferred) -> dict[str, float]:
+    """Return the largest differences: of the evidence relative to its size, of marginals absolute."""
+    evidence_B, marginal_BTK = result
     return {
         "evidence_relative": float((np.abs(evidence_B - reference[0]) / np.abs(reference[0])).max()),
         "marginals_absolute": float(np.abs(marginal_BTK - reference[1]).max()),
@@ -231,24 +232,24 @@ def errors(found: Found, reference: Found) -> dict[str, float]:
 
 
 def compare_systems(options: Options, progress: Progress) -> dict[str, Any]:
-    """Every system at every number of latents: `{"passes", "errors"}`."""
+    """Measure every system at every number of latents: `{"passes", "errors"}`."""
     passes: list[Row] = []
-    found_errors: dict[int, dict[str, dict[str, float]]] = {}
+    all_errors: dict[int, dict[str, dict[str, float]]] = {}
     bar = progress.add_task("", total=len(options.latents))
     for K in options.latents:
         progress.update(bar, description=f"{K} latents")
         log_emission_BTK = draw_emissions(options.traces, options.lines, K, options.seed)
         systems = all_systems(log_emission_BTK, options.hmmlearn)
         reference = systems[LOGARITHMS if options.hmmlearn else "numpy"]()
-        found_errors[K] = {name: errors(infer(), reference) for name, infer in systems.items() if name != "torch, cuda"}
+        all_errors[K] = {name: errors(infer(), reference) for name, infer in systems.items() if name != "torch, cuda"}
         measured = sorted(measure(systems, options.rounds), key=lambda row: list(systems).index(row["system"]))
         passes += [{"latents": K, **row} for row in measured]
         progress.advance(bar)
-    return {"passes": passes, "errors": found_errors}
+    return {"passes": passes, "errors": all_errors}
 
 
 def sweep_lines(options: Options, progress: Progress) -> list[Row]:
-    """Ours alone, at several lengths of traces, into memory used again."""
+    """Measure ours only, at several lengths of traces, with memory used again."""
     rows: list[Row] = []
     for T in progress.track(options.sweep, description="lengths"):
         log_emission_BTK = draw_emissions(options.traces, T, options.sweep_latents, options.seed)
@@ -264,13 +265,13 @@ Spread = dict[str, float]
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Median, least and most."""
+    """Return median, minimum and maximum."""
     values = list(values)
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def summarise(passes: Sequence[Row], cells_per_latent: int) -> list[Row]:
-    """Spreads over the rounds; `times_ours` is a system's CPU time over ours in the same round."""
+def summarize(passes: Sequence[Row], cells_per_latent: int) -> list[Row]:
+    """Summarize the rounds; `times_ours` is a system's CPU time over ours in the same round."""
     groups: dict[tuple[int, str], dict[int, Row]] = defaultdict(dict)
     for row in passes:
         groups[row["latents"], row["system"]][row["round"]] = row
@@ -287,8 +288,8 @@ def summarise(passes: Sequence[Row], cells_per_latent: int) -> list[Row]:
     ]
 
 
-def summarise_sweep(rows: Sequence[Row], traces: int) -> list[Row]:
-    """CPU time by the number of lines, and per cell (line and latent), which is the same where time is linear."""
+def summarize_sweep(rows: Sequence[Row], traces: int) -> list[Row]:
+    """Summarize CPU time by number of lines, and per cell (line and latent), which is constant if time is linear."""
     by_lines: dict[tuple[int, int], list[float]] = defaultdict(list)
     for row in rows:
         by_lines[row["lines"], row["latents"]].append(row["cpu_ms"])
@@ -354,8 +355,8 @@ def main(options: Options) -> None:
         result |= compare_systems(options, progress)
         result["lengths"] = sweep_lines(options, progress)
     result["summary"] = {
-        "systems": summarise(result["passes"], options.traces * options.lines),
-        "lengths": summarise_sweep(result["lengths"], options.traces),
+        "systems": summarize(result["passes"], options.traces * options.lines),
+        "lengths": summarize_sweep(result["lengths"], options.traces),
     }
     show(result, options, console)
     output = options.output or RESULTS / "posterior.json"

@@ -1,9 +1,9 @@
-"""Choose the codebook's settings without planted labels: hide prompts, infer latents, see which words come back.
+"""Choose the codebook's settings without planted labels: hide prompts, infer latents and count the recovered words.
 
-A fifth of the documented traces lose their prompt. The codebook learns from the rest and infers the latents of all;
-the hidden prompts are then written from the latents. Precision and recall count words, each latent's names sharing
-one count: with two synonyms for every idiom, 0.5 is the most that anything can reach. A codebook that merges
-intents loses precision, one that misses switches loses recall.
+A fifth of the documented traces lose their prompt. The codebook learns from the rest and infers the latents of all
+traces; the hidden prompts are then written from the latents. Precision and recall count words, where the names of a
+latent share one count: with two synonyms for every idiom, the maximum is 0.5. A codebook that merges intents loses
+precision, one that misses switches loses recall.
 
     python benchmarks/prompt_recovery.py --seeds 20 21
 """
@@ -39,43 +39,45 @@ SETTINGS: dict[str, CodebookConfig] = {
 
 @dataclass(frozen=True)
 class Options:
-    """seeds: domains to measure on; use tuning seeds, not those of a study. restarts: of each setting."""
+    """What to measure."""
 
     seeds: tuple[int, ...] = (20, 21)
+    """Domains to measure on; use tuning seeds, not those of a study."""
     restarts: int = 3
+    """EM restarts of each setting."""
 
 
 def without_prompt(trace: ExpertTrace) -> ExpertTrace:
-    """The trace with the comment lines of its prompt removed."""
+    """Return the trace without the comment lines of its prompt."""
     lines = trace.prompt.splitlines(keepends=True)
     prompt = "".join(line for line in lines if not line.startswith("#"))
     return replace(trace, task=replace(trace.task, prompt=prompt))
 
 
 def recovery(traces: Sequence[ExpertTrace], config: CodebookConfig, seed: int) -> tuple[float, float]:
-    """Precision and recall of the words of hidden prompts."""
+    """Return precision and recall of the words of hidden prompts."""
     documented = [index for index, trace in enumerate(traces) if prompt_words(trace.prompt)]
     hidden = set(documented[::5])
     shown = [without_prompt(trace) if index in hidden else trace for index, trace in enumerate(traces)]
     corpus = encode_traces(shown)
     codebook = learn_codebook(corpus, config, np.random.default_rng(seed))
     names, paths = words_by_latent(corpus, codebook.word_WK), viterbi(corpus, codebook)
-    found = written = wanted = 0.0
+    recovered = written = wanted = 0.0
     for index in hidden:
         want = Counter(prompt_words(traces[index].prompt))
         got: dict[str, float] = defaultdict(float)
         for latent in paths[index].segment_latents:
             for word in names[latent]:
                 got[word] += 1.0 / len(names[latent])
-        found += sum(min(got[word], count) for word, count in want.items())
+        recovered += sum(min(got[word], count) for word, count in want.items())
         written += sum(got.values())
         wanted += sum(want.values())
-    return found / max(written, 1e-9), found / wanted
+    return recovered / max(written, 1e-9), recovered / wanted
 
 
 def main(options: Options) -> None:
     """Measure every setting on every seed and print a table."""
-    table = Table(title="words of hidden prompts recovered (0.5 is the most)")
+    table = Table(title="words of hidden prompts recovered (the maximum is 0.5)")
     for column in ("setting", *(f"seed {seed}: precision, recall" for seed in options.seeds)):
         table.add_column(column)
     for name, config in SETTINGS.items():

@@ -1,14 +1,14 @@
-"""How fast `ra3gym.lm.generate` samples, beside `model.generate` of transformers, in one run.
+"""Measure how fast `ra3gym.lm.generate` samples, compared to `model.generate` of transformers in the same run.
 
-Both sample the same number of completions behind the same prompts, 8 to a prompt, up to the same length, with no end
-token in reach. `model.generate` gets each prompt once for each of its rows, with neither top-k nor top-p; ours also
-returns the log-probability of each token. In each round every system takes its turn; a first round warms up and does
-not count. Figures are medians over the rounds; a ratio is taken within a round, in wall-clock time and in the process's
-CPU time: on a machine that other work shares, the second says what the code costs.
+Both sample the same number of completions of the same prompts, 8 for each prompt, up to the same length, and never an
+end token. `model.generate` reads each prompt once for each of its rows, with neither top-k nor top-p. Ours also returns
+the log-probability of each token. In each round every system takes its turn; the first round warms up and does not
+count. Figures are medians over the rounds. A ratio is taken within a round, in wall-clock time and in the process's CPU
+time; on a shared machine, the second is the cost of the code.
 
-Ahead of any timing, in float32: the greedy tokens of both are compared, and the log-probabilities of our samples with
-those of a full forward pass over the finished sequences. How far that pass is itself from one in float64 stands beside:
-no sampler in float32 can be nearer.
+Before any timing, in float32, the greedy tokens of both are compared, and the log-probabilities of our samples are
+compared to those of a full forward pass over the finished sequences. The difference of that pass to a pass in float64
+is shown too: no sampler in float32 can be closer.
 
 Models: `tiny`, a Llama of 4 layers, 256 wide, over 4,096 tokens, prompts of 64 and 64 new tokens, and the same with
 `grouped` queries (4 heads, 2 key-value heads); with `--smollm2 PATH` (a folder or the GGUF file of the wheel
@@ -47,19 +47,19 @@ from ra3gym.runs.manifest import describe_start
 RESULTS = Path(__file__).with_name("results")
 OURS, PEER = "ra3gym.lm.generate", "model.generate"
 CHECKED_ROWS = 16
-"""Rows whose log-probabilities are checked."""
+"""How many rows have their log-probabilities checked."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, and where the results go."""
+    """What to measure, and where to write results."""
 
     output: Path | None = None
-    """Where the JSON goes; benchmarks/results/sampler.json for the CPU."""
+    """The JSON file; benchmarks/results/sampler.json for the CPU."""
     smollm2: Path | None = None
-    """SmolLM2-135M: a folder of `save_pretrained`, or its GGUF file; left out without it."""
+    """SmolLM2-135M: a folder of `save_pretrained`, or its GGUF file; skipped by default."""
     rounds: int = 5
     """Rounds that count."""
     batch_sizes: tuple[int, ...] = (8, 32, 128)
@@ -113,7 +113,7 @@ def make_cases(options: Options) -> list[Case]:
 
 
 def prompts_of(case: Case, rows: int, options: Options) -> list[list[int]]:
-    """Random tokens: what is said does not matter to the clock."""
+    """Random tokens, since the content does not matter for timing."""
     generator = torch.Generator().manual_seed(options.seed)
     size = (rows // options.group_size, case.prompt_length)
     prompts: list[list[int]] = torch.randint(3, case.model.config.vocab_size, size, generator=generator).tolist()
@@ -121,7 +121,7 @@ def prompts_of(case: Case, rows: int, options: Options) -> list[list[int]]:
 
 
 def ours(case: Case, prompts: list[list[int]], options: Options, greedy: bool = False) -> lm.Samples:
-    """Our sampler; a token that may never be sampled stands for the end."""
+    """Our sampler; the end token is one that may never be sampled."""
     vocab_size = case.model.config.vocab_size
     return lm.generate(
         case.model,
@@ -137,7 +137,7 @@ def ours(case: Case, prompts: list[list[int]], options: Options, greedy: bool = 
 
 
 def peer(case: Case, prompts: list[list[int]], options: Options, greedy: bool = False) -> Tensor:
-    """The sampler of transformers; the new tokens."""
+    """The sampler of transformers; returns the new tokens."""
     ids = torch.tensor(prompts, device=options.device).repeat_interleave(options.group_size, 0)
     torch.manual_seed(options.seed)
     case.model.generation_config.eos_token_id = None
@@ -152,7 +152,7 @@ def peer(case: Case, prompts: list[list[int]], options: Options, greedy: bool = 
 
 
 def forward(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> Tensor:
-    """`logp_TV` ahead of each token of a completion, in one pass; the token that stands for the end is left out."""
+    """`logp_TV` of each token of a completion, in one pass, without the end token."""
     ids_1T = torch.tensor([[*prompt, *completion]], device=model.device)
     logits_TV: Tensor = model(ids_1T).logits[0, len(prompt) - 1 : -1, :-1]
     return logits_TV.log_softmax(-1)
@@ -160,10 +160,10 @@ def forward(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> Ten
 
 @torch.no_grad()
 def check(case: Case, prompts: list[list[int]], options: Options) -> Row:
-    """Greedy tokens of both; our log-probabilities, and those of float32 at large, beside those of a full pass.
+    """Compare the greedy tokens of both, and our log-probabilities with those of full passes in float32 and float64.
 
-    Where greedy tokens differ, the gap is how far apart a full pass has the two candidates, at each row's first
-    difference: a few times the rounding error is a tie.
+    Where greedy tokens differ, the gap is the difference between the two candidates in a full pass, at each row's first
+    difference. A gap of a few rounding errors is a tie.
     """
     taken_RT, peer_RT = ours(case, prompts, options, greedy=True).tokens_RT, peer(case, prompts, options, greedy=True)
     different_RT = taken_RT != peer_RT
@@ -184,14 +184,14 @@ def check(case: Case, prompts: list[list[int]], options: Options) -> Row:
 
 
 def timed(system: str, case: Case, prompts: list[list[int]], options: Options) -> Row:
-    """One turn."""
+    """Time one turn of a system."""
     cpu, wall = time.process_time(), now(options.device)
     (ours if system == OURS else peer)(case, prompts, options)
     return {"seconds": now(options.device) - wall, "cpu_seconds": time.process_time() - cpu}
 
 
 def measure(case: Case, options: Options, console: Console) -> tuple[list[Row], list[Row]]:
-    """Checks and turns of one model."""
+    """Run the checks and turns of one model."""
     batches = {rows: prompts_of(case, rows, options) for rows in options.batch_sizes}
     checks = []
     for rows, prompts in batches.items():
@@ -210,12 +210,12 @@ def measure(case: Case, options: Options, console: Console) -> tuple[list[Row], 
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
-    """Median, least and most."""
+    """Return median, minimum and maximum."""
     values = list(values)
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def summarise(passes: Sequence[Row], cases: Sequence[Case]) -> list[Row]:
+def summarize(passes: Sequence[Row], cases: Sequence[Case]) -> list[Row]:
     """One entry per model, type and batch: tokens per second of both, and the peer's time over ours in each round."""
     tokens = {case.name: case.new_tokens for case in cases}
     groups: dict[tuple[str, str, int], dict[int, dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
@@ -270,7 +270,7 @@ def main(options: Options) -> None:
         sys.exit(f"error: dtypes {sorted(unknown)} are unknown; choose from {', '.join(DTYPES)}")
     console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
     lm.quiet_libraries()
-    lm.keep_freed_memory()  # both gain
+    lm.keep_freed_memory()  # for both systems
     kept = {name: value for name, value in asdict(options).items() if not isinstance(value, Path)}
     result: Row = {**describe_start(), "options": kept}
     loads = [os.getloadavg()[0]]
@@ -281,7 +281,7 @@ def main(options: Options) -> None:
         for rows, more in zip((checks, passes), measure(case, options, console), strict=True):
             rows += more
     loads.append(os.getloadavg()[0])
-    summary = summarise(passes, cases)
+    summary = summarize(passes, cases)
     result |= {"load_average_before_and_after": loads, "checks": checks, "passes": passes, "summary": summary}
     show(summary, checks, console)
     console.print(f"load average before and after: {loads[0]:.1f}, {loads[1]:.1f} on {os.cpu_count()} cores")

@@ -49,7 +49,7 @@ def test_times_are_compared_within_a_round(benchmark: ModuleType) -> None:
         {"latents": 8, "system": system, "round": number, "cpu_ms": cpu, "wall_ms": 2 * cpu}
         for (system, number), cpu in times.items()
     ]
-    ours, peer = benchmark.summarise(passes, cells_per_latent=1000)
+    ours, peer = benchmark.summarize(passes, cells_per_latent=1000)
     assert ours["times_ours"] == {"median": 1.0, "min": 1.0, "max": 1.0}
     assert peer["times_ours"] == {"median": 4.0, "min": 3.0, "max": 5.0}
     assert ours["cpu_ms"]["median"] == 3.0
