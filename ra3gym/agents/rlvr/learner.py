@@ -1,9 +1,10 @@
-"""One batch of rollouts to one or several updates of the policy, alone or on every rank of a data-parallel group.
+"""Updates of the policy from one batch of rollouts, on one process or on every rank of a data-parallel group.
 
-The loss is a sum over decisions whose weights come from the whole batch's totals (`token_weights`), so that
-micro-batches and ranks simply add up: how a batch is cut changes nothing but rounding.
+The loss is a sum over decisions whose weights come from the whole batch's totals (`token_weights`). So micro-batches
+and ranks add up: how a batch is cut changes nothing but rounding.
 
-Shape suffixes: R rows of this rank, T tokens, A rows of all ranks, B rows of a micro-batch.
+Shape letters: see CONTRIBUTING.md (R rows of this rank, B rows of a micro-batch, T time). Names that begin with `all_`
+hold the rows of all ranks.
 """
 
 from __future__ import annotations
@@ -28,41 +29,55 @@ from ra3gym.agents.rlvr.rollouts.rollouts import Rollouts
 
 @dataclass(frozen=True)
 class UpdateMetrics:
-    """What a batch's updates did; means over decisions of all ranks and updates."""
+    """Measurements of a batch's updates: means over the decisions of all ranks and updates.
+
+    Attributes:
+        loss: of the policy and the value head together.
+        grad_norm: largest over the updates, before clipping; 0 if there was nothing to learn.
+        clip_fraction: share of the decisions whose gradient the objective's clipping removed.
+        kl: estimate of the divergence to the reference, nats per decision; `None` without a reference.
+        value_loss: of the value head; `None` without one.
+    """
 
     loss: float
     grad_norm: float
-    """Largest over the updates, ahead of clipping; 0 where nothing was learnt."""
     clip_fraction: float
-    """Share of the decisions whose gradient the objective's clipping took away."""
     kl: float | None
-    """Estimate of the divergence to the reference, nats per decision; `None` without a reference."""
     value_loss: float | None
 
 
 @dataclass(frozen=True)
 class _Fixed:
-    """What stays the same over a batch's updates; tensors of this rank's rows, on the policy's device."""
+    """Tensors that stay the same over a batch's updates, on the policy's device.
+
+    Attributes:
+        old_logp_RT: `None` when a batch gets a single update, whose own log-probabilities are the old ones.
+        all_decisions_R: number of decisions in each row, of all ranks.
+    """
 
     marks: Marks
     advantage_RT: Tensor
     sampled_logp_RT: Tensor
     old_logp_RT: Tensor | None
-    """`None` where one update follows each batch: its own log-probabilities are the old ones then."""
     reference_logp_RT: Tensor | None
     old_value_RT: Tensor | None
     return_RT: Tensor | None
-    decisions_A: Tensor
-    """Decisions in each row of all ranks."""
+    all_decisions_R: Tensor
 
 
 class Learner:
-    """Holds the policy, its optimiser and what the loss is made of.
+    """Computes the loss of rollouts and updates the policy.
 
     Args:
-        policy: as `accelerator.prepare` gave it.
-        optimizer: likewise.
+        policy: as `accelerator.prepare` returned it.
+        optimizer: as `accelerator.prepare` returned it.
+        accelerator: sums over ranks and clips gradients.
+        algorithm: advantage and objective.
+        scope: marks the decisions.
+        config: weights, lengths and the size of micro-batches.
         reference: the frozen model that KL is measured to; `None` without KL.
+        allowed_mask_V: bool, the tokens that could be sampled; all when `None`.
+        on_policy_logp: the sampler's log-probabilities are the policy's own (`Sampler.on_policy_logp`).
     """
 
     def __init__(
@@ -85,22 +100,22 @@ class Learner:
         self._on_policy_logp = on_policy_logp
 
     def step(self, rollouts: Rollouts) -> UpdateMetrics:
-        """Update the policy on one batch; `NonFiniteError` (with the policy untouched) for a gradient that is not."""
+        """Update the policy on one batch; `NonFiniteError` for a gradient that is not finite, without that update."""
         fixed = self._prepare(rollouts)
-        algorithm, group_size = self._algorithm, rollouts.group_size
+        algorithm = self._algorithm
         totals = torch.zeros(4, dtype=torch.float64)
         grad_norm = 0.0
         self._policy.train()
         for _ in range(algorithm.updates_per_batch):
             for part in range(algorithm.minibatches):
                 groups = range(part, len(rollouts.tasks), algorithm.minibatches)
-                rows = [row for index in groups for row in range(*rollouts.group(index).indices(1 << 62))]
-                sums, norm = self._update(rollouts, fixed, rows, group_size)
+                rows = [row for group in groups for row in rollouts.rows_of(group)]
+                sums, norm = self._update(rollouts, fixed, rows)
                 totals += sums
                 grad_norm = max(grad_norm, norm)
         self._policy.eval()
         count = algorithm.updates_per_batch * algorithm.minibatches
-        decisions = max(1.0, float(fixed.decisions_A.sum())) * algorithm.updates_per_batch
+        decisions = max(1.0, float(fixed.all_decisions_R.sum())) * algorithm.updates_per_batch
         loss, clipped, kl, value = self._sum_over_ranks(totals).tolist()
         return UpdateMetrics(
             loss=loss / count,
@@ -111,7 +126,7 @@ class Learner:
         )
 
     def _prepare(self, rollouts: Rollouts) -> _Fixed:
-        """Score what the updates need from before, and work the advantages out over the batches of all ranks."""
+        """Score the rows with the policy before its updates, and compute advantages over the batches of all ranks."""
         algorithm, device = self._algorithm, self._accelerator.device
         marks = self._scope.mark(rollouts.completions)
         sampled_logp_RT = rollouts.logp_RT[:, : marks.acts_RT.shape[1]]
@@ -136,32 +151,30 @@ class Learner:
             value_RT=None if value_RT is None else value_RT * marks.acts_RT,
         )
         whole = self._gathered(local)
-        advantage_AT = algorithm.advantages(whole)
-        return_AT = algorithm.returns(whole, advantage_AT) if algorithm.needs_value else None
-        mine = slice(self._accelerator.process_index * len(local.reward_R), None)
-        rows, T = len(local.reward_R), marks.acts_RT.shape[1]
+        all_advantage_RT = algorithm.advantages(whole)
+        all_return_RT = algorithm.returns(whole, all_advantage_RT) if algorithm.needs_value else None
+        R, T = marks.acts_RT.shape
+        first_row = self._accelerator.process_index * R
 
         def here(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device)
 
-        def of_this_rank(tensor_AT: Tensor | None) -> Tensor | None:
-            return None if tensor_AT is None else tensor_AT[mine][:rows, :T].to(device)
+        def of_this_rank(all_RT: Tensor) -> Tensor:
+            return all_RT[first_row : first_row + R, :T].to(device)
 
-        advantage_RT = of_this_rank(advantage_AT)
-        assert advantage_RT is not None
         return _Fixed(
             marks=Marks(marks.acts_RT.to(device), marks.weight_RT.to(device), marks.duration_RT.to(device)),
-            advantage_RT=advantage_RT,
+            advantage_RT=of_this_rank(all_advantage_RT),
             sampled_logp_RT=sampled_logp_RT.to(device),
             old_logp_RT=here(old_logp_RT),
             reference_logp_RT=here(reference_RT),
             old_value_RT=here(value_RT),
-            return_RT=of_this_rank(return_AT),
-            decisions_A=whole.acts_RT.sum(1),
+            return_RT=None if all_return_RT is None else of_this_rank(all_return_RT),
+            all_decisions_R=whole.acts_RT.sum(1),
         )
 
     def _gathered(self, local: RolloutBatch) -> RolloutBatch:
-        """The batch of all ranks, in the order of the ranks."""
+        """Return the batch of all ranks, in the order of the ranks."""
         if self._accelerator.num_processes == 1:
             return local
 
@@ -183,7 +196,7 @@ class Learner:
 
     @torch.no_grad()
     def _score(self, policy: Any, rollouts: Rollouts) -> PolicyScores:
-        """Every row's scores under a policy, on the CPU."""
+        """Return every row's scores under a policy, on the CPU."""
         was_training = policy.training
         policy.eval()
         length = max(map(len, rollouts.completions))
@@ -206,13 +219,15 @@ class Learner:
             stacked([part.mask_RT for part in parts]),
         )
 
-    def _update(self, rollouts: Rollouts, fixed: _Fixed, rows: Sequence[int], group_size: int) -> tuple[Tensor, float]:
-        """One optimiser step on some rows of every rank: sums over this rank's decisions, and the gradient's norm."""
+    def _update(self, rollouts: Rollouts, fixed: _Fixed, rows: Sequence[int]) -> tuple[Tensor, float]:
+        """Take an optimizer step on some rows of every rank; return this rank's sums and the gradient's norm.
+
+        The sums are those of `_loss`.
+        """
         algorithm, accelerator = self._algorithm, self._accelerator
         num_ranks = accelerator.num_processes
-        # The same groups of every rank make up the minibatch.
-        per_rank = len(fixed.decisions_A) // num_ranks
-        decisions = int(sum(fixed.decisions_A[rank * per_rank + torch.tensor(rows)].sum() for rank in range(num_ranks)))
+        # The minibatch consists of the same rows of every rank.
+        decisions = int(fixed.all_decisions_R.view(num_ranks, -1)[:, torch.tensor(rows)].sum())
         weight_RT = fixed.marks.weight_RT * token_weights(
             fixed.marks.acts_RT,
             algorithm.aggregation,
@@ -225,13 +240,13 @@ class Learner:
         sums = torch.zeros(4, dtype=torch.float64)
         batches = self._as_many_on_every_rank(list(self._micro_batches(rollouts, rows)))
         if not batches:
-            return sums, 0.0  # no rank has anything to learn
+            return sums, 0.0  # there is nothing to learn on any rank
         self._optimizer.zero_grad(set_to_none=True)
         for index, chosen in enumerate(batches):
             last = index == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self._policy):
                 loss, parts = self._loss(rollouts, fixed, weight_RT, chosen)
-                # Wrappers average gradients over ranks; the weights make them add up.
+                # Data-parallel wrappers average gradients over ranks, and here they have to add up.
                 accelerator.backward(loss * num_ranks)
                 sums += parts
         norm = float(accelerator.clip_grad_norm_(self._policy.parameters(), self._config.max_grad_norm))
@@ -241,10 +256,13 @@ class Learner:
         return sums, norm
 
     def _loss(self, rollouts: Rollouts, fixed: _Fixed, weight_RT: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The loss of a micro-batch, and (loss, clipped decisions, KL, value loss) as sums. No rows: a loss of 0."""
+        """Return the loss of a micro-batch, and the sums of loss, clipped decisions, KL and value loss.
+
+        Without rows the loss is 0.
+        """
         algorithm = self._algorithm
         scores: PolicyScores = self._policy(self._request(rollouts, rows or [0]))
-        if not rows:  # this rank keeps the others company: wrappers communicate in every pass
+        if not rows:  # other ranks have rows, and data-parallel wrappers communicate in every pass
             zero = scores.logp_RT.sum() * 0.0
             if scores.value_RT is not None:
                 zero = zero + scores.value_RT.sum() * 0.0
@@ -283,7 +301,7 @@ class Learner:
         return loss, torch.tensor([float(loss.detach()), clipped, kl_sum, value_sum], dtype=torch.float64)
 
     def _every_row_counts(self) -> bool:
-        """Whether rows without advantage have a gradient all the same."""
+        """Return whether rows without advantage have a gradient, too."""
         algorithm = self._algorithm
         return bool(
             (self._reference is not None and algorithm.kl_place == "loss")
@@ -304,7 +322,7 @@ class Learner:
         )
 
     def _micro_batches(self, rollouts: Rollouts, rows: Sequence[int]) -> Iterator[list[int]]:
-        """Rows in order, cut so that a pass has at most `tokens_per_forward` tokens (one row at least)."""
+        """Yield the rows in order, in batches of at most `tokens_per_forward` tokens (but at least one row)."""
         most = self._config.tokens_per_forward
         assert most is not None
         batch: list[int] = []
@@ -322,7 +340,7 @@ class Learner:
             yield batch
 
     def _as_many_on_every_rank(self, batches: list[list[int]]) -> list[list[int]]:
-        """The batches, with empty ones behind them up to the number that the busiest rank has."""
+        """Append empty batches, so that every rank has as many as the rank with most."""
         if self._accelerator.num_processes == 1:
             return batches
         count = torch.tensor([len(batches)], device=self._accelerator.device)
@@ -337,7 +355,7 @@ class Learner:
 
 
 class NonFiniteError(ArithmeticError):
-    """A gradient that is not finite; the update was not made."""
+    """A gradient that is not finite; its update was not made."""
 
     def __init__(self, grad_norm: float, loss: float) -> None:
         super().__init__(f"gradient norm {grad_norm}, loss {loss}")

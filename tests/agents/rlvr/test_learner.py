@@ -118,7 +118,9 @@ def judged(model: Any, tokenizer: Any, tasks: list[CodeTask], judge: Judge, rows
     sampler = ModelSampler()
     sampler.update(model)
     settings = RolloutSettings(group_size=32, max_new_tokens=12, temperature=1.0, rows_per_sample=rows_per_sample)
-    return roll_out(sampler, tokenizer, model, tasks, range(len(tasks)), Grader(judge), settings)
+    prompts = [lm.encode_prompt(tokenizer, task.prompt) for task in tasks]
+    loaded = lm.LoadedModel(model, tokenizer)
+    return roll_out(sampler, loaded, tasks, prompts, range(len(tasks)), Grader(judge), settings)
 
 
 def test_samples_are_judged_without_their_latents(undecided: Any, tokenizer: Any, judge: Judge) -> None:

@@ -61,7 +61,8 @@ def pass_rates(loaded: LoadedModel, tasks: list[CodeTask], judge: Judge, samples
     sampler = ModelSampler()
     sampler.update(loaded.model)
     seeds = [stream_seed(stream, index) for index in range(len(tasks))]
-    programs = roll_out(sampler, loaded.tokenizer, loaded.model, tasks, seeds, Grader(judge), settings)
+    prompts = [lm.encode_prompt(loaded.tokenizer, task.prompt) for task in tasks]
+    programs = roll_out(sampler, loaded, tasks, prompts, seeds, Grader(judge), settings)
     rates: list[float] = programs.passed_R.view(len(tasks), samples).float().mean(1).tolist()
     return rates
 

@@ -48,8 +48,8 @@ def folder(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     registry = importlib.import_module("ra3gym.agents.rlvr.algorithms.registry")
-    monkeypatch.setattr(registry, "_ALGORITHMS", dict(registry._ALGORITHMS))
-    monkeypatch.setattr(composition, "_ADVANTAGES", dict(composition._ADVANTAGES))
+    monkeypatch.setattr(registry._ALGORITHMS, "_entries", dict(registry._ALGORITHMS._entries))
+    monkeypatch.setattr(composition._ADVANTAGES, "_entries", dict(composition._ADVANTAGES._entries))
     yield tmp_path
     sys.modules.pop("best", None)
 

@@ -10,7 +10,7 @@ Shape suffixes: P prompts, G samples of each, R = P * G rows (those of prompt i 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from ra3gym.agents.rlvr.algorithms import advantages
 from ra3gym.agents.rlvr.algorithms.kl import KLEstimator
 from ra3gym.errors import ConfigError, DataError, UnknownNameError
+from ra3gym.plugins import Registry
 
 Aggregation = Literal["token", "sequence", "length"]
 KLPlace = Literal["loss", "reward"]
@@ -122,8 +123,7 @@ class Algorithm:
     minibatches: int = 1
 
     def __post_init__(self) -> None:
-        check_known("advantage", self.advantage, _ADVANTAGES, "Add your own with register_advantage.")
-        check_known("objective", self.objective, _OBJECTIVES, "Add your own with register_objective.")
+        _ = _ADVANTAGES[self.advantage], _OBJECTIVES[self.objective]  # an unknown name raises here
         check_known("aggregation", self.aggregation, get_args(Aggregation))
         check_known("KL estimator", self.kl_estimator, get_args(KLEstimator))
         check_known("place for the KL", self.kl_place, get_args(KLPlace))
@@ -312,8 +312,8 @@ def _kl_penalty(batch: RolloutBatch, algorithm: Algorithm) -> Tensor | None:
     return algorithm.kl_coefficient * torch.where(batch.acts_RT, batch.kl_RT, 0.0)
 
 
-_ADVANTAGES: dict[str, _Advantage] = {}
-_OBJECTIVES: dict[str, ObjectiveFunction] = {}
+_ADVANTAGES: Registry[_Advantage] = Registry("advantage", "register_advantage")
+_OBJECTIVES: Registry[ObjectiveFunction] = Registry("objective", "register_objective")
 
 
 def register_advantage(
@@ -327,7 +327,7 @@ def register_advantage(
         needs_value: train a value head; its estimates are `batch.value_RT`.
         compares_samples: the advantage is 0 or undefined for a task's only sample, so groups of one are refused.
     """
-    _ADVANTAGES[name] = _Advantage(function, needs_value, compares_samples)
+    _ADVANTAGES.register(name, _Advantage(function, needs_value, compares_samples))
 
 
 def register_objective(name: str, function: ObjectiveFunction) -> None:
@@ -336,11 +336,10 @@ def register_objective(name: str, function: ObjectiveFunction) -> None:
     It returns `(loss_RT, clipped_RT)`: the loss per token, not reduced, and a bool mask for the statistics. One of that
     name is replaced.
     """
-    _OBJECTIVES[name] = function
+    _OBJECTIVES.register(name, function)
 
 
-def check_known(kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+def check_known(kind: str, name: str, known: Collection[str]) -> None:
     """Raise `UnknownNameError` unless `name` is among `known`."""
-    known = tuple(known)
     if name not in known:
-        raise UnknownNameError(kind, name, known, hint)
+        raise UnknownNameError(kind, name, known)

@@ -24,8 +24,13 @@ from torch import Tensor
 from ra3gym.errors import DataError
 
 
-def policy_gradient(logp_RT: Tensor, advantage_RT: Tensor, acts_RT: Tensor) -> tuple[Tensor, Tensor]:
-    """`-A_t log pi(a_t)`: REINFORCE (Williams 1992). On-policy only: it knows no ratio. Nothing is ever clipped."""
+def policy_gradient(
+    logp_RT: Tensor, old_logp_RT: Tensor, advantage_RT: Tensor, acts_RT: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`-A_t log pi(a_t)`: REINFORCE (Williams 1992). Nothing is ever clipped.
+
+    On-policy only: `old_logp_RT` is not read, as there is no importance ratio.
+    """
     _check_shapes(logp_RT, advantage_RT, acts_RT)
     loss_RT = -torch.where(acts_RT, advantage_RT, 0.0) * torch.where(acts_RT, logp_RT, 0.0)
     return loss_RT, torch.zeros_like(acts_RT)
@@ -88,7 +93,7 @@ def cispo(
     """
     ratio_RT = _log_ratio(logp_RT, old_logp_RT, advantage_RT, acts_RT).detach().exp()
     weight_RT = ratio_RT.clamp(1.0 - clip_low, 1.0 + clip_high)
-    loss_RT, _ = policy_gradient(logp_RT, weight_RT * advantage_RT, acts_RT)
+    loss_RT, _ = policy_gradient(logp_RT, old_logp_RT, weight_RT * advantage_RT, acts_RT)
     return loss_RT, acts_RT & (weight_RT != ratio_RT)
 
 

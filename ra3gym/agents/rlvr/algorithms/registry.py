@@ -25,6 +25,7 @@ clips are idle: `minibatches` or `updates_per_batch` bring them to life (the pap
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -32,9 +33,11 @@ from torch import Tensor
 
 from ra3gym.agents.rlvr.algorithms import advantages, objectives
 from ra3gym.agents.rlvr.algorithms.composition import (
+    AdvantageFunction,
     Aggregation,
     Algorithm,
     KLPlace,
+    ObjectiveFunction,
     RolloutBatch,
     check_known,
     decision_rewards,
@@ -44,6 +47,7 @@ from ra3gym.agents.rlvr.algorithms.composition import (
     row_rewards,
     token_weights,
 )
+from ra3gym.plugins import Registry
 
 __all__ = [
     "Aggregation",
@@ -61,53 +65,40 @@ __all__ = [
     "token_weights",
 ]
 
-_ALGORITHMS: dict[str, Algorithm] = {}
+_ALGORITHMS: Registry[Algorithm] = Registry("RLVR algorithm", "register_algorithm")
 
 
 def register_algorithm(algorithm: Algorithm) -> None:
-    """Make `algorithm` available under its name; one of that name is replaced."""
-    _ALGORITHMS[algorithm.name] = algorithm
+    """Make `algorithm` available under its name; an algorithm of that name is replaced."""
+    _ALGORITHMS.register(algorithm.name, algorithm)
 
 
 def algorithm_names() -> tuple[str, ...]:
-    """Names of all registered algorithms, in the order in which they were registered."""
-    return tuple(_ALGORITHMS)
+    """Return the names of all algorithms, in the order in which they were registered."""
+    return _ALGORITHMS.names()
 
 
 def algorithm(name_or_algorithm: str | Algorithm, **changes: Any) -> Algorithm:
-    """The algorithm of that name, or the one given, with some fields changed.
+    """Return the algorithm of that name, or the given one, with some fields changed.
 
     Raises:
         UnknownNameError: no such algorithm or no such field; the message lists them.
         ConfigError: a value outside its range.
     """
-    if isinstance(name_or_algorithm, Algorithm):
-        found = name_or_algorithm
-    else:
-        check_known("RLVR algorithm", name_or_algorithm, _ALGORITHMS, "Add your own with register_algorithm.")
-        found = _ALGORITHMS[name_or_algorithm]
+    start = _ALGORITHMS[name_or_algorithm] if isinstance(name_or_algorithm, str) else name_or_algorithm
     for change in changes:
-        check_known("field of an RLVR algorithm", change, (field.name for field in fields(Algorithm)))
-    return replace(found, **changes)
+        check_known("field of an RLVR algorithm", change, [field.name for field in fields(Algorithm)])
+    return replace(start, **changes)
 
 
-def _over_the_row(advantage_R: Tensor, batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    return advantages.discount_to_end(advantage_R, batch.duration_RT, batch.acts_RT, algorithm.gamma)
+def _of_rows(row_advantage: Callable[[Tensor, int], Tensor]) -> AdvantageFunction:
+    """Return the advantage of decisions that discounts a row's advantage to its end."""
 
+    def advantage(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
+        advantage_R = row_advantage(row_rewards(batch, algorithm), batch.group_size)
+        return advantages.discount_to_end(advantage_R, batch.duration_RT, batch.acts_RT, algorithm.gamma)
 
-def _group_standardised(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    advantage_R = advantages.group_standardised(row_rewards(batch, algorithm), batch.group_size)
-    return _over_the_row(advantage_R, batch, algorithm)
-
-
-def _group_centred(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    advantage_R = advantages.group_centred(row_rewards(batch, algorithm), batch.group_size)
-    return _over_the_row(advantage_R, batch, algorithm)
-
-
-def _leave_one_out(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    advantage_R = advantages.leave_one_out(row_rewards(batch, algorithm), batch.group_size)
-    return _over_the_row(advantage_R, batch, algorithm)
+    return advantage
 
 
 def _return(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
@@ -120,7 +111,7 @@ def _batch_normalised(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
 
 
 def _group_batch_normalised(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    # The baseline is of the judge's reward; a KL in the reward stays with the decisions.
+    # The baseline is the mean of the judge's rewards; a KL in the reward stays with the decisions.
     centred_R = advantages.group_centred(batch.reward_R, batch.group_size)
     return _batch_normalised(replace(batch, reward_R=centred_R), algorithm)
 
@@ -129,9 +120,9 @@ def _gae_normalised(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
     return advantages.batch_normalised(gae_of(batch, algorithm), batch.acts_RT)
 
 
-register_advantage("group_standardised", _group_standardised, compares_samples=True)
-register_advantage("group_centred", _group_centred, compares_samples=True)
-register_advantage("leave_one_out", _leave_one_out, compares_samples=True)
+register_advantage("group_standardised", _of_rows(advantages.group_standardised), compares_samples=True)
+register_advantage("group_centred", _of_rows(advantages.group_centred), compares_samples=True)
+register_advantage("leave_one_out", _of_rows(advantages.leave_one_out), compares_samples=True)
 register_advantage("return", _return)
 register_advantage("batch_normalised", _batch_normalised)
 register_advantage("group_batch_normalised", _group_batch_normalised, compares_samples=True)
@@ -139,44 +130,22 @@ register_advantage("gae", gae_of, needs_value=True)
 register_advantage("gae_normalised", _gae_normalised, needs_value=True)
 
 
-def _policy_gradient(
-    logp_RT: Tensor, old_logp_RT: Tensor, advantage_RT: Tensor, acts_RT: Tensor, algorithm: Algorithm
-) -> tuple[Tensor, Tensor]:
-    return objectives.policy_gradient(logp_RT, advantage_RT, acts_RT)
+def _with_numbers(objective: Callable[..., tuple[Tensor, Tensor]], *names: str) -> ObjectiveFunction:
+    """Return the objective with these of its keywords read from the algorithm's fields of the same names."""
+
+    def with_algorithm(
+        logp_RT: Tensor, old_logp_RT: Tensor, advantage_RT: Tensor, acts_RT: Tensor, algorithm: Algorithm
+    ) -> tuple[Tensor, Tensor]:
+        numbers = {name: getattr(algorithm, name) for name in names}
+        return objective(logp_RT, old_logp_RT, advantage_RT, acts_RT, **numbers)
+
+    return with_algorithm
 
 
-def _ppo_clip(
-    logp_RT: Tensor, old_logp_RT: Tensor, advantage_RT: Tensor, acts_RT: Tensor, algorithm: Algorithm
-) -> tuple[Tensor, Tensor]:
-    return objectives.ppo_clip(
-        logp_RT,
-        old_logp_RT,
-        advantage_RT,
-        acts_RT,
-        clip_low=algorithm.clip_low,
-        clip_high=algorithm.clip_high,
-        dual_clip=algorithm.dual_clip,
-    )
-
-
-def _gspo(
-    logp_RT: Tensor, old_logp_RT: Tensor, advantage_RT: Tensor, acts_RT: Tensor, algorithm: Algorithm
-) -> tuple[Tensor, Tensor]:
-    low, high = algorithm.clip_low, algorithm.clip_high
-    return objectives.gspo(logp_RT, old_logp_RT, advantage_RT, acts_RT, clip_low=low, clip_high=high)
-
-
-def _cispo(
-    logp_RT: Tensor, old_logp_RT: Tensor, advantage_RT: Tensor, acts_RT: Tensor, algorithm: Algorithm
-) -> tuple[Tensor, Tensor]:
-    low, high = algorithm.clip_low, algorithm.clip_high
-    return objectives.cispo(logp_RT, old_logp_RT, advantage_RT, acts_RT, clip_low=low, clip_high=high)
-
-
-register_objective("policy_gradient", _policy_gradient)
-register_objective("ppo_clip", _ppo_clip)
-register_objective("gspo", _gspo)
-register_objective("cispo", _cispo)
+register_objective("policy_gradient", _with_numbers(objectives.policy_gradient))
+register_objective("ppo_clip", _with_numbers(objectives.ppo_clip, "clip_low", "clip_high", "dual_clip"))
+register_objective("gspo", _with_numbers(objectives.gspo, "clip_low", "clip_high"))
+register_objective("cispo", _with_numbers(objectives.cispo, "clip_low", "clip_high"))
 
 
 # Williams 1992, without any baseline: the yardstick that the others improve on. The sum over a row's decisions is the

@@ -26,8 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ra3gym.errors import ConfigError, UnknownNameError
+from ra3gym.errors import ConfigError
 from ra3gym.lm import latent_ids
+from ra3gym.plugins import Registry
 
 
 @dataclass(frozen=True)
@@ -44,23 +45,24 @@ class TokenKinds:
 ScopeRule = Callable[[TokenKinds], list[bool]]
 """From the kinds of one completion's tokens to which of them are decisions."""
 
-_SCOPES: dict[str, ScopeRule] = {
+_RULES: dict[str, ScopeRule] = {
     "all": lambda kinds: [True] * len(kinds.latent),
     "code": lambda kinds: [not (z or c) for z, c in zip(kinds.latent, kinds.comment, strict=True)],
     "comments": lambda kinds: [z or c for z, c in zip(kinds.latent, kinds.comment, strict=True)],
     "latents": lambda kinds: kinds.latent,
     "decisions": lambda kinds: [z or f for z, f in zip(kinds.latent, kinds.first, strict=True)],
 }
+_SCOPES = Registry("scope", "register_scope", _RULES)
 
 
 def register_scope(name: str, rule: ScopeRule) -> None:
-    """Give a rule of your own a name; an existing one is replaced."""
-    _SCOPES[name] = rule
+    """Make `rule` available as a scope; a scope of that name is replaced."""
+    _SCOPES.register(name, rule)
 
 
 def scope_names() -> tuple[str, ...]:
-    """The names that `Scope` takes."""
-    return tuple(_SCOPES)
+    """Return the names of all scopes, in the order in which they were registered."""
+    return _SCOPES.names()
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,13 @@ class Scope:
         comment_weight: float = 1.0,
         code_weight: float = 1.0,
     ) -> None:
-        if name not in _SCOPES:
-            raise UnknownNameError("scope", name, _SCOPES)
+        self._rule = _SCOPES[name]
         for kind, weight in (("latent", latent_weight), ("comment", comment_weight), ("code", code_weight)):
             if not weight >= 0:
                 raise ConfigError(f"{kind}_weight={weight}: give 0 or more")
         self._latents = frozenset(latent_ids(tokenizer))
         if name == "latents" and not self._latents:
             raise ConfigError("act_on='latents' needs a model with latents, and this tokenizer has none: add_latents")
-        self._rule = _SCOPES[name]
         self._plain = name == "all" and latent_weight == comment_weight == code_weight == 1.0
         self._weights = latent_weight, comment_weight, code_weight
         self._tokenizer = tokenizer

@@ -1,4 +1,4 @@
-"""What a step is trained on: its tasks, their rollouts, and others in the place of those that teach nothing."""
+"""The rollouts that a step trains on; with dynamic sampling, groups without signal are replaced."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from ra3gym.agents.rlvr.config import RLVRConfig
 from ra3gym.agents.rlvr.rollouts.rewards import Reward
 from ra3gym.agents.rlvr.rollouts.rollouts import Rollouts, RolloutSettings, TaskOrder, roll_out, stream_seed
 from ra3gym.agents.rlvr.rollouts.sampler import Sampler
-from ra3gym.lm import LoadedModel
+from ra3gym.lm import LoadedModel, encode_prompt
 from ra3gym.tasks import CodeTask
 
 
 @dataclass(frozen=True)
 class Collected:
-    """A process's share of a step."""
+    """A process's share of a step.
+
+    Attributes:
+        rollouts: to train on.
+        first: as first sampled for the step's tasks; differs from `rollouts` only with dynamic sampling.
+        tokens: number of sampled tokens, replaced rollouts included.
+    """
 
     rollouts: Rollouts
-    """To train on."""
     first: Rollouts
-    """As sampled for the step's own tasks; the same but with dynamic sampling."""
     tokens: int
-    """Sampled in all."""
 
 
 class Collector:
@@ -35,13 +38,15 @@ class Collector:
 
     Args:
         tasks: of the run.
-        sampler, reward: where programs come from, and what grades them.
-        loaded: the model whose tokenizer and end tokens count.
+        sampler: samples the programs.
+        reward: grades them.
+        loaded: the policy, for its tokenizer and end tokens.
         settings: of the rollouts.
-        algorithm: its overlong punishment, and whether it samples dynamically.
-        config: tasks per step, and how often a step may sample anew.
+        algorithm: says how overlong programs are punished, and whether sampling is dynamic.
+        config: says how many tasks a step has, and how often it may sample again.
         seed: of the run.
-        rank, num_ranks: which share; `config.tasks_per_step` must divide by the second.
+        rank: which share.
+        num_ranks: number of shares; must divide `config.tasks_per_step`.
     """
 
     def __init__(
@@ -61,18 +66,19 @@ class Collector:
         self._tasks, self._sampler, self._reward, self._loaded = tasks, sampler, reward, loaded
         self._settings, self._algorithm, self._config, self._seed = settings, algorithm, config, seed
         self._order = TaskOrder(len(tasks), seed)
+        self._prompts: dict[int, list[int]] = {}
         count = config.tasks_per_step // num_ranks
         self._places = range(count * rank, count * (rank + 1))
 
     def collect(self, step: int) -> Collected:
-        """The rollouts of step 1, 2, ...; with dynamic sampling, groups without signal are replaced where it can."""
+        """Return the rollouts of step 1, 2, ...; groups without signal stay only when no replacement was found."""
         begin = (step - 1) * self._config.tasks_per_step
         chosen = [self._order[begin + place] for place in self._places]
         first = self._roll_out(chosen, [stream_seed(self._seed, step, place) for place in self._places])
         if not self._algorithm.dynamic_sampling:
             return Collected(first, first, first.num_tokens)
-        count, tokens, good = len(chosen), first.num_tokens, first.informative
-        kept, spare = first.select(good), [index for index in range(count) if index not in good]
+        count, tokens, informative = len(chosen), first.num_tokens, first.informative
+        kept = first.select(informative)
         for attempt in range(1, self._config.max_resamples + 1):
             missing = count - len(kept.tasks)
             if missing == 0:
@@ -84,16 +90,23 @@ class Collector:
             )
             tokens += fresh.num_tokens
             kept = Rollouts.joined([kept, fresh.select(fresh.informative)])
-        rest = first.select(spare[: count - len(kept.tasks)])
+        others = [group for group in range(count) if group not in informative]
+        rest = first.select(others[: count - len(kept.tasks)])
         return Collected(Rollouts.joined([kept, rest]), first, tokens)
 
     def _roll_out(self, chosen: Sequence[int], seeds: Sequence[int]) -> Rollouts:
         tasks = [self._tasks[index] for index in chosen]
-        model, tokenizer = self._loaded.model, self._loaded.tokenizer
-        rollouts = roll_out(self._sampler, tokenizer, model, tasks, seeds, self._reward, self._settings)
+        prompts = [self._prompt(index) for index in chosen]
+        rollouts = roll_out(self._sampler, self._loaded, tasks, prompts, seeds, self._reward, self._settings)
         punishment_R = soft_overlong_punishment(
             torch.tensor([len(ids) for ids in rollouts.completions]),
             max_new_tokens=self._config.max_new_tokens,
             buffer=self._algorithm.overlong_buffer,
         )
         return replace(rollouts, reward_R=rollouts.reward_R + punishment_R)
+
+    def _prompt(self, index: int) -> list[int]:
+        """Return a task's prompt as token ids, encoded once per run."""
+        if index not in self._prompts:
+            self._prompts[index] = encode_prompt(self._loaded.tokenizer, self._tasks[index].prompt)
+        return self._prompts[index]

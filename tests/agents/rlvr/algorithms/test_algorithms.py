@@ -61,9 +61,9 @@ def rows(*numbers: float) -> Tensor:
 @pytest.fixture
 def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registrations of a test end with it."""
-    monkeypatch.setattr(family, "_ALGORITHMS", dict(family._ALGORITHMS))
-    monkeypatch.setattr(composition, "_ADVANTAGES", dict(composition._ADVANTAGES))
-    monkeypatch.setattr(composition, "_OBJECTIVES", dict(composition._OBJECTIVES))
+    monkeypatch.setattr(family._ALGORITHMS, "_entries", dict(family._ALGORITHMS._entries))
+    monkeypatch.setattr(composition._ADVANTAGES, "_entries", dict(composition._ADVANTAGES._entries))
+    monkeypatch.setattr(composition._OBJECTIVES, "_entries", dict(composition._OBJECTIVES._entries))
 
 
 def test_the_family() -> None:

@@ -104,12 +104,8 @@ GSPO = partial(gspo, clip_low=0.05, clip_high=0.1)
 CISPO = partial(cispo, clip_low=1.0, clip_high=0.5)
 
 
-def reinforce(logp: Tensor, old: Tensor, advantage: Tensor, acts: Tensor) -> tuple[Tensor, Tensor]:
-    return policy_gradient(logp, advantage, acts)
-
-
 CASES = {
-    "policy_gradient": (reinforce, numpy_policy_gradient),
+    "policy_gradient": (policy_gradient, numpy_policy_gradient),
     "ppo": (PPO, partial(numpy_ppo, low=0.2, high=0.28)),
     "dual clip": (DUAL, partial(numpy_ppo, low=0.2, high=0.2, dual=3.0)),
     "gspo": (GSPO, partial(numpy_gspo, low=0.05, high=0.1)),
@@ -140,7 +136,7 @@ def test_cispo_by_hand() -> None:
 
 
 def test_policy_gradient_by_hand() -> None:
-    loss, clipped = policy_gradient(LOGP, ADVANTAGE, ACTS)
+    loss, clipped = policy_gradient(LOGP, OLD_LOGP, ADVANTAGE, ACTS)
     assert_close(loss[:, :7], -ADVANTAGE[:, :7] * LOGP[:, :7])
     assert loss[0, 7] == 0
     assert not clipped.any()

@@ -102,7 +102,8 @@ def test_the_rule_ends_a_row_as_soon_as_decoding_at_each_watched_token_would(
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)) | {0, len(text)})
     parts = [text[a:b] for a, b in pairwise(cuts)]
     ids = [token for part in parts for token in tokenizer.encode(part, add_special_tokens=False)]
-    rule = FunctionEnd(tokenizer, [INSIDE, task], 2)
+    prompts = [lm.encode_prompt(tokenizer, one.prompt) for one in (INSIDE, task)]
+    rule = FunctionEnd(tokenizer, [INSIDE, task], prompts, 2)
     told = next(n for n in count(1) if n > len(ids) or (ids[n - 1] in rule.watched_ids and rule.ends(2, ids[:n])))
 
     def ended(n: int) -> bool:
@@ -125,7 +126,7 @@ def test_sampled_programs_end_there_and_are_graded_alike(loaded: lm.LoadedModel)
     options |= {"allowed_mask_V": allowed_V}
     whole, ended = (
         lm.generate(loaded.model, prompts, generator=torch.Generator().manual_seed(0), stop=stop, **options)
-        for stop in (None, FunctionEnd(tokenizer, tasks, 8))
+        for stop in (None, FunctionEnd(tokenizer, tasks, prompts, 8))
     )
     assert ended.finished_R.sum() > 4
     for row, (long, short) in enumerate(zip(whole.completions(), ended.completions(), strict=True)):
