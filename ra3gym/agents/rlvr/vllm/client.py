@@ -1,12 +1,12 @@
-"""HTTP to a vLLM server: requests, many at a time, and what goes wrong between two machines.
+"""HTTP to a vLLM server: concurrent requests, and the failures between two machines.
 
-Only the standard library is used. What went wrong is told in a `SamplerError` that names the URL and the way out:
+Only the standard library is used. A failure raises a `SamplerError` that names the URL and the way out:
 
-- a server that cannot be reached is told at once, ready or not: one that went away has lost the weights pushed to it,
-  and waiting for another to take its place would mean sampling from other weights without a word;
-- a connection lost after the request was sent, and the answers "busy" and "not now" (429, 502, 503, 504), are tried
-  again a few times; everything asked here is harmless to ask twice (seeded sampling, loading the same folder);
-- any other refusal, a timeout and an answer that is not JSON are told at once.
+- a server that cannot be reached raises at once: it has lost the weights that were pushed to it, and another server in
+  its place would silently sample from other weights;
+- a connection lost after the request was sent, and the answers 429, 502, 503 and 504 (busy), lead to a few more
+  attempts; every request here may be sent twice (seeded sampling, loading the same folder);
+- any other refusal, a timeout and an answer that is not JSON raise at once.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _START_ONE = "start one as docs/vllm.md says, or correct the URL"
 
 
 class _ConnectionLost(Exception):
-    """The request was sent, and no whole answer came back."""
+    """The request was sent, and no complete answer came back."""
 
 
 class _OpenSockets:
-    """The connections of one batch of requests, to be cut together when one of them fails or the user interrupts.
+    """The connections of one batch of requests, closed together when one of them fails or the user interrupts.
 
-    vLLM drops the requests of connections that close, so that none goes on computing for nobody.
+    vLLM drops the requests of closed connections, so it stops computing answers that nobody reads.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class _OpenSockets:
             self._open.add(sock)
         try:
             if self.cut.is_set():
-                raise _ConnectionLost("cut off, since another request failed")
+                raise _ConnectionLost("closed, because another request failed")
             yield
         finally:
             with self._lock:
@@ -63,7 +63,7 @@ class _OpenSockets:
         self.cut.set()
         with self._lock:
             for sock in self._open:
-                with suppress(OSError):  # it closed by itself meanwhile
+                with suppress(OSError):  # already closed
                     sock.shutdown(socket.SHUT_RDWR)
 
 
@@ -71,13 +71,13 @@ class VLLMClient:
     """Requests to one vLLM server.
 
     Args:
-        url: the root of the server, such as "http://127.0.0.1:8000"; a trailing "/v1" is understood. Proxies named in
+        url: the root of the server, such as "http://127.0.0.1:8000"; a trailing "/v1" is allowed. Proxies named in
             the environment are not used.
-        api_key: what the server was given as `--api-key`.
-        timeout: seconds to wait for an answer; a completion is answered when its last token is sampled.
-        retries: how often a request whose connection broke, or that the server was too busy for, is sent again.
-        retry_wait: seconds ahead of the first repetition; doubled for each that follows.
-        concurrency: most requests under way at a time; vLLM forms its own batches of them.
+        api_key: the server's `--api-key`.
+        timeout: seconds to wait for an answer; the answer to a completion comes after its last token.
+        retries: how often a request is sent again after a broken connection or a busy server.
+        retry_wait: seconds before the first repetition; doubled for each next one.
+        concurrency: largest number of requests at a time; vLLM batches them itself.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class VLLMClient:
         parts = urlsplit(url)
         try:
             host, port = parts.hostname, parts.port
-        except ValueError:  # a port that is no number
+        except ValueError:  # the port is not a number
             host, port = None, None
         if parts.scheme not in {"http", "https"} or not host:
             raise ConfigError(f"vLLM URL {url!r}: give it with scheme and host, such as http://127.0.0.1:8000")
@@ -115,10 +115,10 @@ class VLLMClient:
         self._concurrency = concurrency
 
     def wait_until_ready(self, seconds: float) -> None:
-        """Ask for the server's health until it is well.
+        """Wait until the server reports that it is healthy.
 
         Raises:
-            SamplerError: it was not within that time (asked once if 0).
+            SamplerError: it did not within that time; with 0 seconds it is asked once.
         """
         deadline = time.monotonic() + seconds
         while True:
@@ -134,17 +134,17 @@ class VLLMClient:
             time.sleep(min(_POLL_SECONDS, left))  # a server that loads a model has no event to wait for
 
     def get(self, path: str) -> Any:
-        """The JSON answer to a GET."""
+        """Return the JSON answer to a GET."""
         return self._request("GET", path, None, _OpenSockets())
 
     def post(self, path: str, body: Any = None) -> Any:
-        """The JSON answer to a POST; `None` for an empty one."""
+        """Return the JSON answer to a POST; `None` for an empty one."""
         return self._request("POST", path, body, _OpenSockets())
 
     def post_all(self, path: str, bodies: Sequence[Any], read: Callable[[int, Any], T]) -> list[T]:
-        """`read(i, answer)` for the answer to each body, in order; up to `concurrency` are under way at a time.
+        """Post all bodies, up to `concurrency` at a time; return `read(i, answer)` for each, in order.
 
-        When one fails, or the wait is interrupted, the others are cut off.
+        When one request fails, or the wait is interrupted, the connections of the others are closed.
         """
         sockets = _OpenSockets()
 
@@ -157,7 +157,7 @@ class VLLMClient:
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
                 for future in done:
                     future.result()
-            except BaseException:  # an interrupt too: the pool would wait for every answer before it lets go
+            except BaseException:  # interrupts, too: the pool would wait for all answers
                 pool.shutdown(wait=False, cancel_futures=True)
                 sockets.cut_all()
                 raise
@@ -185,7 +185,7 @@ class VLLMClient:
     def _exchange(
         self, method: str, path: str, body: Any, sockets: _OpenSockets, *, timeout: float
     ) -> tuple[int, bytes]:
-        """Status and body of one answer."""
+        """Return status and body of one answer."""
         host, port = self._address
         connection = self._connection_type(host, port, timeout=min(timeout, _CONNECT_SECONDS))
         try:
@@ -193,7 +193,7 @@ class VLLMClient:
         except OSError as error:  # refused, unknown host, no route, no TLS, no answer
             raise SamplerError(
                 f"cannot reach a vLLM server at {self.url}: {_words(error)}. If none runs there, {_START_ONE}; one "
-                "that went away has lost the policy's weights: start it and resume the run"
+                "that stopped has lost the policy's weights: start it and resume the run"
             ) from error
         with closing(connection), sockets.holding(connection.sock):
             connection.sock.settimeout(timeout)
@@ -226,7 +226,7 @@ def _words(error: Exception) -> str:
 
 
 def _detail(answer: bytes) -> str:
-    """What an error's body says: vLLM's `{"error": {"message"}}`, FastAPI's `{"detail"}`, or the text itself."""
+    """Return an error's message: vLLM's `{"error": {"message"}}`, FastAPI's `{"detail"}`, or the text itself."""
     try:
         content = json.loads(answer)
     except ValueError:

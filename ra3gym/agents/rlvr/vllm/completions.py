@@ -1,9 +1,9 @@
-"""What is asked of vLLM's `/v1/completions`, and how its answers are read: token ids in, token ids out.
+"""Requests to vLLM's `/v1/completions` and their answers: token ids in, token ids out.
 
-Everything that shapes the distribution is named in the request, as a server fills in the rest from the checkpoint's
-`generation_config.json`. Only the tokens named end a completion (`ignore_eos` with `stop_token_ids`). One request
-carries one prompt: vLLM samples all prompts of a request with one seed, so two equal prompts in it would get equal
-completions; sample g of a prompt is drawn with seed + g.
+A request sets everything that shapes the distribution, because a server takes missing settings from the checkpoint's
+`generation_config.json`. Only the given tokens end a completion (`ignore_eos` with `stop_token_ids`). A request has one
+prompt: vLLM samples all prompts of a request with one seed, so equal prompts would get equal completions. Sample g of a
+prompt is drawn with seed + g.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Row(NamedTuple):
     finished: bool
 
     def ended_by(self, stop: StopRule, index: int) -> Row:
-        """Up to the token behind which the rule ends row `index` of the batch, asked as `generate` asks it."""
+        """Return the row up to the token after which the rule ends it; `index` is its place in the batch."""
         watched = frozenset(stop.watched_ids)
         written: list[int] = []
         for token in self.tokens:
@@ -44,11 +44,11 @@ class CompletionRequest:
     """`group_size` completions of one prompt.
 
     Attributes:
-        model: the name the server serves it under.
+        model: its name on the server.
         prompt: token ids.
         group_size: G.
         max_new_tokens: longest completion, end token included.
-        temperature: divides the logits.
+        temperature: of the sampling.
         seed: sample g uses seed + g.
         end_ids: the tokens that end a completion.
         allowed_ids: the only tokens that may be sampled; all when `None`.
@@ -64,7 +64,7 @@ class CompletionRequest:
     allowed_ids: Sequence[int] | None = None
 
     def body(self) -> dict[str, Any]:
-        """The JSON that is posted."""
+        """Return the JSON to post."""
         body: dict[str, Any] = {
             "model": self.model,
             "prompt": list(self.prompt),
@@ -91,10 +91,10 @@ class CompletionRequest:
         return body
 
     def rows(self, answer: Any, vocab_size: int) -> list[Row]:
-        """The G completions of an answer, in order.
+        """Return the G completions of an answer, in order.
 
         Raises:
-            SamplerError: the answer is not what was asked for; the message says in what.
+            SamplerError: the answer does not fit the request; the message says how.
         """
         try:
             choices = sorted(_Answer.model_validate(answer).choices, key=lambda choice: choice.index)
@@ -129,7 +129,7 @@ class CompletionRequest:
                 f"the server sampled token {wrong[0]}, and the policy's vocabulary has {vocab_size}; serve the "
                 "policy's own checkpoint"
             )
-        # A rounding step above 0 is a certain token; anything further is no log-probability (logits, say).
+        # A certain token may round to slightly above 0; larger values are no log-probabilities (logits, for example).
         if wrong_logp := [value for value in logp if not (math.isfinite(value) and value <= 1e-4)]:
             raise SamplerError(
                 f"the server gives a sampled token the log-probability {wrong_logp[0]}; start it with --logprobs-mode "

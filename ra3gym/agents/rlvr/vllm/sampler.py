@@ -1,12 +1,12 @@
-"""A vLLM server as the generator of rollouts: `Sampler` over HTTP, weights pushed after every update.
+"""A vLLM server as the sampler of rollouts: `Sampler` over HTTP, with weights pushed after every update.
 
-After every push (`ra3gym.agents.rlvr.vllm.weights`) the server is put to the proof: the log-probabilities of a few
-tokens that it samples must be the policy's own.
+Every push (`ra3gym.agents.rlvr.vllm.weights`) is checked: the log-probabilities of a few tokens that the server samples
+must be the policy's.
 
-The server samples by other kernels, mostly in bfloat16, so its log-probabilities are near the trainer's and not equal
-to them: `on_policy_logp` is false, and the trainer weighs the difference (truncated importance sampling).
+The server uses other kernels, mostly in bfloat16, so its log-probabilities are close to the trainer's, but not equal:
+`on_policy_logp` is false, and the trainer corrects the difference (truncated importance sampling).
 
-Shape suffixes: P prompts, G samples of each (`group_size`), R = P * G rows, T new tokens, V vocabulary.
+Shape letters: see CONTRIBUTING.md (P prompts, G members of a group, R = P x G rows, T time, V vocabulary).
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ if TYPE_CHECKING:
     from ra3gym.lm.stopping import StopRule
 
 _PROBES, _PROBE_LENGTH, _PROBE_SAMPLES = 4, 8, 8
-"""A push is proved on so many prompts of so many tokens, with so many samples of one token each."""
+"""A push is checked with so many prompts of so many tokens, and so many samples of one token for each."""
 
 
 class VLLMSampler:
     """`Sampler` over a vLLM server; `docs/vllm.md` says how to start one.
 
-    In a run of several processes each has a sampler of its own for its own prompts; the first pushes the weights, and
-    `update` is to be called by all.
+    In a run of several processes each has a sampler of its own for its own prompts. The first process pushes the
+    weights, and all of them call `update`.
 
     Args:
         url: the root of the server, such as "http://127.0.0.1:8000".
-        weights_folder: a folder that both sides see, with room for two checkpoints; in memory (/dev/shm) is fastest.
-            `None` is the folder for temporary files, which does for a server on the same machine.
-        server_folder: where the server sees that folder, if elsewhere than the trainer.
-        model_name: what the server serves the policy as; `None` for the only model there.
-        api_key: what the server was given as `--api-key`.
+        weights_folder: a folder that both sides can read, with room for two checkpoints; /dev/shm is fastest. `None` is
+            the folder for temporary files, which suits a server on the same machine.
+        server_folder: the path of that folder for the server, if it differs.
+        model_name: the policy's name on the server; `None` for the only model there.
+        api_key: the server's `--api-key`.
         ready_timeout: seconds to wait for the server to be ready; a large model takes minutes to load.
         timeout: seconds to wait for one answer: a group of completions, or a push.
-        retries: how often a request for completions whose connection broke is sent again, with the same seed.
-        retry_wait: seconds ahead of the first repetition; doubled for each that follows.
-        concurrency: most prompts under way at a time.
-        max_logp_gap: most nats by which server and policy may differ on a token of the proof, on average; bfloat16
-            alone makes a few hundredths. `None` goes without proof.
+        retries: how often a request is sent again after a broken connection, with the same seed.
+        retry_wait: seconds before the first repetition; doubled for each next one.
+        concurrency: largest number of requests at a time.
+        max_logp_gap: largest mean difference between server and policy in the check of a push, in nats per token;
+            bfloat16 alone makes a few hundredths. `None` switches the check off.
 
     Raises:
         ConfigError: a URL or a setting out of range.
-        SamplerError: no server is ready there in time, or it does not serve that model.
+        SamplerError: no server is ready in time, or it does not serve that model.
     """
 
     on_policy_logp = False
@@ -80,12 +80,12 @@ class VLLMSampler:
         )
         self._pusher = WeightPusher(self._client, weights_folder, server_folder)
         self._max_logp_gap = max_logp_gap
-        self._logprobs_proved = False
+        self._logprobs_checked = False
         self._vocab_size = 0
         self._device = torch.device("cpu")
         self._holds_policy = False
         self.logp_gap = math.nan
-        """Nats by which server and policy differed on a token at the last push, on average."""
+        """Mean difference between server and policy after the last push, in nats per token."""
         self._client.wait_until_ready(ready_timeout)
         self._model_name, self._max_length = _served(self._client, model_name)
 
@@ -108,8 +108,8 @@ class VLLMSampler:
                 raise SamplerError(
                     f"the server at {self._client.url} does not sample from the weights pushed to it: its "
                     f"log-probabilities are {self.logp_gap:.3g} nats from the policy's on average, over "
-                    f"max_logp_gap={self._max_logp_gap}. Serve the policy's own checkpoint, unquantised; if it is, its "
-                    "precision may be too low"
+                    f"max_logp_gap={self._max_logp_gap}. Serve the policy's own checkpoint, without "
+                    "quantization; if the server does, its precision may be too low"
                 )
         self._holds_policy = True
 
@@ -126,15 +126,15 @@ class VLLMSampler:
         allowed_mask_V: Tensor | None = None,
         stop: StopRule | None = None,
     ) -> Samples:
-        """See `Sampler.sample`; tensors come on the policy's device.
+        """See `Sampler.sample`; tensors are on the policy's device.
 
-        Each prompt is one request, seeded by the generator (by its own where there is one for each). vLLM samples the
-        same for the same seed as far as its kernels do not depend on what else is in the batch. `stop` is applied to
-        what comes back: the server has sampled on in vain.
+        Each prompt is one request, with a seed from the generator, or from its own generator. vLLM samples the same
+        tokens for the same seed if its kernels do not depend on the rest of the batch. `stop` is applied to the
+        returned completions; the server samples their discarded ends, too.
 
         Raises:
             ConfigError: a value out of range, or more tokens than the server has positions.
-            SamplerError: the server failed, or holds no weights of this policy.
+            SamplerError: the server failed, or does not hold the weights of this policy.
         """
         if not self._holds_policy:
             raise SamplerError(f"the server at {self._client.url} does not hold the policy's weights; call update")
@@ -154,12 +154,12 @@ class VLLMSampler:
         return _samples(prompt_ids, rows, pad_id, self._device)
 
     def close(self) -> None:
-        """Remove what was pushed from the folder; the server goes on with the weights it has in memory."""
+        """Remove the pushed checkpoints; the server keeps the weights in its memory."""
         self._pusher.close()
         self._holds_policy = False
 
     def _complete(self, requests: Sequence[CompletionRequest]) -> list[Row]:
-        """Their rows, one request after the other."""
+        """Return the rows of all requests, in order."""
 
         def read(index: int, answer: Any) -> list[Row]:
             try:
@@ -171,15 +171,15 @@ class VLLMSampler:
         return [row for group in groups for row in group]
 
     def _push(self, model: Any, weights: dict[str, Tensor] | None) -> list[Row]:
-        """Have the server load the weights; what it then samples for the probes."""
+        """Have the server load the weights; return what it then samples for the probes."""
         self._pusher.push(model, weights)
-        if not self._logprobs_proved:
-            self._prove_logprobs()
-            self._logprobs_proved = True
+        if not self._logprobs_checked:
+            self._check_logprobs()
+            self._logprobs_checked = True
         return [] if self._max_logp_gap is None else self._complete(self._probes())
 
     def _probes(self) -> list[CompletionRequest]:
-        """Prompts from all over the vocabulary, each followed by one token."""
+        """Return requests for one token after prompts that cover the whole vocabulary."""
         count = _PROBES * _PROBE_LENGTH
         ids = [index * (self._vocab_size - 1) // (count - 1) for index in range(count)]
         return [
@@ -187,10 +187,11 @@ class VLLMSampler:
             for start in range(_PROBES)
         ]
 
-    def _prove_logprobs(self) -> None:
-        """With a single token allowed its log-probability is 0 under the distribution sampled from, and only there.
+    def _check_logprobs(self) -> None:
+        """Check that the log-probabilities are those of the distribution that the server samples from.
 
-        Two tokens are tried: the unmasked distribution cannot be certain of both.
+        With a single allowed token, its log-probability is 0 under that distribution. Two tokens are tried, because the
+        distribution without the mask cannot have probability 1 for both.
         """
         requests = [
             CompletionRequest(self._model_name, [0, 1], 1, 1, 1.0, 0, {0}, allowed_ids=[token]) for token in (0, 1)
@@ -230,7 +231,7 @@ class VLLMSampler:
 
 
 def _served(client: VLLMClient, name: str | None) -> tuple[str, int | None]:
-    """Name and longest sequence of the model asked for."""
+    """Return name and longest sequence of the model on the server."""
     answer = client.get("/v1/models")
     try:
         cards = {str(card["id"]): card.get("max_model_len") for card in answer["data"]}
@@ -258,7 +259,7 @@ def _vocab_size(model: Any) -> int:
 
 
 def _logp_gap(model: Any, probes: Sequence[CompletionRequest], rows: Sequence[Row]) -> float:
-    """Mean absolute difference between the log-probabilities of the rows and the model's own, in nats."""
+    """Return the mean absolute difference between the rows' log-probabilities and the model's, in nats."""
     prompts = [probe.prompt for probe in probes for _ in range(probe.group_size)]
     was_training = model.training
     model.eval()
@@ -272,7 +273,7 @@ def _logp_gap(model: Any, probes: Sequence[CompletionRequest], rows: Sequence[Ro
 
 
 def _seeds(generator: torch.Generator | Sequence[torch.Generator], count: int) -> list[int]:
-    """One for each prompt, below 2**53: a whole number in every JSON reader, with room for `seed + g`."""
+    """Return a seed for each prompt, below 2**53: exact in every JSON reader, with room for `seed + g`."""
     if isinstance(generator, torch.Generator):
         return torch.randint(2**52, (count,), generator=generator, device=generator.device).tolist()
     if len(generator) != count:
@@ -281,7 +282,7 @@ def _seeds(generator: torch.Generator | Sequence[torch.Generator], count: int) -
 
 
 def _allowed_ids(allowed_mask_V: Tensor, vocab_size: int) -> list[int] | None:
-    """The tokens allowed; `None` when all are."""
+    """Return the allowed tokens; `None` when all are allowed."""
     if allowed_mask_V.dtype != torch.bool or allowed_mask_V.shape != (vocab_size,):
         raise ConfigError(
             f"allowed_mask_V is {allowed_mask_V.dtype} of shape {tuple(allowed_mask_V.shape)}; "

@@ -1,11 +1,11 @@
-"""Weights for a vLLM server, by way of a folder.
+"""Weights for a vLLM server, transferred through a folder.
 
-A checkpoint is written to a folder that trainer and server both see, and the server is told to load it in place
-(`reload_weights` over `/collective_rpc`); its prefix cache, which the old weights computed, is emptied. Every push goes
-to a new folder, so that no cache of files or mapped memory can bring back an old one.
+The trainer writes a checkpoint to a folder that the server can read. The server loads it in place (`reload_weights`
+over `/collective_rpc`) and empties its prefix cache, which the old weights computed. Every push uses a new folder, so
+that no cache of files or mapped memory can return old weights.
 
-No weights go over the network here, so any trainer can serve any server, on the CPU too. vLLM's own transfer over NCCL
-spares the folder, but needs vLLM and a GPU in the trainer's process.
+No weights go over the network, so every trainer can push to every server, on the CPU, too. vLLM's own transfer over
+NCCL needs no folder, but it needs vLLM and a GPU in the trainer's process.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class WeightPusher:
     """Writes checkpoints and has one server load them.
 
     Args:
-        client: the server, with its development endpoints open.
-        weights_folder: as the trainer sees it; the folder for temporary files when `None`.
-        server_folder: the same folder as the server sees it; at the same path when `None`.
+        client: of the server, whose development endpoints must be open.
+        weights_folder: the folder's path for the trainer; the folder for temporary files when `None`.
+        server_folder: the folder's path for the server; the same path when `None`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class WeightPusher:
         self._pushes = 0
 
     def push(self, model: Any, weights: dict[str, Tensor] | None) -> None:
-        """Have the server load `weights`, those of `model` when `None`; earlier checkpoints are removed.
+        """Have the server load `weights`, or those of `model` when `None`; earlier checkpoints are removed.
 
         Raises:
             SamplerError: the weights cannot be written, or the server cannot load them.
@@ -64,15 +64,15 @@ class WeightPusher:
         except SamplerError as error:
             shutil.rmtree(fresh, ignore_errors=True)
             raise SamplerError(
-                f"{error}. (The server was to load {seen}: it must see and read that folder, hold a model of the same "
-                "shapes, and not be started with --load-format dummy)"
+                f"{error}. (The server could not load {seen}: it must see and read that folder, hold a model of the "
+                "same shapes, and not be started with --load-format dummy)"
             ) from error
-        # Without reset_running_requests vLLM keeps the cache, and says 200, while anyone's request is running.
+        # Without reset_running_requests vLLM answers 200 but keeps the cache while any request is running.
         emptied = self._client.post("/reset_prefix_cache?reset_running_requests=true")
         if isinstance(emptied, dict) and emptied.get("success") is False:
             raise SamplerError(
-                f"vLLM at {self._client.url} could not empty its prefix cache, which the old weights computed; no one "
-                "else may use the server while it serves a run"
+                f"vLLM at {self._client.url} could not empty its prefix cache, which the old weights computed; nobody "
+                "else may use the server during a run"
             )
         for old in fresh.parent.iterdir():
             if old != fresh:
@@ -114,7 +114,7 @@ def gathered_weights(model: Any) -> dict[str, Tensor] | None:
 
 
 def on_first_process(work: Callable[[], T]) -> T:
-    """What `work` returns on the first process of the run, on all of them; its `SamplerError` is raised on all."""
+    """Call `work` on the first process; return its result, or raise its `SamplerError`, on all processes."""
     if not dist.is_initialized():
         return work()
     outcome: list[Any] = [None, None]
