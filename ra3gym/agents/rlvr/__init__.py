@@ -1,8 +1,8 @@
 """RLVR: reinforcement learning on unit-test rewards, with the algorithm, the scope and the sampler as parts.
 
-`train(model, tasks, algorithm="grpo")` is the whole of it. An algorithm is an advantage, an objective and numbers
-(`algorithm`, `register_algorithm`); where it acts is a `Scope` (all tokens, latents, comments, ...); programs come from
-a `Sampler` (the model here, or a vLLM server) and are graded by a `Reward` (the judge, or a function of yours).
+`train(model, tasks, algorithm="grpo")` runs it. An algorithm is an advantage, an objective and numbers (`algorithm`,
+`register_algorithm`); a `Scope` says which tokens it acts on (all, latents, comments, ...); a `Sampler` samples the
+programs (the model itself, or a vLLM server); a `Reward` grades them (`ra3gym.verify.Grader`, or your own function).
 """
 
 from ra3gym.agents.rlvr.algorithms.registry import (

@@ -1,4 +1,4 @@
-"""How RLVR runs, whatever the algorithm."""
+"""Settings of RLVR that are the same for every algorithm."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from ra3gym.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class RLVRConfig:
-    """How RLVR runs, whatever the algorithm (`ra3gym.agents.rlvr.algorithms.registry`).
+    """Settings of RLVR that are the same for every algorithm (`ra3gym.agents.rlvr.algorithms.registry`).
 
     Attributes:
-        steps: batches sampled and trained on; an algorithm may update several times on each.
-        tasks_per_step: P; a step samples P x G programs, over all processes. Must divide by their number.
+        steps: batches to sample and train on; an algorithm may update several times on each.
+        tasks_per_step: P; a step samples P x G programs, over all processes. A multiple of their number.
         group_size: G, programs of one task; 4 to 16.
         learning_rate: of AdamW; 1e-4 to 1e-3 for the embedded model, around 1e-6 for a pre-trained checkpoint. `None`
             takes 6e-4 for models of less than 20 million parameters, 1e-6 for others.
         warmup_steps: the rate rises linearly over so many steps.
-        schedule: what the rate does afterwards: stays, or falls to 0 at the last step.
+        schedule: of the rate after the warmup: constant, or falling to 0 at the last step.
         weight_decay: of AdamW; 0 to 0.1.
         max_grad_norm: gradients are clipped to this norm.
         max_new_tokens: longest completion; a program cut off there fails.
         temperature: of the sampling, 0.6 to 1.
         reward: "passed" is 1 for all tests passed, else 0; "score" is the fraction passed (partial credit).
-        stop_at_function_end: end a completion where the task's function ends, and grade what stands ahead of that, as
-            base models go on writing; else a model has to end its programs itself.
+        stop_at_function_end: end a completion with the task's function and grade it up to there, as base models
+            continue writing; otherwise a model has to end its programs itself.
         act_on: where RL acts: all, code, comments, latents, decisions (`ra3gym.agents.rlvr.algorithms.scope`).
-        latent_weight: what the loss of latents is multiplied by; 0 leaves them as they are.
-        comment_weight: likewise for comment lines.
-        code_weight: likewise for code.
-        freeze_decoder: train the output rows of the latents only: how code is written under a latent stays as it is.
-        precision: of the arithmetic; weights and optimiser stay in float32. "auto" is what `accelerate launch` was
-            told, else bfloat16 on a GPU, float32 elsewhere.
-        rows_per_sample: programs sampled at once in a process; they are judged while the next ones are sampled. More
+        latent_weight: factor of the loss of latents; 0 does not train them.
+        comment_weight: factor of the loss of comment lines.
+        code_weight: factor of the loss of code.
+        freeze_decoder: train only the output rows of the latents: how code is written under a latent stays the same.
+        precision: of the arithmetic; weights and optimizer stay in float32. "auto" takes the setting of `accelerate
+            launch`, else bfloat16 on a GPU and float32 elsewhere.
+        rows_per_sample: programs sampled at once in a process; they are graded while the next ones are sampled. More
             is faster where memory allows.
         tokens_per_forward: tokens of one training pass; lower it when memory runs out. The result does not depend
             on it, up to rounding. `None` takes 4,096 on a CPU, 16,384 elsewhere.
-        max_resamples: with dynamic sampling, rounds of new tasks a step may draw to replace groups without signal.
-        checkpoint_every: steps between checkpoints, where there is a folder.
-        keep_checkpoints: the last so many are kept.
+        max_resamples: with dynamic sampling, how often a step may sample new tasks to replace groups without signal.
+        checkpoint_every: steps between checkpoints, in a run with a folder.
+        keep_checkpoints: number of checkpoints to keep, the newest.
         min_entropy: stop once the policy's entropy (nats per token) has been below this for `patience` steps while
             tasks are left to solve; 0 never stops.
         patience: see `min_entropy`.
@@ -92,12 +92,12 @@ class RLVRConfig:
             raise ConfigError(f"freeze_decoder with weight_decay={self.weight_decay} would shrink frozen rows: give 0")
         if self.freeze_decoder and self.act_on not in ("latents", "decisions"):
             raise ConfigError(
-                f"freeze_decoder with act_on={self.act_on!r}: only latents can be learnt then; give act_on='latents' "
+                f"freeze_decoder with act_on={self.act_on!r}: only latents can be learned then; give act_on='latents' "
                 "or 'decisions'"
             )
 
     def for_model(self, model: Any) -> RLVRConfig:
-        """The same with what suits the model, where `None` was given."""
+        """Return the configuration with values that suit the model in the place of `None`."""
         small = sum(weight.numel() for weight in model.parameters()) < _SMALL
         on_cpu = next(model.parameters()).device.type == "cpu"
         return replace(
@@ -107,7 +107,7 @@ class RLVRConfig:
         )
 
     def rate_at(self, step: int) -> float:
-        """The learning rate of step 1, 2, ...; see `for_model`."""
+        """Return the learning rate of step 1, 2, ...; call `for_model` first."""
         assert self.learning_rate is not None
         rate = self.learning_rate * min(1.0, step / max(1, self.warmup_steps))
         rest = max(1, self.steps - self.warmup_steps)

@@ -1,4 +1,4 @@
-"""Runs that are not worth going on with, and signals to end early: told in time, and in words."""
+"""Checks that stop a run whose training has failed, and signals that ask it to stop."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ra3gym.agents.rlvr.steps import RLVRStep
 from ra3gym.errors import TrainingDiverged
 
 _SOLVED = 0.95
-"""At this pass rate a policy may be as sure of itself as it likes."""
+"""From this pass rate on, low entropy is no failure."""
 
 
 class Health:
-    """Watches a run's steps.
+    """Checks each step of a run for a collapsed policy.
 
     Args:
         config: `min_entropy` and `patience`.
@@ -28,39 +28,39 @@ class Health:
         self._low = 0
 
     def check(self, step: RLVRStep) -> None:
-        """`TrainingDiverged` once the policy has been all but deterministic, and wrong, for `patience` steps."""
+        """Raise `TrainingDiverged` when the policy has been nearly deterministic, and wrong, for `patience` steps."""
         collapsed = step.entropy < self._config.min_entropy and step.pass_rate < _SOLVED
         self._low = self._low + 1 if collapsed else 0
         if self._low >= self._config.patience:
             raise TrainingDiverged(
                 f"the policy collapsed: its entropy has been below min_entropy={self._config.min_entropy:g} nats a "
                 f"token for {self._low} steps (now {step.entropy:.2g}) at a pass rate of {step.pass_rate:.0%}, so all "
-                "programs of a task are alike and nothing is left to learn from. Go back to an earlier checkpoint "
-                "with a lower learning_rate, an entropy_coefficient or KL to the reference; min_entropy=0 goes on"
+                "programs of a task are alike and there is nothing to learn from. Return to an earlier checkpoint with "
+                "a lower learning_rate, an entropy_coefficient or KL to the reference; min_entropy=0 never stops"
             )
 
 
 def not_finite(step: int, problem: object, last: RLVRStep | None) -> TrainingDiverged:
-    """The error for a gradient, or a sampled log-probability, that is NaN or infinite at a step."""
-    before = "it was the first step" if last is None else f"the step before had gradient norm {last.grad_norm:.3g}"
+    """Return the error for a gradient, or a sampled log-probability, that is NaN or infinite at a step."""
+    before = "it was the first step" if last is None else f"the previous step had gradient norm {last.grad_norm:.3g}"
     return TrainingDiverged(
-        f"step {step}: {problem} is not finite, and {before}. The weights are those of the step before. Lower "
-        "learning_rate or max_grad_norm, raise warmup_steps, or use precision='float32'; resume=True goes on from the "
-        "last checkpoint"
+        f"step {step}: {problem} is not finite, and {before}. The weights are those of the previous step. Lower "
+        "learning_rate or max_grad_norm, raise warmup_steps, or use precision='float32'; resume=True continues from "
+        "the last checkpoint"
     )
 
 
 class StopRequest:
-    """Whether someone asked the run to end: Ctrl-C, or a scheduler's SIGTERM."""
+    """Remembers that the run was asked to stop, by Ctrl-C or a scheduler's SIGTERM."""
 
     def __init__(self) -> None:
         self.asked = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the first SIGINT or SIGTERM as a request; the second does what it did before.
+        """Take the first SIGINT or SIGTERM as a request; the second one has its usual effect.
 
-        Signals reach the main thread only: elsewhere this changes nothing.
+        Only the main thread receives signals: in other threads this changes nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -1,4 +1,4 @@
-"""The policy as one module, so that data-parallel wrappers see every forward pass: language model and value head."""
+"""The policy: language model and value head in one module, so that data-parallel wrappers see every forward pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from ra3gym.lm import group_scores, latent_ids
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Completions to score, and what of them; rows of the same prompt share its keys and values."""
+    """Completions to score; rows of the same prompt share its keys and values.
+
+    Attributes:
+        prompts: token ids.
+        completions: token ids of R rows.
+        prompt_of_row: index into `prompts` for each row.
+        temperature: of the distribution that the tokens are scored under.
+        allowed_mask_V: bool, the tokens that this distribution is over; all when `None`.
+        entropy: also return the distribution's entropy at each token.
+    """
 
     prompts: Sequence[Sequence[int]]
     completions: Sequence[Sequence[int]]
@@ -28,25 +37,28 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class PolicyScores:
-    """Rows padded to the longest completion; 0 where the mask is false."""
+    """Scores of rows that are padded to the longest completion; 0 where the mask is false.
+
+    Attributes:
+        logp_RT: float32, nats.
+        entropy_RT: float32, nats; of the distribution of each token.
+        value_RT: float32; the value head's estimate before each token.
+        mask_RT: bool; true at the completion's tokens.
+    """
 
     logp_RT: Tensor
-    """float32, nats."""
     entropy_RT: Tensor | None
-    """float32, nats; of the distribution that each token was drawn from."""
     value_RT: Tensor | None
-    """float32; the value head's estimate ahead of each token."""
     mask_RT: Tensor
-    """bool; true at the completion's tokens."""
 
 
 class Policy(nn.Module):
-    """A causal language model, with a value head if asked for.
+    """A causal language model, with or without a value head.
 
     Args:
         model: trained in place.
         value_head: add one linear layer on the last hidden state, which starts at 0.
-        autocast: run forward passes in this precision; the weights stay as they are.
+        autocast: precision of forward passes; that of the weights when `None`.
     """
 
     def __init__(self, model: Any, *, value_head: bool = False, autocast: torch.dtype | None = None) -> None:
@@ -60,7 +72,7 @@ class Policy(nn.Module):
         self._autocast = autocast
 
     def forward(self, request: ScoreRequest) -> PolicyScores:
-        """Score the request's completions, with gradient where it is enabled."""
+        """Score the request's completions; with gradient when it is enabled."""
         device = next(self.model.parameters()).device
         with nullcontext() if self._autocast is None else torch.autocast(device.type, self._autocast):
             scores = group_scores(
@@ -81,13 +93,13 @@ class Policy(nn.Module):
 
 
 def freeze_decoder(model: Any, tokenizer: Any) -> Callable[[], None]:
-    """Leave only the output rows of the latents to train: when to switch and to what, not how code is written.
+    """Freeze everything but the output rows of the latents, which decide when to switch and to which latent.
 
-    The output embedding is untied from the input embedding first. The probability of each line given that no latent
-    comes, and given the latents ahead of it, then stays exactly as it is.
+    The output embedding is untied from the input embedding first. So the probabilities of code tokens, given the
+    latents before them and given that the next token is no latent, stay exactly the same.
 
     Returns:
-        What lets all weights learn again, the embeddings untied.
+        A function that lets all weights learn again; the embeddings stay untied.
 
     Raises:
         ConfigError: the tokenizer has no latents.
@@ -99,7 +111,7 @@ def freeze_decoder(model: Any, tokenizer: Any) -> Callable[[], None]:
     if head.weight is model.get_input_embeddings().weight:
         head.weight = nn.Parameter(head.weight.detach().clone())
         model.config.tie_word_embeddings = False
-    learnt = [weight for weight in model.parameters() if weight.requires_grad]
+    learned = [weight for weight in model.parameters() if weight.requires_grad]
     model.requires_grad_(False)
     head.weight.requires_grad_(True)
     trained_V1 = torch.zeros(len(head.weight), 1, device=head.weight.device)
@@ -108,7 +120,7 @@ def freeze_decoder(model: Any, tokenizer: Any) -> Callable[[], None]:
 
     def thaw() -> None:
         hook.remove()
-        for weight in learnt:
+        for weight in learned:
             weight.requires_grad_(True)
 
     return thaw

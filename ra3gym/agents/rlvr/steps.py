@@ -1,4 +1,4 @@
-"""What a step of RLVR tells: one record per step, the same in logs, files and callbacks."""
+"""The record of a step of RLVR, the same in logs, files and callbacks."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from dataclasses import dataclass
 class RLVRStep:
     """One step, over all processes.
 
-    What is said of programs is said of those first sampled: what dynamic sampling puts in their place only counts in
-    `tokens` and in what the update did.
+    Statistics of programs are of those first sampled for the step's tasks. Programs that dynamic sampling adds count
+    in `tokens` and in the statistics of the update.
 
     Attributes:
-        step: its number, from 1.
-        reward: mean reward of its programs, after shaping.
-        pass_rate: share of them that passed.
-        informative: share of the tasks whose programs were rewarded differently: the others teach group baselines
-            nothing.
-        tokens: sampled.
-        decisions: tokens that RL acted on.
+        step: number of the step, from 1.
+        reward: mean reward of the programs, after shaping.
+        pass_rate: share of the programs that passed.
+        informative: share of the tasks whose programs have different rewards; with a group baseline only these have a
+            gradient.
+        tokens: number of sampled tokens.
+        decisions: number of tokens that RL acts on.
         length: mean length of the completions, in tokens.
         truncated: share of the completions that `max_new_tokens` cut off.
-        entropy: of the policy while sampling, estimated by the mean of -log p of the tokens; nats per token.
+        entropy: of the policy while sampling, in nats per token, estimated by the mean of -log p of the sampled tokens.
         loss: mean over the step's updates.
-        grad_norm: largest over the step's updates, ahead of clipping.
-        clip_fraction: share of the decisions whose gradient clipping took away.
+        grad_norm: largest over the step's updates, before clipping.
+        clip_fraction: share of the decisions whose gradient the objective's clipping removed.
         learning_rate: of the step.
         kl: divergence to the reference, nats per decision; `None` without a reference.
         value_loss: of the value head; `None` without one.
-        sample_seconds, train_seconds: sampling and grading; training.
+        sample_seconds: time of sampling and grading.
+        train_seconds: time of the updates.
     """
 
     step: int

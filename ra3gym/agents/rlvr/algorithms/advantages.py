@@ -1,13 +1,14 @@
 """Advantages: how much better than expected each decision of a rollout was. Pure functions over torch tensors.
 
-A *decision* is a token that reinforcement learning acts on: every token of a completion, or a subset of them (the
-latent tokens, say). The decision at position t covers `duration_t` tokens, itself and those up to the next decision, so
-that a row is a semi-Markov decision process (Sutton, Precup & Singh 1999): what follows the decision is discounted by
-`gamma ** duration_t`. Where every token is a decision the durations are 1 and all formulas are the usual ones.
+A *decision* is a token that reinforcement learning acts on: every token of a completion, or a subset of them, such as
+the latents. The decision at position t covers `duration_t` tokens: itself and those before the next decision. So a row
+is a semi-Markov decision process (Sutton, Precup & Singh 1999), and rewards after the decision are discounted by
+`gamma ** duration_t`. If every token is a decision, the durations are 1 and all formulas are the usual ones.
 
-The judge's reward comes with a row's last token. A row cut off at the length limit ends there: nothing follows.
+The judge's reward comes with a row's last token, also in a row that is cut off at the length limit.
 
-Shape suffixes: P prompts, G samples of each, R = P * G rows (those of prompt i are i*G .. i*G + G - 1), T tokens.
+Shape letters: see CONTRIBUTING.md (P prompts, G members of a group, R = P x G rows, T time). The rows of prompt i are
+i*G .. i*G + G - 1.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from ra3gym.errors import ConfigError, DataError
 
 EPSILON = 1e-4
-"""Added to standard deviations before dividing, as in TRL: rewards that hardly differ do not make huge advantages."""
+"""Added to standard deviations before dividing, as in TRL, so that nearly equal rewards have no huge advantages."""
 
 
 def group_centred(reward_R: Tensor, group_size: int) -> Tensor:
@@ -38,9 +39,9 @@ def group_standardised(reward_R: Tensor, group_size: int, *, correction: int = 0
     Args:
         reward_R: rewards of the rows.
         group_size: G, at least 2 with `correction=1`.
-        correction: the paper does not say which standard deviation it takes. 0, that of the population, is what this
-            toolkit's published runs took; 1, Bessel's, is what TRL and `torch.std` take. For G rewards they differ by
-            the constant factor sqrt(G / (G - 1)), 7% at G = 8, which acts like a slightly different learning rate.
+        correction: 0 is the standard deviation of the population, 1 Bessel's. The paper does not say which it takes;
+            this toolkit's published runs took 0, TRL and `torch.std` take 1. For G rewards they differ by the constant
+            factor sqrt(G / (G - 1)), 7% at G = 8, which acts like a slightly different learning rate.
         eps: see `EPSILON`.
 
     Exactly 0 in a group whose rewards are all equal. Raises `DataError` where the rows are not whole groups.
@@ -62,15 +63,15 @@ def leave_one_out(reward_R: Tensor, group_size: int) -> Tensor:
 
 
 def tokens_to_end(duration_RT: Tensor, acts_RT: Tensor) -> Tensor:
-    """Tokens between a decision and the row's last token, shape (R, T); 0 at that token and outside `acts_RT`."""
-    ahead_RT = torch.where(acts_RT, duration_RT, 0.0).flip(1).cumsum(1).flip(1)
-    return torch.where(acts_RT, ahead_RT - 1.0, 0.0)
+    """Return the number of tokens from a decision to the row's last token, shape (R, T); 0 outside `acts_RT`."""
+    remaining_RT = torch.where(acts_RT, duration_RT, 0.0).flip(1).cumsum(1).flip(1)
+    return torch.where(acts_RT, remaining_RT - 1.0, 0.0)
 
 
 def discount_to_end(advantage_R: Tensor, duration_RT: Tensor, acts_RT: Tensor, gamma: float) -> Tensor:
-    """One advantage per row given to its decisions, `A_rt = gamma ** tokens_to_end_rt * A_r`, shape (R, T).
+    """Return each row's advantage for its decisions, `A_rt = gamma ** tokens_to_end_rt * A_r`, shape (R, T).
 
-    At gamma = 1, every group method's choice, each decision has its row's advantage. 0 outside `acts_RT`.
+    At gamma = 1, the choice of all group methods, each decision has its row's advantage. 0 outside `acts_RT`.
     """
     return torch.where(acts_RT, gamma ** tokens_to_end(duration_RT, acts_RT) * advantage_R[:, None], 0.0)
 
@@ -78,11 +79,11 @@ def discount_to_end(advantage_R: Tensor, duration_RT: Tensor, acts_RT: Tensor, g
 def decision_rewards(
     reward_R: Tensor, duration_RT: Tensor, acts_RT: Tensor, gamma: float, penalty_RT: Tensor | None = None
 ) -> Tensor:
-    """What each decision earns while it lasts, shape (R, T), 0 outside `acts_RT`.
+    """Return the reward during each decision, shape (R, T), 0 outside `acts_RT`.
 
-    The row's reward comes with the last token that its last decision covers, discounted to the moment of that decision,
-    `gamma ** (duration - 1) * r_n`; `penalty_RT` (a KL times its coefficient) is taken off where the decision is made.
-    A penalty on tokens that are no decisions is not read: nothing that RL acts on chose them.
+    The row's reward comes with the last token of its last decision and is discounted to the start of that decision,
+    `gamma ** (duration - 1) * r_n`. `penalty_RT` (a KL times its coefficient) is subtracted at the decision itself;
+    penalties of other tokens are not read, as RL does not act on them.
     """
     last_RT = acts_RT & (acts_RT.flip(1).cumsum(1).flip(1) == 1)
     earned_RT = torch.where(last_RT, gamma ** (duration_RT - 1.0) * reward_R[:, None], 0.0)
@@ -90,9 +91,9 @@ def decision_rewards(
 
 
 def returns_to_go(reward_RT: Tensor, duration_RT: Tensor, acts_RT: Tensor, gamma: float) -> Tensor:
-    """Discounted sum of a decision's own and all later rewards, shape (R, T), 0 outside `acts_RT`.
+    """Return the discounted sum of a decision's own and all later rewards, shape (R, T), 0 outside `acts_RT`.
 
-    Over a row's decisions i = 0, 1, ...: `R_i = r_i + gamma ** duration_i * R_{i+1}`, and 0 behind the last.
+    Over a row's decisions i = 0, 1, ...: `R_i = r_i + gamma ** duration_i * R_{i+1}`, and 0 after the last.
     """
     factor_RT = torch.where(acts_RT, gamma**duration_RT, 1.0)
     return torch.where(acts_RT, _backward(torch.where(acts_RT, reward_RT, 0.0), factor_RT), 0.0)
@@ -101,28 +102,29 @@ def returns_to_go(reward_RT: Tensor, duration_RT: Tensor, acts_RT: Tensor, gamma
 def gae(
     reward_RT: Tensor, value_RT: Tensor, duration_RT: Tensor, acts_RT: Tensor, *, gamma: float, lam: float
 ) -> Tensor:
-    """Generalised advantage estimates over decisions, shape (R, T), 0 outside `acts_RT`.
+    """Return generalized advantage estimates over decisions, shape (R, T), 0 outside `acts_RT`.
 
-    Over a row's decisions i = 0, 1, ..., with V and A both 0 behind the last,
+    Over a row's decisions i = 0, 1, ..., with V and A both 0 after the last,
 
         delta_i = r_i + gamma ** duration_i * V_{i+1} - V_i
         A_i     = delta_i + gamma ** duration_i * lam * A_{i+1}
 
-    (Schulman et al., arXiv 1506.02438, equation 16, in semi-Markov form). `lam` counts decisions and gamma tokens: a
-    long latent shortens the horizon without weakening the trace of what it led to. `A + V` are the value's targets.
+    (Schulman et al., arXiv 1506.02438, equation 16, in semi-Markov form). `lam` is per decision
+    and gamma per token: a long latent shortens the horizon, but not the credit of its consequences. `A + V` are the
+    value head's targets.
 
     Args:
-        reward_RT: what each decision earns, as from `decision_rewards`.
-        value_RT: estimates before each decision; not read elsewhere.
+        reward_RT: reward of each decision (`decision_rewards`).
+        value_RT: estimates before each decision; other entries are not read.
         duration_RT: tokens that each decision covers.
         acts_RT: bool, the decisions.
         gamma: discount per token.
         lam: 0 trusts the value alone (one-step errors), 1 the sampled rewards alone (returns minus the value).
     """
     value_RT = torch.where(acts_RT, value_RT, 0.0)
-    # The value of the first decision at or after t; shifted by one, that of the next decision.
-    ahead_RT = _backward(value_RT, (~acts_RT).to(value_RT.dtype))
-    next_RT = torch.nn.functional.pad(ahead_RT[:, 1:], (0, 1))
+    # `from_here_RT` is the value of the first decision at or after t; shifted by one, it is that of the next decision.
+    from_here_RT = _backward(value_RT, (~acts_RT).to(value_RT.dtype))
+    next_RT = torch.nn.functional.pad(from_here_RT[:, 1:], (0, 1))
     discount_RT = gamma**duration_RT
     delta_RT = torch.where(acts_RT, reward_RT + discount_RT * next_RT - value_RT, 0.0)
     return torch.where(acts_RT, _backward(delta_RT, torch.where(acts_RT, lam * discount_RT, 1.0)), 0.0)
@@ -132,23 +134,23 @@ def batch_normalised(advantage_RT: Tensor, acts_RT: Tensor, *, eps: float = EPSI
     """`(A - mean) / (std + eps)` over all decisions of the batch, shape (R, T), 0 outside `acts_RT`.
 
     REINFORCE++ (arXiv 2501.03262, its global advantage normalisation). The mean counts every decision once, so a long
-    row weighs more than a short one, and the standard deviation is the population's. Mean and standard deviation are
-    of the rows given: with several ranks, call it on every rank with the rows of all of them, gathered.
+    row weighs more than a short one; the standard deviation is the population's. With several ranks, call this on every
+    rank with the gathered rows of all ranks.
     """
     chosen = advantage_RT[acts_RT]
     if chosen.numel() == 0:
         return torch.zeros_like(advantage_RT)
-    # As in `group_centred`: what is equal throughout becomes exactly 0.
+    # As in `group_centred`: advantages that are all equal become exactly 0.
     shifted_RT = advantage_RT - chosen[0]
     mean, std = (chosen - chosen[0]).mean(), chosen.std(correction=0)
     return torch.where(acts_RT, (shifted_RT - mean) / (std + eps), 0.0)
 
 
 def soft_overlong_punishment(length_R: Tensor, *, max_new_tokens: int, buffer: int | float) -> Tensor:
-    """What to add to the reward of a long completion, float32 in [-1, 0], shape (R,).
+    """Return what to add to the rewards of long completions, float32 in [-1, 0], shape (R,).
 
     DAPO (arXiv 2503.14476, equation 13): 0 up to `max_new_tokens - buffer` tokens, then linearly down to -1 at
-    `max_new_tokens`. The length counts the end of text.
+    `max_new_tokens`. The end token counts.
 
     Args:
         length_R: tokens of each completion.
@@ -172,7 +174,7 @@ def soft_overlong_punishment(length_R: Tensor, *, max_new_tokens: int, buffer: i
 
 
 def _groups(reward_R: Tensor, group_size: int) -> Tensor:
-    """The rewards as (P, G)."""
+    """Return the rewards as (P, G)."""
     if reward_R.ndim != 1 or group_size < 1 or len(reward_R) % group_size:
         raise DataError(
             f"rewards of shape {tuple(reward_R.shape)} are not whole groups of {group_size}: give (P * G,) rewards, "
@@ -182,10 +184,10 @@ def _groups(reward_R: Tensor, group_size: int) -> Tensor:
 
 
 def _backward(term_RT: Tensor, factor_RT: Tensor) -> Tensor:
-    """`x_t = term_t + factor_t * x_{t+1}` from the right, 0 behind the last column, shape (R, T).
+    """Return `x_t = term_t + factor_t * x_{t+1}`, with x = 0 after the last column, shape (R, T).
 
-    By doubling: after k rounds x_t holds the terms of 2^k columns, so that T columns take log2(T) tensor operations
-    instead of T (ten launches on a GPU for 1024 tokens). Factors in [0, 1] keep it stable.
+    It doubles: after k rounds x_t holds the terms of 2^k columns, so T columns take log2(T) tensor operations instead
+    of T (ten launches on a GPU for 1024 tokens). Factors in [0, 1] keep it stable.
     """
     reach, T = 1, term_RT.shape[1]
     while reach < T:

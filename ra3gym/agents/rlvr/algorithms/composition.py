@@ -1,10 +1,11 @@
-"""What an RLVR algorithm is: an advantage and an objective by name, the numbers between them, and what they work on.
+"""An RLVR algorithm as data: an advantage and an objective by name, their numbers, and the batch they work on.
 
-An `Algorithm` holds names and numbers only, so that `dataclasses.asdict` of it goes into a run's manifest and
-`Algorithm(**that)` comes back. The modules `advantages`, `objectives` and `kl` have the arithmetic, `registry` the
-algorithms themselves and what is registered here.
+An `Algorithm` holds only names and numbers, so that `dataclasses.asdict` of it can be stored in a run's manifest and
+`Algorithm(**stored)` restores it. The arithmetic is in the modules `advantages`, `objectives` and `kl`; `registry`
+registers the algorithms and their parts.
 
-Shape suffixes: P prompts, G samples of each, R = P * G rows (those of prompt i are i*G .. i*G + G - 1), T tokens.
+Shape letters: see CONTRIBUTING.md (P prompts, G members of a group, R = P x G rows, T time). The rows of prompt i are
+i*G .. i*G + G - 1.
 """
 
 from __future__ import annotations
@@ -28,23 +29,27 @@ KLPlace = Literal["loss", "reward"]
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """Everything that an advantage may look at: the R rows of a *whole* batch, all ranks' rows together.
+    """The data that an advantage may read: the R rows of a *whole* batch, those of all ranks together.
 
-    Raises `DataError` for shapes that do not fit.
+    Attributes:
+        reward_R: float32, the judge's reward after shaping.
+        group_size: G; the rows of a group are contiguous.
+        acts_RT: bool: the decisions, a subset of the completion's tokens; False in the padding.
+        duration_RT: float32: number of tokens from a decision to the next one; 0 elsewhere.
+        kl_RT: KL estimate to the reference per token, in nats, for a KL in the reward; read at decisions only.
+        value_RT: the value head's estimate before each token, for algorithms with `needs_value`; read at decisions
+            only.
+
+    Raises:
+        DataError: shapes that do not fit each other.
     """
 
     reward_R: Tensor
-    """float32, the judge's reward after shaping."""
     group_size: int
-    """G; the rows of a group are contiguous."""
     acts_RT: Tensor
-    """bool: the decisions, a subset of the completion's tokens; False in the padding."""
     duration_RT: Tensor
-    """float32: tokens that the decision at t covers, itself and those up to the next decision; 0 elsewhere."""
     kl_RT: Tensor | None = None
-    """Per-token KL estimate to the reference in nats, where the KL goes into the reward; read at decisions only."""
     value_RT: Tensor | None = None
-    """The value head's estimate before each token, for algorithms with `needs_value`; read at decisions only."""
 
     def __post_init__(self) -> None:
         shape = self.acts_RT.shape
@@ -64,37 +69,38 @@ class RolloutBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """An RLVR algorithm. Immutable; `algorithm(name, field=value)` gives a changed copy.
+    """An RLVR algorithm. Immutable; `algorithm(name, field=value)` returns a changed copy.
 
     Attributes:
-        name: what runs and tables call it.
+        name: its name in runs and tables.
         advantage: a registered advantage: "group_standardised", "group_centred", "leave_one_out", "return",
             "batch_normalised", "group_batch_normalised", "gae", "gae_normalised", or your own.
         objective: a registered objective: "policy_gradient", "ppo_clip", "gspo", "cispo", or your own.
         aggregation: how token losses become one number; see `token_weights`. "token": every decision of the batch
-            counts the same; "sequence": every row does, so decisions of long rows count less; "length": as "token", but
-            divided by a constant, so that a batch of short rows has a smaller gradient.
+            counts the same; "sequence": every row counts the same, so decisions of long rows count less; "length": like
+            "token", but divided by a constant, so that a batch of short rows has a smaller gradient.
         clip_low: how far below 1 a ratio may fall; 0.2, for GSPO about 3e-4, 1 for no bound. At most 1.
-        clip_high: how far above 1 it may rise; 0.2 to 0.28, for GSPO about 4e-4, for CISPO 3 to 7. More keeps more
-            entropy and allows larger updates.
-        dual_clip: bound on the ratio where the advantage is negative, about 3; None: none. "ppo_clip" reads it.
-        kl_coefficient: weight of the KL to the reference; 0 (no reference model is needed) to 0.05. More holds the
-            policy closer.
-        kl_estimator: "k1", "k2" or "k3"; see `ra3gym.agents.rlvr.algorithms.kl` for which belongs where.
-        kl_place: "loss", beside the token's loss; "reward", taken off what the decision earns.
-        entropy_coefficient: weight of the mean entropy of the decisions, in nats, as a bonus; 0 to 0.01. More explores.
-        off_policy_cap: bound on the importance weight between the trainer's policy and the one that sampled, for a
-            sampler that is not exactly the trainer's model; about 2. None: no such weight.
-        dynamic_sampling: sample other tasks in place of groups whose rewards are all equal, which teach nothing: a full
-            batch of gradient, for more sampling.
+        clip_high: how far above 1 a ratio may rise; 0.2 to 0.28, for GSPO about 4e-4, for CISPO 3 to 7. A higher value
+            keeps more entropy and allows larger updates.
+        dual_clip: bound on the ratio where the advantage is negative, about 3; None: no bound. "ppo_clip" reads it.
+        kl_coefficient: weight of the KL to the reference; 0 (no reference model is needed) to 0.05. A higher value
+            keeps the policy closer to the reference.
+        kl_estimator: "k1", "k2" or "k3"; `ra3gym.agents.rlvr.algorithms.kl` explains which one suits which place.
+        kl_place: "loss" adds the KL to the token's loss; "reward" subtracts it from the decision's reward.
+        entropy_coefficient: weight of the mean entropy of the decisions, in nats, as a bonus; 0 to 0.01. A higher value
+            explores more.
+        off_policy_cap: bound on the importance weight between the trainer's policy and the sampler's, for a sampler
+            that is not exactly the trainer's model; about 2. None: no such weight.
+        dynamic_sampling: replace groups whose rewards are all equal, and so have no gradient, by groups of other tasks;
+            this costs more sampling.
         overlong_buffer: tokens before the length limit over which the reward falls linearly to -1 (int), or a share of
             the limit below 1 (float, 0.2 in the DAPO paper); 0: off.
         gamma: discount per token that a decision covers; 0.99 to 1. Below 1, later rewards count less.
-        lam: GAE's lambda, per decision; 0.95 to 1. Less trusts the value head more.
+        lam: GAE's lambda, per decision; 0.95 to 1. A lower value trusts the value head more.
         value_coefficient: weight of the value head's loss; 0.1 to 1.
         value_clip: how far a value may move in a batch, in units of the return; 0.2, None: no bound.
         updates_per_batch: passes over a sampled batch; 1 is on-policy, 2 to 4 reuse samples.
-        minibatches: optimiser steps per pass; more are cheaper to learn from and less on-policy.
+        minibatches: optimizer steps per pass; more steps learn more from a batch and are less on-policy.
 
     Raises:
         UnknownNameError: an advantage, objective, aggregation, estimator or place that does not exist.
@@ -142,7 +148,9 @@ class Algorithm:
             raise ConfigError(f"gamma=0 of algorithm {self.name!r}: a reward at the end needs a discount above 0")
         for field in ("off_policy_cap", "value_clip"):
             if getattr(self, field) == 0:
-                raise ConfigError(f"{field}=0 of algorithm {self.name!r} lets nothing through; None switches it off")
+                raise ConfigError(
+                    f"{field}=0 of algorithm {self.name!r} leaves nothing to learn from; None switches it off"
+                )
         if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
             raise ConfigError(
                 f"dual_clip={self.dual_clip} of algorithm {self.name!r} lies inside the clip range: give more than "
@@ -161,7 +169,7 @@ class Algorithm:
         if self.objective == "policy_gradient" and self.updates_per_batch * self.minibatches > 1:
             raise ConfigError(
                 f"algorithm {self.name!r} makes {self.updates_per_batch * self.minibatches} updates of a batch, but "
-                "objective 'policy_gradient' knows no importance ratio: take 'ppo_clip', or one update"
+                "objective 'policy_gradient' has no importance ratio: take 'ppo_clip', or one update"
             )
 
     @property
@@ -180,10 +188,10 @@ class Algorithm:
         return self.kl_coefficient > 0
 
     def advantages(self, batch: RolloutBatch) -> Tensor:
-        """Advantages of the decisions, float32, shape (R, T), 0 outside `batch.acts_RT`.
+        """Return the advantages of the decisions, float32, shape (R, T), 0 outside `batch.acts_RT`.
 
-        Groups, and the whole batch where an advantage is normalised over it, have to be complete: with several ranks,
-        gather the rewards (and values, KL) and call it on every rank with all rows.
+        Groups have to be complete, and so has the batch when an advantage is normalized over it: with several ranks,
+        gather rewards, values and KL and call this on every rank with all rows.
 
         Raises `DataError` where the batch lacks the values or the KL that the algorithm needs.
         """
@@ -198,10 +206,10 @@ class Algorithm:
         return torch.where(batch.acts_RT, advantage_RT, 0.0)
 
     def returns(self, batch: RolloutBatch, advantage_RT: Tensor) -> Tensor:
-        """Targets of the value head: GAE's lambda-returns, float32, shape (R, T), 0 outside `batch.acts_RT`.
+        """Return targets of the value head: GAE's lambda-returns, float32, shape (R, T), 0 outside `batch.acts_RT`.
 
-        Where the advantage is plain "gae", they are `advantage_RT + value_RT`. Other advantages, normalised ones or
-        your own, do not add up to returns, and GAE is computed for the purpose.
+        If the advantage is plain "gae", they are `advantage_RT + value_RT`. Other advantages, such as normalized ones,
+        do not add up to returns, so GAE is computed here.
         """
         if batch.value_RT is None:
             raise DataError(
@@ -214,7 +222,7 @@ class Algorithm:
     def token_losses(
         self, logp_RT: Tensor, old_logp_RT: Tensor, advantage_RT: Tensor, acts_RT: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The policy loss of each decision, not yet reduced, and whether a bound took hold there; both (R, T).
+        """Return the policy loss of each decision, not yet reduced, and whether it was clipped; both (R, T).
 
         The loss is 0 and the flag False outside `acts_RT`. Multiply by `token_weights` and sum.
         """
@@ -223,7 +231,7 @@ class Algorithm:
 
 
 AdvantageFunction = Callable[[RolloutBatch, Algorithm], Tensor]
-"""From a batch to (R, T) advantages; what stands outside the decisions is not read."""
+"""From a batch to (R, T) advantages; values outside the decisions are not read."""
 ObjectiveFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Algorithm], tuple[Tensor, Tensor]]
 """From `(logp_RT, old_logp_RT, advantage_RT, acts_RT, algorithm)` to `(loss_RT, clipped_RT)`."""
 
@@ -256,20 +264,20 @@ _MAY_BE_NONE = ("dual_clip", "off_policy_cap", "value_clip")
 def token_weights(
     acts_RT: Tensor, aggregation: Aggregation, *, num_decisions: int, num_rows: int, max_new_tokens: int
 ) -> Tensor:
-    """Weights with which `(weights * loss_RT).sum()` is the batch's loss; float32, (R, T), 0 outside `acts_RT`.
+    """Return weights that make `(weights * loss_RT).sum()` the batch's loss; float32, (R, T), 0 outside `acts_RT`.
 
         "token"      1 / num_decisions                     mean over decisions: DAPO (arXiv 2503.14476, equation 8)
         "sequence"   1 / (num_rows * the row's decisions)  mean of the rows' means: GRPO (arXiv 2402.03300, equation 3)
         "length"     1 / (num_rows * max_new_tokens)       sum over a constant: Dr. GRPO (arXiv 2503.20783)
 
     Args:
-        acts_RT: bool, the decisions of the rows at hand, which may be a part of the batch.
+        acts_RT: bool, the decisions of some or all rows of the batch.
         aggregation: one of the three.
-        num_decisions: of the *whole* batch, over all micro-batches and ranks, so that their losses simply add up.
-        num_rows: likewise. A row without any decision counts here and adds nothing.
+        num_decisions: of the *whole* batch, over all micro-batches and ranks, so that their losses add up.
+        num_rows: of the whole batch, rows without decisions included.
         max_new_tokens: the length limit.
 
-    Ranks whose gradients are averaged (DDP does) multiply their loss by the number of ranks.
+    Under DDP, which averages gradients over ranks, multiply the loss by the number of ranks.
     """
     check_known("aggregation", aggregation, get_args(Aggregation))
     weights_RT = acts_RT.float()
@@ -281,20 +289,20 @@ def token_weights(
 
 
 def row_rewards(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    """One reward per row, shape (R,): the judge's, less the KL summed over the decisions where it has that place."""
+    """Return one reward per row, shape (R,): the judge's, less the summed KL if the KL is in the reward."""
     penalty_RT = _kl_penalty(batch, algorithm)
     return batch.reward_R if penalty_RT is None else batch.reward_R - penalty_RT.sum(1)
 
 
 def decision_rewards(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    """What each decision earns, shape (R, T); see `ra3gym.agents.rlvr.algorithms.advantages.decision_rewards`."""
+    """Return each decision's reward, shape (R, T); see `ra3gym.agents.rlvr.algorithms.advantages.decision_rewards`."""
     return advantages.decision_rewards(
         batch.reward_R, batch.duration_RT, batch.acts_RT, algorithm.gamma, _kl_penalty(batch, algorithm)
     )
 
 
 def gae_of(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    """GAE of a batch with values, shape (R, T)."""
+    """Return GAE of a batch with values, shape (R, T)."""
     if batch.value_RT is None:
         raise DataError(f"algorithm {algorithm.name!r}: GAE needs the values of a value head, and the batch has none")
     reward_RT = decision_rewards(batch, algorithm)
@@ -304,11 +312,11 @@ def gae_of(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
 
 
 def _kl_penalty(batch: RolloutBatch, algorithm: Algorithm) -> Tensor | None:
-    """The coefficient times the KL at decisions, where the KL goes into the reward."""
+    """Return the coefficient times the KL at decisions; `None` if the KL is not in the reward."""
     if algorithm.kl_coefficient == 0 or algorithm.kl_place != "reward":
         return None
     if batch.kl_RT is None:
-        raise DataError(f"algorithm {algorithm.name!r} takes the KL off the reward: the batch has no KL")
+        raise DataError(f"algorithm {algorithm.name!r} subtracts the KL from the reward: the batch has no KL")
     return algorithm.kl_coefficient * torch.where(batch.acts_RT, batch.kl_RT, 0.0)
 
 
@@ -319,7 +327,9 @@ _OBJECTIVES: Registry[ObjectiveFunction] = Registry("objective", "register_objec
 def register_advantage(
     name: str, function: AdvantageFunction, *, needs_value: bool = False, compares_samples: bool = False
 ) -> None:
-    """Make `function(batch, algorithm) -> (R, T)` available as an algorithm's `advantage`; replaces one of that name.
+    """Make `function(batch, algorithm) -> (R, T)` available as an algorithm's `advantage`.
+
+    An advantage of that name is replaced.
 
     Args:
         name: what an `Algorithm` calls it.
@@ -333,8 +343,8 @@ def register_advantage(
 def register_objective(name: str, function: ObjectiveFunction) -> None:
     """Make `function(logp_RT, old_logp_RT, advantage_RT, acts_RT, algorithm)` available as an algorithm's `objective`.
 
-    It returns `(loss_RT, clipped_RT)`: the loss per token, not reduced, and a bool mask for the statistics. One of that
-    name is replaced.
+    It returns `(loss_RT, clipped_RT)`: the loss per token, not reduced, and a bool mask for the statistics. An
+    objective of that name is replaced.
     """
     _OBJECTIVES.register(name, function)
 

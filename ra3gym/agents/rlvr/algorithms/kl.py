@@ -6,26 +6,26 @@ With `x ~ pi` and `l = log pi(x) - log ref(x)`, Schulman's note "Approximating K
     k2 = l^2 / 2                biased (second order), never negative
     k3 = exp(-l) - 1 + l        unbiased, never negative, little noise near the reference
 
-as estimates of `KL(pi || ref)`. A good estimate of the *value* need not be a good one of the *gradient*. As a term of
-the loss, differentiated through `log pi` on tokens that pi itself sampled,
+as estimates of `KL(pi || ref)`. A good estimate of the *value* may be a bad one of the *gradient*. As a term of the
+loss, differentiated through `log pi` on tokens that pi itself sampled,
 
-    E[grad k1] = E[grad log pi]                  = 0                       no regularisation, only noise
-    E[grad k2] = E[l * grad log pi]              = grad KL(pi || ref)      the gradient that was wanted
+    E[grad k1] = E[grad log pi]                  = 0                       no regularization, only noise
+    E[grad k2] = E[l * grad log pi]              = grad KL(pi || ref)      the wanted gradient
     E[grad k3] = E[(1 - ref/pi) * grad log pi]   = grad KL(ref || pi)      that of the *forward* KL
 
-(Tang & Munos, arXiv 2506.09477). GRPO puts k3 into the loss all the same; near the reference both gradients agree to
-first order in l. k1 is refused there. A loss per token also leaves out that a token changes the KL of later tokens.
+(Tang & Munos, arXiv 2506.09477). GRPO puts k3 into the loss nevertheless; near the reference both gradients agree to
+first order in l. k1 is refused in the loss. A loss per token also ignores that a token changes the KL of later tokens.
 
-As a penalty in the *reward* the estimate is a number that weighs `grad log pi`, its own token's and, through the
-returns, those of the tokens ahead of it:
+As a penalty in the *reward* the estimate is a factor of `grad log pi` of its own token and, through the returns, of
+earlier tokens:
 
-    E[k1 * grad log pi]   = grad KL(pi || ref)                        the gradient that was wanted
-    E[k2 * grad log pi]   is of second order in l                     hardly any pull near the reference
-    E[k3 * grad log pi]   = grad KL(pi || ref) - grad KL(ref || pi)   likewise, although its value is unbiased
+    E[k1 * grad log pi]   = grad KL(pi || ref)                        the wanted gradient
+    E[k2 * grad log pi]   is of second order in l                     hardly any effect near the reference
+    E[k3 * grad log pi]   = grad KL(pi || ref) - grad KL(ref || pi)   the same, although its value is unbiased
 
-So k1 belongs into the reward, as in REINFORCE++, RLOO and PPO, and k2 or k3 into the loss.
+So k1 belongs in the reward, as in REINFORCE++, RLOO and PPO, and k2 or k3 in the loss.
 
-Off-policy none of this holds exactly: the tokens come from an older policy.
+Off-policy these equations hold only approximately, as the tokens come from an older policy.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from torch import Tensor
 from ra3gym.errors import DataError, UnknownNameError
 
 KLEstimator = Literal["k1", "k2", "k3"]
-"""Names of the estimators; see the module's page for what they estimate and for their gradients."""
+"""Names of the estimators; the module's docstring has their gradients."""
 
 
 def kl_k1(logp_RT: Tensor, ref_logp_RT: Tensor) -> Tensor:
-    """`log pi - log ref` in nats: the estimate for the reward. As a loss its expected gradient is 0."""
+    """Return `log pi - log ref` in nats: the estimate for the reward. As a loss its expected gradient is 0."""
     return logp_RT - ref_logp_RT
 
 
 def kl_k2(logp_RT: Tensor, ref_logp_RT: Tensor) -> Tensor:
-    """`(log pi - log ref)^2 / 2` in nats: as a loss it has the gradient of KL(pi || ref), on-policy."""
+    """Return `(log pi - log ref)^2 / 2` in nats: as a loss it has the gradient of KL(pi || ref), on-policy."""
     return 0.5 * (logp_RT - ref_logp_RT).square()
 
 
 def kl_k3(logp_RT: Tensor, ref_logp_RT: Tensor) -> Tensor:
-    """`ref/pi - 1 - log(ref/pi)` in nats, GRPO's (arXiv 2402.03300, equation 4)."""
+    """Return `ref/pi - 1 - log(ref/pi)` in nats, GRPO's (arXiv 2402.03300, equation 4)."""
     log_ratio_RT = ref_logp_RT - logp_RT
     # expm1 keeps the digits that exp(x) - 1 loses where policy and reference are close.
     return torch.expm1(log_ratio_RT) - log_ratio_RT
@@ -63,11 +63,11 @@ _ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": kl_k1, "k2":
 
 
 def kl_estimate(logp_RT: Tensor, ref_logp_RT: Tensor, estimator: KLEstimator) -> Tensor:
-    """Elementwise KL estimate from policy to reference, in nats; differentiable in `logp_RT`.
+    """Return an elementwise KL estimate from policy to reference, in nats; differentiable in `logp_RT`.
 
     Args:
-        logp_RT: log-probabilities of the sampled tokens under the policy; finite, the padding included.
-        ref_logp_RT: the same under the reference, at the same temperature.
+        logp_RT: log-probabilities of the sampled tokens under the policy; finite, also in the padding.
+        ref_logp_RT: their log-probabilities under the reference, at the same temperature.
         estimator: "k1", "k2" or "k3".
 
     Raises:

@@ -1,26 +1,26 @@
-"""The family of RLVR algorithms by name.
+"""The RLVR algorithms by name.
 
-`algorithm("grpo")` looks one up and `algorithm("grpo", clip_high=0.28)` changes it; `register_algorithm` adds another,
-`register_advantage` and `register_objective` the parts that it may name:
+`algorithm("grpo")` returns one and `algorithm("grpo", clip_high=0.28)` changes it. `register_algorithm` adds another;
+`register_advantage` and `register_objective` add the parts that an algorithm names:
 
     algorithm             advantage of a decision            objective         aggregation
     reinforce             return to go                       policy_gradient   length
-    reinforce++           return, normalised in the batch    ppo_clip          token
-    reinforce++_baseline  less the group's mean, likewise    ppo_clip          token
+    reinforce++           return, normalized in the batch    ppo_clip          token
+    reinforce++_baseline  the same, less the group's mean    ppo_clip          token
     rloo                  less the others' mean reward       policy_gradient   length
-    grpo                  standardised in the group          ppo_clip          sequence
-    grpo_token            standardised in the group          ppo_clip          token
+    grpo                  standardized in the group          ppo_clip          sequence
+    grpo_token            standardized in the group          ppo_clip          token
     dr_grpo               less the group's mean              ppo_clip          length
-    dapo                  standardised in the group          ppo_clip, higher  token
-    gspo                  standardised in the group          gspo              sequence
-    cispo                 standardised in the group          cispo             token
-    ppo                   GAE, normalised in the batch       ppo_clip          token
+    dapo                  standardized in the group          ppo_clip, higher  token
+    gspo                  standardized in the group          gspo              sequence
+    cispo                 standardized in the group          cispo             token
+    ppo                   GAE, normalized in the batch       ppo_clip          token
 
-Two numbers are the same for all of them, whatever the papers chose. `kl_coefficient` is 0, as tests that verify need no
-anchor to tell them right (DAPO, section 2.3; Dr. GRPO, section 3) and a reference model costs a forward pass and its
-memory; `kl_estimator` and `kl_place` are each paper's, so that the coefficient alone switches its KL on. A batch gets
-one update (PPO: four), as how many minibatches are too many depends on the batch. On-policy every ratio is 1 and the
-clips are idle: `minibatches` or `updates_per_batch` bring them to life (the papers' numbers stand beside each).
+Two defaults differ from the papers. `kl_coefficient` is 0 for all: rewards that are verified need no anchor (DAPO,
+section 2.3; Dr. GRPO, section 3), and a reference model costs memory and a forward pass. `kl_estimator` and `kl_place`
+are those of each paper, so that the coefficient alone switches its KL on. A batch gets one update (PPO: four), because
+the right number of minibatches depends on the batch. On-policy every ratio is 1 and clipping has no effect; it does
+with `minibatches` or `updates_per_batch` above 1 (the comments below give the papers' numbers).
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ register_objective("gspo", _with_numbers(objectives.gspo, "clip_low", "clip_high
 register_objective("cispo", _with_numbers(objectives.cispo, "clip_low", "clip_high"))
 
 
-# Williams 1992, without any baseline: the yardstick that the others improve on. The sum over a row's decisions is the
-# gradient of the expected reward; "length" divides it by a constant.
+# Williams 1992, without a baseline, which the others improve on. The sum over a row's decisions is the gradient of the
+# expected reward; "length" divides it by a constant.
 register_algorithm(
     Algorithm(
         name="reinforce",
@@ -193,8 +193,8 @@ register_algorithm(
 # arXiv 2402.03300, equations 3 and 4: mean over rows of their means. One update a batch, G = 64, k3 in the loss with a
 # coefficient of 0.04.
 register_algorithm(Algorithm(name="grpo", advantage="group_standardised", objective="ppo_clip", aggregation="sequence"))
-# GRPO's advantage with the mean over all tokens of the batch, which does not favour short correct and long wrong rows:
-# what the studies published with this toolkit ran, on-policy.
+# GRPO's advantage with the mean over all tokens of the batch, which does not favor short correct and long wrong rows.
+# The studies published with this toolkit ran it, on-policy.
 register_algorithm(Algorithm(name="grpo_token", advantage="group_standardised", objective="ppo_clip"))
 # arXiv 2503.20783: neither the group's standard deviation nor the row's length, both of which bias the gradient.
 register_algorithm(Algorithm(name="dr_grpo", advantage="group_centred", objective="ppo_clip", aggregation="length"))

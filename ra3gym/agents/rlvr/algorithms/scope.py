@@ -1,19 +1,18 @@
-"""Where RL acts: which of the sampled tokens are decisions, how much each of them weighs, how long each lasts.
+"""Where RL acts: which of the sampled tokens are decisions, with the weight and the duration of each.
 
-A completion is cut into *decisions* (tokens whose log-probability the policy gradient moves) and the rest, which is
-context to it. A decision lasts until the next one: its duration, in tokens, is what `gamma ** duration` discounts by.
+The tokens of a completion are *decisions*, whose log-probability the policy gradient changes, or context. A decision
+lasts until the next one: its duration, in tokens, is the exponent of the discount `gamma ** duration`.
 
     all         every token
     code        tokens of code lines
-    comments    latents, and the tokens of lines that hold a comment and nothing else (rationale latents)
+    comments    latents, and the tokens of lines that hold only a comment (rationale latents)
     latents     latents only
-    decisions   latents, and the token that holds the first visible character of each line: `<think>`, a latent or
-                the `#` of a comment, against `<act>`, anything else
+    decisions   latents, and the token that holds the first visible character of each line: a latent or the `#` of a
+                comment is `<think>`, any other is `<act>`
 
-Lines are told apart by their text: a line whose first visible character is `#` is a comment, inside a string of several
-lines too.
+A line whose first visible character is `#` counts as a comment, even inside a string of several lines.
 
-Shape suffixes: R rows, T tokens.
+Shape letters: see CONTRIBUTING.md (R rows, T time).
 """
 
 from __future__ import annotations
@@ -33,17 +32,21 @@ from ra3gym.plugins import Registry
 
 @dataclass(frozen=True)
 class TokenKinds:
-    """What each token of one completion is; lists of its length T."""
+    """The kinds of one completion's tokens, in lists of its length T.
+
+    Attributes:
+        latent: the token is a latent.
+        comment: it is part of a comment line, from the `#` to the line break.
+        first: it holds the first visible character of a line.
+    """
 
     latent: list[bool]
     comment: list[bool]
-    """Part of a comment line, from its `#` to its line break."""
     first: list[bool]
-    """Holds the first visible character of a line."""
 
 
 ScopeRule = Callable[[TokenKinds], list[bool]]
-"""From the kinds of one completion's tokens to which of them are decisions."""
+"""From the kinds of one completion's tokens to whether each is a decision."""
 
 _RULES: dict[str, ScopeRule] = {
     "all": lambda kinds: [True] * len(kinds.latent),
@@ -67,15 +70,18 @@ def scope_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Marks:
-    """A batch's decisions, rows padded with zeros."""
+    """A batch's decisions; rows are padded with zeros.
+
+    Attributes:
+        acts_RT: bool; true at decisions.
+        weight_RT: float32; factor of a decision's loss, 0 elsewhere.
+        duration_RT: float32; number of tokens from a decision to the next one, or to the end; 0 elsewhere. Tokens
+            before a row's first decision belong to no decision.
+    """
 
     acts_RT: Tensor
-    """bool; true at decisions."""
     weight_RT: Tensor
-    """float32; what a decision's loss is multiplied by, 0 elsewhere."""
     duration_RT: Tensor
-    """float32; tokens from a decision to the next one, or to the end; 0 elsewhere. What a row has ahead of its first
-    decision counts to none."""
 
 
 class Scope:
@@ -84,8 +90,9 @@ class Scope:
     Args:
         name: one of `scope_names()`.
         tokenizer: the policy's.
-        latent_weight, comment_weight, code_weight: what decisions of these kinds weigh; 1 leaves the loss as it is, at
-            0 a kind is context and no decision.
+        latent_weight: factor of the loss of latents; with 0 they are context.
+        comment_weight: factor of the loss of comments; with 0 they are context.
+        code_weight: factor of the loss of code; with 0 it is context.
 
     Raises:
         UnknownNameError: no scope of that name.
@@ -114,7 +121,7 @@ class Scope:
         self._pieces: dict[int, str] = {}
 
     def mark(self, completions: Sequence[Sequence[int]]) -> Marks:
-        """The decisions among these completions' tokens; T is the longest length."""
+        """Return the decisions among these completions' tokens; T is the longest length."""
         shape = len(completions), max(map(len, completions), default=0)
         acts_RT, weight_RT, duration_RT = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape), torch.zeros(shape)
         for row, ids in enumerate(completions):
@@ -133,7 +140,7 @@ class Scope:
         return Marks(acts_RT, weight_RT, duration_RT)
 
     def kinds(self, ids: Sequence[int]) -> TokenKinds:
-        """What each token of a completion is. The completion is taken to begin on a line of its own."""
+        """Return the kinds of a completion's tokens, as if the completion began at the start of a line."""
         latent, comment, first = [token in self._latents for token in ids], [False] * len(ids), [False] * len(ids)
         blank, in_comment = True, False  # of the line so far
         for t, token in enumerate(ids):
@@ -154,7 +161,7 @@ class Scope:
         return latent if kinds.latent[t] else comment if kinds.comment[t] else code
 
     def _piece(self, token: int) -> str:
-        """The token's own text. Parts of a character of several bytes come out as a mark, which is visible."""
+        """Return the token's own text. A part of a character of several bytes becomes "\ufffd", which is visible."""
         if token not in self._pieces:
             self._pieces[token] = str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
         return self._pieces[token]

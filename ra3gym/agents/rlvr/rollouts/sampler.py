@@ -1,4 +1,4 @@
-"""Where rollouts come from: the built-in sampler, or anything that answers to the same protocol (a vLLM server)."""
+"""Samplers of rollouts: the protocol, and the one that samples from the policy in this process."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ class Sampler(Protocol):
     """Samples completions from the policy's current weights."""
 
     on_policy_logp: bool
-    """Whether `Samples.logp_RT` is what the trainer would compute; else it computes its own and weighs the two."""
+    """Whether `Samples.logp_RT` is what the trainer would compute. If not, the trainer computes its own values and
+    weights each token by the ratio of the two.
+    """
 
     def update(self, model: Any) -> None:
-        """Sample from these weights from now on; called ahead of the first sample and after each optimiser step."""
+        """Sample from these weights from now on; called before the first sample and after each optimizer step."""
         ...
 
     def sample(
@@ -38,11 +40,11 @@ class Sampler(Protocol):
         allowed_mask_V: Tensor | None = None,
         stop: StopRule | None = None,
     ) -> Samples:
-        """`group_size` completions of each prompt; the same generators and weights give the same completions."""
+        """Return `group_size` completions of each prompt; the same generators and weights give the same ones."""
         ...
 
     def close(self) -> None:
-        """Give back what the sampler holds; safe to call twice."""
+        """Release what the sampler holds; safe to call twice."""
         ...
 
 
@@ -61,7 +63,7 @@ class ModelSampler:
         self._model: Any = None
 
     def update(self, model: Any) -> None:
-        """See `Sampler.update`; without a `dtype` this takes no time, as the weights are shared."""
+        """See `Sampler.update`; instant without a `dtype`, as the weights are shared."""
         if self._dtype is None or model.dtype == self._dtype:
             self._model = model
             return
@@ -86,7 +88,7 @@ class ModelSampler:
         stop: StopRule | None = None,
     ) -> Samples:
         """See `Sampler.sample` and `ra3gym.lm.generate`."""
-        assert self._model is not None, "update comes ahead of the first sample"
+        assert self._model is not None, "update comes before the first sample"
         return generate(
             self._model,
             prompts,
@@ -101,5 +103,5 @@ class ModelSampler:
         )
 
     def close(self) -> None:
-        """Let go of the weights."""
+        """Release the weights."""
         self._model = None
