@@ -7,7 +7,7 @@ root/KIND-YYYYmmdd-HHMMSS/
     manifest.json    command, seeds, start, versions, git revision, machine; one more entry for each resumption
     metrics.jsonl    one line per step; a study merges it from metrics/ at the end (`ra3gym.runs.metrics`)
     tensorboard/     the same numbers for TensorBoard
-    checkpoints/     folders that are whole, each under its name
+    checkpoints/     named folders, each written whole or not at all
     summary.json     written last
 """
 
@@ -116,7 +116,7 @@ class RunFolder:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """What `write_summary` stored last, or `None` before the run has ended."""
+        """The summary that `write_summary` stored, or `None` before the run has finished."""
         file = self.path / "summary.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
@@ -130,7 +130,7 @@ class RunFolder:
         self._write_manifest()
 
     def pin(self, **facts: Any) -> None:
-        """Keep in the manifest what the configuration leads to, such as the tasks that were loaded.
+        """Keep in the manifest the facts that follow from the configuration, such as the tasks that were loaded.
 
         `RunFolderError` names the facts that were different at an earlier start.
         """

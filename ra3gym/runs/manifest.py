@@ -1,4 +1,4 @@
-"""What a run was made with: versions, source revision, machine. Nothing here identifies a user or a host."""
+"""The provenance of a run: versions, source revision, machine. Nothing in it identifies a user or a host."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ PACKAGES = (
 
 
 def utc_now() -> str:
-    """The time in UTC, ISO 8601 to the second."""
+    """Return the time in UTC, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def command_line() -> str:
-    """The command that started this process, quoted for a shell, without the interpreter's own folder."""
+    """Return the command that started this process, quoted for a shell, without the interpreter's folder."""
     program = Path(sys.argv[0]) if sys.argv and sys.argv[0] else Path("python")
     head = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
     return shlex.join([*head, *sys.argv[1:]])
 
 
 def package_versions() -> dict[str, str | None]:
-    """Installed version of Python and of each of `PACKAGES`; `None` for a package that is not installed."""
+    """Return the versions of Python and of each of `PACKAGES`; `None` for a package that is not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -48,7 +48,7 @@ def package_versions() -> dict[str, str | None]:
 
 
 def git_revision(package_folder: Path | None = None) -> dict[str, str | bool] | None:
-    """`{"revision": SHA, "dirty": bool}` of the checkout the package runs from, or `None` when it is installed.
+    """Return `{"revision": SHA, "dirty": bool}` of the package's checkout, or `None` when it is installed.
 
     A site-packages folder that happens to lie inside somebody's repository does not count as a checkout: the
     repository's root must hold the package directly. Untracked files do not make a checkout dirty.
@@ -64,7 +64,7 @@ def git_revision(package_folder: Path | None = None) -> dict[str, str | bool] | 
 
 
 def describe_machine() -> dict[str, Any]:
-    """Platform, CPU model, usable cores, memory (GiB), GPUs and torch's thread count."""
+    """Return platform, CPU model, usable cores, memory (GiB), GPUs and torch's thread count."""
     import torch
 
     cuda = torch.cuda
@@ -80,7 +80,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_start() -> dict[str, Any]:
-    """Everything about one start (or resumption) of a run that is not its configuration."""
+    """Return the provenance of one start (or resumption) of a run."""
     return {
         "started": utc_now(),
         "command": command_line(),

@@ -104,7 +104,7 @@ def test_what_the_table_says_of_an_algorithm() -> None:
         assert ("PPO's clip" in objective) == (found.objective == "ppo_clip"), name
         assert ("value head" in advantage) == found.needs_value, name
         assert ("k1" in advantage) == (name == "reinforce++"), name
-        assert ("sampled anew" in objective) == found.dynamic_sampling, name
+        assert ("without signal are replaced" in objective) == found.dynamic_sampling, name
         assert ("four passes" in objective) == (found.updates_per_batch == 4), name
 
 
