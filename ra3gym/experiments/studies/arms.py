@@ -114,7 +114,7 @@ for _arm in (
     Arm(
         "brite",
         "BRiTE",
-        "method",
+        "control",
         "#8f9e2f",
         "Rationales with horizon 1: each line gets a comment, judged by that line alone.",
         Recipe(latents="inferred"),

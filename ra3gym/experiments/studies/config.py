@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from ra3gym.abstractions.latents.codebook import CodebookConfig
-from ra3gym.agents.mid_training import MStepConfig, make_e_step, make_m_step
+from ra3gym.agents.mid_training import EStep, MStepConfig, NeedsModel, make_e_step, make_m_step
+from ra3gym.agents.mid_training.rationale import RationaleConfig
 from ra3gym.agents.rlvr import RLVRConfig
 from ra3gym.errors import ConfigError, RunFolderError
 from ra3gym.experiments.studies.arms import ARMS
@@ -110,7 +111,8 @@ class StudyConfig:
         domain: tasks and traces.
         model: the language model.
         m_step_name: the M-step by name; see `ra3gym.agents.mid_training.make_m_step`.
-        codebook: what the E-step learns.
+        codebook: what an E-step on codebook latents learns.
+        rationale: how an E-step on rationale latents learns; its model is small and its context short.
         base: pre-training of the base model that all arms of a seed share.
         m_step: mid-training of each arm.
         rlvr: post-training.
@@ -132,6 +134,9 @@ class StudyConfig:
     domain: DomainConfig = field(default_factory=DomainConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    rationale: RationaleConfig = field(
+        default_factory=lambda: RationaleConfig(max_latent_tokens=8, traces_per_step=8, learning_rate=1e-3)
+    )
     base: MStepConfig = field(default_factory=lambda: MStepConfig(tokens=200_000))
     m_step: MStepConfig = field(default_factory=MStepConfig)
     rlvr: RLVRConfig = STUDY_RLVR
@@ -172,9 +177,16 @@ class StudyConfig:
         tuned = ARMS[arm].learning_rate or self.rlvr.learning_rate or _RATE
         return self.rlvr_grid or (self.rlvr_learning_rates.get(arm, tuned),)
 
+    def make_e_step(self, arm: str) -> EStep:
+        """Return the E-step of one arm: its own, or the study's."""
+        return make_e_step(ARMS[arm].e_step or self.e_step, self.codebook, self.rationale)
+
     def stages(self, arm: str) -> list[str]:
         """Return the stages of one arm's unit that report progress, in order."""
-        stages = [] if ARMS[arm].recipe is None else ["mid-train"]
+        recipe = ARMS[arm].recipe
+        stages = [] if recipe is None else ["mid-train"]
+        if recipe is not None and recipe.needs_e_step and isinstance(self.make_e_step(arm), NeedsModel):
+            stages = ["e-step", *stages]
         if arm in self.rlvr_arms and self.rlvr.steps > 0:
             rates = self.learning_rates_for(arm)
             stages += ["rlvr"] if len(rates) == 1 else [rlvr_stage(rate) for rate in rates]

@@ -31,6 +31,7 @@ from ra3gym.agents.mid_training import (
     make_e_step,
 )
 from ra3gym.agents.mid_training.e_steps.oracle import OracleEStep
+from ra3gym.agents.mid_training.rationale import RationaleEStep, RationaleStep
 from ra3gym.agents.rlvr import RLVRStep
 from ra3gym.experiments.report.results import Curve, UnitResult, with_steps
 from ra3gym.experiments.report.statistics import area_under_curve
@@ -95,7 +96,7 @@ class Seed:
         """The E-step of one arm: its own by name, or the study's."""
         if arm.e_step is None and self.inferred is not None:
             return GivenAnnotations(self.inferred)
-        return make_e_step(arm.e_step or self.config.e_step, self.config.codebook)
+        return self.config.make_e_step(arm.name)
 
 
 def prepare_seed(config: StudyConfig, seed: int, folder: Path, reporter: UnitReporter) -> Seed:
@@ -124,7 +125,7 @@ def _infer_once(
     config: StudyConfig, seed: int, traces: Sequence[ExpertTrace], reporter: UnitReporter
 ) -> Annotations | None:
     """Do the study's E-step for all arms of the seed; `None` if it needs the model that an arm trains."""
-    e_step = make_e_step(config.e_step, config.codebook)
+    e_step = make_e_step(config.e_step, config.codebook, config.rationale)
     if isinstance(e_step, NeedsModel):
         return None
     reporter.start("e-step")
@@ -249,18 +250,33 @@ def _mid_train(
         model.train()
         return reached >= target
 
+    e_step, updates = shared.e_step(arm), config.rationale.steps
+    if isinstance(e_step, RationaleEStep):
+        e_step = _reporting(e_step, updates, reporter)
     course = _TrainingCourse(reporter, "mid-train", budget, measure)
     result = mid_training.run(
         LoadedModel(model, shared.tokenizer),
         shared.traces,
         recipe=recipe,
-        e_step=shared.e_step(arm),
+        e_step=e_step,
         m_step=config.m_step_name,
         config=_unmeasured(config.m_step),
         seed=shared.seed,
         on_progress=course.on_progress,
     )
+    if isinstance(e_step, RationaleEStep) and result.annotations is not None:
+        reporter.report("e-step", updates + 1, updates + 1, **result.annotations.metrics)
     return result, {"midtrain_loss": course.losses, "midtrain_pass@1": curve}
+
+
+def _reporting(e_step: RationaleEStep, updates: int, reporter: UnitReporter) -> RationaleEStep:
+    """Return the E-step with its updates reported; the annotation of the traces counts as one more."""
+    reporter.start("e-step")
+
+    def on_step(step: RationaleStep) -> None:
+        reporter.report("e-step", step.step, updates + 1, reward=step.reward, think_rate=step.think_rate)
+
+    return replace(e_step, on_step=on_step)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from ra3gym.agents.mid_training.e_steps.statement_kinds import AstEStep
 from ra3gym.agents.mid_training.inference.agents import AGENTS, make_inference_agent
 from ra3gym.agents.mid_training.inference.policy_gradient import PolicyGradientAgent
 from ra3gym.agents.mid_training.inference.posteriors import ViterbiAgent
-from ra3gym.agents.mid_training.rationale import RationaleEStep, brite_config
+from ra3gym.agents.mid_training.rationale import RationaleConfig, RationaleEStep, brite_config
 from ra3gym.errors import UnknownNameError
 from ra3gym.plugins import Registry
 
@@ -45,13 +45,15 @@ def register_e_step(name: str, factory: Callable[[], EStep]) -> None:
     E_STEPS.register(name, factory)
 
 
-def make_e_step(name: str, codebook: CodebookConfig | None = None) -> EStep:
+def make_e_step(name: str, codebook: CodebookConfig | None = None, rationale: RationaleConfig | None = None) -> EStep:
     """Return a new E-step of that name; the name of any inference agent gives EM around that agent.
 
     Args:
         name: "exact", "policy_gradient", "sb3:PPO", "macro", ..., or one of your own.
         codebook: takes the place of the default codebook in the E-steps that learn one. An agent that learns anew in
             every iteration is slow in EM: by default those of other libraries get one restart of five iterations.
+        rationale: takes the place of the default configuration in the E-steps "rationale" and "brite", but for what
+            tells the two apart.
 
     Raises:
         UnknownNameError: no such E-step; the message lists them.
@@ -63,4 +65,6 @@ def make_e_step(name: str, codebook: CodebookConfig | None = None) -> EStep:
     else:
         known = dict.fromkeys([*E_STEPS, *AGENTS])
         raise UnknownNameError(E_STEPS.kind, name, known, f"Add your own with {REGISTER_WITH}.")
+    if rationale is not None and isinstance(e_step, RationaleEStep):
+        e_step = e_step.with_config(rationale)
     return e_step if codebook is None else with_codebook(e_step, lambda _: codebook)

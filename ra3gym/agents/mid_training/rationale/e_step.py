@@ -100,6 +100,10 @@ class RationaleEStep:
         """Return the E-step for this model, which `infer` trains in place."""
         return replace(self, loaded=loaded)
 
+    def with_config(self, config: RationaleConfig) -> RationaleEStep:
+        """Return the E-step with another configuration in its own form: its horizon, and whether it always comments."""
+        return replace(self, config=replace(config, horizon=self.config.horizon, always_think=self.config.always_think))
+
     def infer(self, traces: Sequence[ExpertTrace], rng: np.random.Generator) -> Annotations:
         """Return the comments of every trace as annotations.
 

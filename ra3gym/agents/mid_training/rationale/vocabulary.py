@@ -78,12 +78,19 @@ class CommentVocabulary:
             return False
         return not comment.ended or comment_problem(self.text(place, comment)) is not None
 
+    def encode(self, place: Place, text: str) -> Comment:
+        """Return a comment's text (`#` and what follows) in the tokens that a document has for it."""
+        starter_text = decode_completion(self.tokenizer, [], [place.starter])
+        line = text[1:] + ("" if self.breaks_lead else "\n")
+        ids = encode(self.tokenizer, starter_text + line)
+        # A tokenizer may join `#` to what follows it; the policy never does.
+        after_starter = ids[1:] if ids[0] == place.starter else encode(self.tokenizer, line)
+        return Comment(tuple(after_starter), ended=True)
+
     def respelled(self, place: Place, comment: Comment | None) -> Comment | None:
-        """Return the comment in the tokens of its text, as a document has them; `None` if it is no comment line."""
+        """Return the comment as a document has it; `None` where it has no text or does not fit on one line."""
         text = "" if comment is None else self.text(place, comment)
-        if comment_problem(text) is not None:
-            return None
-        return Comment(tuple(encode(self.tokenizer, text[1:] + ("" if self.breaks_lead else "\n"))), ended=True)
+        return None if comment_problem(text) is not None else self.encode(place, text)
 
 
 def comment_vocabulary(tokenizer: Any, model: Any) -> CommentVocabulary:
