@@ -300,7 +300,7 @@ class CacheDecoder:
         self._read(token_B[:, None], torch.ones_like(token_B)[:, None])
 
     def append(self, tokens: Sequence[Sequence[int]]) -> None:
-        """Append several tokens to each row, or none: the logits of such a row stay as they are."""
+        """Append several tokens to each row, or none; without tokens, the logits of a row do not change."""
         if any(tokens):
             # Padded on the left, so that the last column holds the last token of each row that has any.
             before = self.logits_BV

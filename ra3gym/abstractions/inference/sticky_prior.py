@@ -43,16 +43,6 @@ class StickyPrior:
             raise ConfigError(f"num_latents={self.num_latents}: a codebook needs at least 2 latents")
 
     @property
-    def log_same(self) -> float:
-        """`log p(z_t = z_{t-1})` in nats."""
-        return math.log(self.alpha + (1.0 - self.alpha) / self.num_latents)
-
-    @property
-    def log_another(self) -> float:
-        """`log p(z_t = k)` for each k other than `z_{t-1}`, in nats."""
-        return math.log((1.0 - self.alpha) / self.num_latents)
-
-    @property
     def switch_penalty(self) -> float:
         """The cost c of a switch to another latent, in nats, which ranks paths as this prior does."""
         return math.log1p(self.alpha * self.num_latents / (1.0 - self.alpha))

@@ -227,7 +227,7 @@ def _in_words(diagnosis: LatentDiagnosis) -> str:
             "traces."
         )
     unused = f"; {len(diagnosis.dead)} of {diagnosis.num_latents} are never used" if diagnosis.dead else ""
-    return f"The latents are used and say something about the lines: {measured}{unused}."
+    return f"The latents are used and informative about the lines: {measured}{unused}."
 
 
 def _shares(counts_K: npt.ArrayLike) -> FloatArray:

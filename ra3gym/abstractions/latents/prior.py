@@ -93,7 +93,7 @@ def fit_prior(
     iterations: int = 5,
     gate_prior: float = 0.5,
 ) -> FittedPrior:
-    """Fit gate and fresh latents by EM to emissions that stay as they are; the evidence rises in every iteration.
+    """Fit gate and fresh latents by EM to fixed emissions; the evidence rises in every iteration.
 
     Args:
         corpus: the traces; `log_emission_NK` has a row for each of their lines.

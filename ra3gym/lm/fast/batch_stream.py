@@ -27,7 +27,7 @@ class Rows(Protocol):
         """Forget these rows and read their prompts; return next-token logits `(B, V)` and last states `(B, D)`."""
 
     def write(self, rows: Sequence[int], tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Append one token to each of these rows; return logits and states after it. Other rows stay as they are."""
+        """Append one token to each of these rows; return logits and states after it. Other rows do not change."""
 
 
 class BatchStream:

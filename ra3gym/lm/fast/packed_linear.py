@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _LEAST_ELEMENTS = 2**16
-"""Smaller weights stay as they are: the call of a packed product costs more than it saves."""
+"""Smaller weights are not packed: the call of a packed product costs more than it saves."""
 
 
 class PackedLinear:

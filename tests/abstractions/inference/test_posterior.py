@@ -240,7 +240,9 @@ def test_alpha_near_one_is_next_token_prediction_and_near_zero_is_brite() -> Non
 @given(st.floats(1e-6, 1 - 1e-6), st.integers(2, 500))
 def test_penalty_and_stickiness_convert_into_each_other(alpha: float, num_latents: int) -> None:
     prior = StickyPrior(alpha, num_latents)
-    assert prior.switch_penalty == pytest.approx(prior.log_same - prior.log_another, rel=1e-6, abs=1e-9)
+    another = (1 - prior.alpha) / prior.num_latents
+    expected = np.log(prior.alpha + another) - np.log(another)
+    assert prior.switch_penalty == pytest.approx(expected, rel=1e-6, abs=1e-9)
     back = StickyPrior.from_switch_penalty(prior.switch_penalty, num_latents)
     assert back.alpha == pytest.approx(alpha, rel=1e-6)
 
@@ -251,7 +253,9 @@ def test_a_fixed_penalty_ranks_paths_as_the_prior_does() -> None:
     paths, joint = trace.paths()
     switches = (paths[:, 1:] != paths[:, :-1]).sum(axis=1)
     rewarded = emissions[np.arange(5), paths].sum(axis=1) - prior.switch_penalty * switches
-    np.testing.assert_allclose(np.log(joint) - rewarded, 4 * prior.log_same - np.log(3), atol=1e-9)
+    np.testing.assert_allclose(
+        np.log(joint) - rewarded, 4 * np.log(prior.alpha + (1 - prior.alpha) / 3) - np.log(3), atol=1e-9
+    )
 
 
 def test_the_papers_penalty_is_a_weak_prior() -> None:

@@ -265,4 +265,4 @@ def test_the_example_of_the_docs_runs(capsys: pytest.CaptureFixture[str]) -> Non
     page = Path(__file__).resolve().parents[3] / "docs" / "inspection.md"
     (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     exec(example, {})
-    assert capsys.readouterr().out.startswith("The latents are used and say something about the lines")
+    assert capsys.readouterr().out.startswith("The latents are used and informative about the lines")
