@@ -395,6 +395,7 @@ def normalised_mutual_information(a: Sequence[LatentPath], b: Sequence[LatentPat
     y = np.concatenate([path.latents for path in b])
     joint = np.zeros((x.max() + 1, y.max() + 1))
     np.add.at(joint, (x, y), 1.0 / len(x))
+    if len(np.unique(x)) == 1 or len(np.unique(y)) == 1:
+        return 0.0
     entropy_x, entropy_y, entropy_xy = (float(entr(p).sum()) for p in (joint.sum(1), joint.sum(0), joint))
-    scale = np.sqrt(entropy_x * entropy_y)
-    return float((entropy_x + entropy_y - entropy_xy) / scale) if scale > 0 else 0.0
+    return float((entropy_x + entropy_y - entropy_xy) / np.sqrt(entropy_x * entropy_y))
