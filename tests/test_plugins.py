@@ -24,29 +24,31 @@ class EveryLine:
         paths = [LatentPath((3,) * len(t.steps), (True,) * len(t.steps)) for t in traces]
         return Annotations(tuple(paths), ((),) * 4)
 
+class Greeting:
+    # Asks for the arm's model, and says with a comment how large it is.
+    def for_model(self, loaded):
+        self.comment = f"# {loaded.model.config.hidden_size} wide"
+        return self
+
+    def infer(self, traces, rng):
+        paths = [LatentPath((1,) * len(t.steps), (True,) + (False,) * (len(t.steps) - 1)) for t in traces]
+        return Annotations(tuple(paths), ((), ()), comments=("", self.comment))
+
 def noted(model, documents, config, *, seed, on_progress):
     with Path("trained.txt").open("a") as file:
         print(len(documents), max(map(len, documents)), seed, config.tokens, file=file)
     return distill(model, documents, config, seed=seed, on_progress=on_progress)
 
 register_e_step("every-line-of-mine", EveryLine)
+register_e_step("greeting", Greeting)
+register_arm(Arm("greeted", "Greeted", "method", "#654321", "With comments.", Recipe("inferred"), e_step="greeting"))
 register_m_step("noted", noted)
 register_arm(Arm("paused-twice", "Mine", "control", "#123456", "Twice as long.", Recipe("pause", budget=2.0)))
 """
 OPTIONS = (
     *("--plugins", "mine_for_test", "--e-step", "every-line-of-mine", "--m-step-name", "noted", "--seeds", "3"),
-    *(
-        "--arms",
-        "latents,paused-twice",
-        "--rlvr-arms",
-        "latents",
-        "--rlvr.steps",
-        "0",
-        "--domain.length",
-        "3",
-        "--domain.difficulty",
-        "easy",
-    ),
+    *("--arms", "latents,paused-twice,greeted", "--rlvr-arms", "latents", "--rlvr.steps", "0"),
+    *("--domain.length", "3", "--domain.difficulty", "easy"),
     *("--domain.num-compositions", "12", "--domain.num-held-out", "2", "--domain.num-traces", "30"),
     *("--domain.num-base-traces", "30", "--model.hidden", "16", "--model.heads", "2", "--model.layers", "1"),
     *("--m-step.tokens", "1500", "--base.tokens", "1000", "--evaluation.samples", "2", "--workers", "1"),
@@ -70,8 +72,11 @@ def test_a_study_uses_a_users_e_step_m_step_and_arm(tmp_path: Path) -> None:
     assert {latent for row in rows for latent in row["latents"]} == {3}
     assert all(f"<|z3|>{line}" in row["text"] for row in rows for line in row["lines"])
     trained = [tuple(map(int, line.split())) for line in (tmp_path / "trained.txt").read_text().splitlines()]
-    assert [(count, seed, tokens) for count, _, seed, tokens in trained] == [(30, 3, 1500), (30, 3, 3000)]
+    budgets = [(count, seed, tokens) for count, _, seed, tokens in trained]
+    assert budgets == [(30, 3, 1500), (30, 3, 3000), (30, 3, 1500)]
     assert trained[0][1] == max(len(row["input_ids"]) for row in rows) == trained[1][1]
+    own = [json.loads(line) for line in (run / "traces" / "seed-3-greeted.jsonl").read_text().splitlines()]
+    assert all("    # 16 wide\n" in row["text"] for row in own)
     assert "paused-twice" in done.stdout
     assert json.loads((run / "results" / "seed-3" / "paused-twice.json").read_text())["scores"]["tokens"] >= 3000
     assert "Mine" in (run / "report.html").read_text()
