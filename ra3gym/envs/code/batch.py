@@ -119,11 +119,12 @@ class CodeBatch(ABC, Generic[C]):
             rngs_E: one generator per environment.
         """
         self.decisions_E[list(rows)] += 1
-        step = self._advance(rows, self._legal_or_illegal(rows, actions), rngs_E)
+        step = self._advance(rows, self._checked(rows, actions), rngs_E)
         self._update_actions(rows, rngs_E)
         return step
 
-    def _legal_or_illegal(self, rows: Sequence[int], actions: Sequence[int]) -> list[int]:
+    def _checked(self, rows: Sequence[int], actions: Sequence[int]) -> list[int]:
+        """Return the actions, with `ILLEGAL` for those that are masked or out of range."""
         action_B = np.asarray(actions)
         in_range_B = (action_B >= 0) & (action_B < self.num_actions)
         legal_B = in_range_B & self.legal_EA[list(rows), np.where(in_range_B, action_B, 0)]

@@ -27,7 +27,7 @@ _TEXT_BEFORE_COMMENT = re.compile(r"(.*?\n[ \t\f]*)#", re.DOTALL)
 
 
 class CommentTokens:
-    """The tokens of a model, told apart by their texts. Latents count as blanks.
+    """The tokens of a model, classified by their texts. Latents count as blanks.
 
     Attributes:
         writable_V: bool; tokens that a completion may hold.

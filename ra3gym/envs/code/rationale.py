@@ -133,7 +133,7 @@ class RationaleBatch(SegmentBatch[RationaleConfig]):
             size = (self.config.proposals, self.config.max_comment_tokens)
             uniform_PGT = np.stack([rngs_E[row].random(size) for row in due])
             prefixes = [[*self.stream.prompt_ids[row], *self.stream.written[row]] for row in due]
-            found = propose(
+            proposed = propose(
                 self.problem.loaded,
                 self.tokens,
                 prefixes,
@@ -141,7 +141,7 @@ class RationaleBatch(SegmentBatch[RationaleConfig]):
                 uniform_PGT,
                 self.config.temperature,
             )
-            for row, choices in zip(due, found, strict=True):
+            for row, choices in zip(due, proposed, strict=True):
                 self.choices[row] = choices
         self.legal_EA[list(rows)] = [self.choices[row].legal_A for row in rows]
 

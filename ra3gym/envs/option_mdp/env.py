@@ -91,7 +91,7 @@ class OptionMDPEnv(Instance, gym.Env[Observation, np.int64]):
         return None if self.render_mode is None else self._render_state(self._state, self._clock, self._last_step)
 
     def _advance(self, action: int | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Take one of the MDP's actions until it stops; `None` stands still for a step."""
+        """Take one of the MDP's actions until it stops; `None` lets one step pass in the same state."""
         tables, rng, gamma = self._tables, self.np_random, self.mdp.gamma
         A = self.mdp.num_primitives
         reward, discount, duration, stopped = 0.0, 1.0, 0, False
