@@ -43,7 +43,7 @@ def test_every_id_and_only_real_keywords_are_on_the_page() -> None:
 
 
 def test_the_pages_commands_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The one that needs no typing, as it stands; the others quit at once."""
+    """The command that needs no typing runs to its end; the others quit at once."""
     for line in re.findall(r"^    ra3gym (play .*)", TEXT, re.MULTILINE):
         monkeypatch.setattr("sys.stdin", StringIO("q\n"))
         assert main(line.split()) == 0

@@ -106,7 +106,7 @@ def test_equal_programs_have_equal_frames_and_each_line_counts() -> None:
 def test_long_programs_scroll() -> None:
     lines = [Run(f"line {i}\n") for i in range(ROWS + 10)]
     frame = program_frame("a task", lines)
-    # The last lines are shown, behind one row that says how many are not.
+    # The last lines are shown, after one row that says how many are left out.
     short = program_frame("a task", lines[-(ROWS - 1) :])
     for row in range(1, ROWS):
         assert (row_of(frame, row) == row_of(short, row - 1)).all()

@@ -1,4 +1,4 @@
-"""What tests of environments that write programs share: tasks, trails, and vectors held to `SyncVectorEnv`."""
+"""Helpers for tests of environments that write programs: tasks, trails, and comparisons with `SyncVectorEnv`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TASKS = [
 
 
 def sync(make_one: Any, num_envs: int, mode: AutoresetMode) -> SyncVectorEnv:
-    """Gymnasium's own vector over single environments."""
+    """Return Gymnasium's own vector over single environments."""
     return SyncVectorEnv([make_one] * num_envs, autoreset_mode=mode)
 
 
 def trail(env: Any, seed: int, steps: int) -> list[Any]:
-    """What an environment returns under legal actions drawn from a seed, over as many episodes as it takes."""
+    """Return all results of an environment under random legal actions, over as many episodes as needed."""
     env.action_space.seed(seed)
     found: list[Any] = [env.reset(seed=seed)]
     for _ in range(steps):
@@ -36,14 +36,14 @@ def trail(env: Any, seed: int, steps: int) -> list[Any]:
 
 
 def random_actions(seed: int, steps: int, num_envs: int, num_actions: int) -> Any:
-    """Actions of which one in ten is out of range."""
+    """Return random actions, one in ten of them out of range."""
     rng = np.random.default_rng(seed)
     action_TE = rng.integers(num_actions, size=(steps, num_envs))
     return np.where(rng.random(action_TE.shape) < 0.1, num_actions, action_TE)
 
 
 def untimed(data: Any) -> Any:
-    """The same without the seconds that grading took."""
+    """Return the same data without the seconds that grading took."""
     if isinstance(data, dict):
         return {key: untimed(value) for key, value in data.items()}
     if isinstance(data, tuple):
@@ -54,7 +54,7 @@ def untimed(data: Any) -> Any:
 
 
 def assert_same_trajectories(ours: VectorEnv[Any, Any, Any], theirs: VectorEnv[Any, Any, Any], action_TE: Any) -> int:
-    """Step both side by side; the number of episodes that ended."""
+    """Step both side by side, and return the number of episodes that ended."""
     assert ours.observation_space == theirs.observation_space
     assert ours.action_space == theirs.action_space
     assert ours.metadata["autoreset_mode"] == theirs.metadata["autoreset_mode"]

@@ -1,4 +1,4 @@
-"""Tokenisers of every kind, and tiny models that have read a few programs with comments, so that lines end."""
+"""Tokenizers of every kind, and tiny models that were trained on a few programs with comments, so that lines end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEXTS = [
 
 
 def bpe(pattern: str) -> Any:
-    """A byte-level BPE that cuts text as the tokenizer of that name does."""
+    """Return a byte-level BPE that splits text by a pattern."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
@@ -42,7 +42,7 @@ def bpe(pattern: str) -> Any:
 
 
 def joining() -> Any:
-    """A tokenizer that joins a line break, an indent and a comment's beginning."""
+    """Return a tokenizer with one token for a line break, an indent and the beginning of a comment."""
     tokenizer = lm.train_tokenizer(TEXTS, vocab_size=300)
     tokenizer.add_tokens(["\n    #"])
     return tokenizer
@@ -61,7 +61,7 @@ MODELS = ("llama", "gpt2", "qwen2")
 
 @lru_cache
 def commenting_model(kind: str, name: str) -> lm.LoadedModel:
-    """A model that has read `TEXTS` a few times; in float64, so that rounding in other batches decides nothing."""
+    """Return a model trained on `TEXTS`; in float64, so that results do not depend on the size of the batch."""
     tokenizer = TOKENIZERS[name]
     size = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     special: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
@@ -84,7 +84,7 @@ def commenting_model(kind: str, name: str) -> lm.LoadedModel:
 
 @lru_cache
 def model_of_one_program(name: str) -> lm.LoadedModel:
-    """A model that writes `BODY` by heart."""
+    """Return a model that writes `BODY` from memory."""
     tokenizer = TOKENIZERS[name]
     model = lm.tiny_llama(tokenizer, hidden=32, layers=2, heads=2, max_length=512, seed=0)
     _teach(model, tokenizer, [PROMPT + BODY], 12_000)
@@ -92,7 +92,7 @@ def model_of_one_program(name: str) -> lm.LoadedModel:
 
 
 def save_commenting_model(folder: Path) -> None:
-    """The Llama of `commenting_model`, for environments that are made by name."""
+    """Save the Llama of `commenting_model`, for environments that are made by name."""
     loaded = commenting_model("llama", "own")
     lm.save(loaded.model, loaded.tokenizer, folder)
 

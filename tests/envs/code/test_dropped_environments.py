@@ -1,4 +1,4 @@
-"""An environment that is dropped without `close` leaves no judge behind: no processes, no threads, no open sockets."""
+"""An environment that is dropped without `close` leaves no judge: no processes, no threads, no open sockets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": 1, "top_k": 2}
 
 
 def children() -> set[str]:
-    """The processes that this one has started and not yet waited for."""
+    """Return the child processes of this process."""
     tasks = Path(f"/proc/{os.getpid()}/task").iterdir()
     return {child for task in tasks for child in (task / "children").read_text().split()}
 
@@ -31,7 +31,7 @@ def judge_threads() -> set[threading.Thread]:
 
 
 def run_an_episode(folder: Path, form: str) -> None:
-    """Grade a program in an environment that nobody closes, and see that its judge is at work."""
+    """Grade a program in an environment that nobody closes, and check that its judge has started."""
     env: Any
     if form == "vector":
         env = gym.make_vec("ra3gym/TokenCode-v0", 2, model=str(folder), **OPTIONS)
@@ -46,7 +46,7 @@ def run_an_episode(folder: Path, form: str) -> None:
 
 @pytest.mark.parametrize("form", ["single", "vector"])
 def test_a_dropped_environment_leaves_no_judge(tiny_model_folder: Path, form: str) -> None:
-    """At once, without the collector of reference cycles."""
+    """Even while the collector of reference cycles is off."""
     before = children(), judge_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

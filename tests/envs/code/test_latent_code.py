@@ -63,7 +63,7 @@ def make(loaded: lm.LoadedModel) -> Iterator[Any]:
 
 
 class Scripted(torch.nn.Module):
-    """A model that goes on after each token as a table says: `{token: {next token: probability}}`."""
+    """A model that continues after each token by a table: `{token: {next token: probability}}`."""
 
     def __init__(self, base: Any, table: dict[int, dict[int, float]]) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Scripted(torch.nn.Module):
 
 @pytest.fixture
 def scripted(loaded: lm.LoadedModel) -> Any:
-    """A model of one line per latent, told in tokens: `text` is written behind `<|z0|>`, then `<|z1|>` is asked for."""
+    """A model of one line per latent: after `<|z0|>` it writes the first text, and then asks for `<|z1|>`."""
 
     def build(*texts: str, then: dict[int, float] | None = None) -> lm.LoadedModel:
         tokenizer: Any = loaded.tokenizer
@@ -230,7 +230,7 @@ def test_a_program_cut_within_a_line_counts_that_line(make: Any, scripted: Any) 
 
 def test_caps_of_lines_and_tokens_hand_the_choice_back(make: Any, loaded: lm.LoadedModel, scripted: Any) -> None:
     (more,) = loaded.tokenizer.encode("q")
-    model = scripted("    y = 2\n", then={more: 1.0})  # it would go on, and never ask for a latent
+    model = scripted("    y = 2\n", then={more: 1.0})  # it would continue, and never ask for a latent
     for options, expected in (
         ({"segment_lines": 1}, {"lines": 1, "text": "    y = 2\n"}),
         ({"segment_lines": None, "segment_tokens": 1}, {"lines": 0, "text": "    "}),
@@ -242,7 +242,7 @@ def test_caps_of_lines_and_tokens_hand_the_choice_back(make: Any, loaded: lm.Loa
         assert (info["duration"]["lines"], info["segment"]) == (expected["lines"], expected["text"])
 
 
-def test_a_latent_behind_a_latent_leaves_an_empty_segment(make: Any, scripted: Any) -> None:
+def test_a_latent_right_after_a_latent_leaves_an_empty_segment(make: Any, scripted: Any) -> None:
     env = make(model=scripted("", then={}))
     env.reset()
     latents = env._batch.latent_ids
@@ -310,7 +310,7 @@ def test_masks_prune_by_rank_and_by_probability(make: Any) -> None:
 
 
 def test_an_expert_earns_the_same_at_both_levels_in_fewer_decisions(make: Any, embedded: lm.LoadedModel) -> None:
-    """The model's likeliest tokens, latents included, typed one by one; then its latents alone."""
+    """Write the model's likeliest tokens, latents included, one by one; then choose the same latents alone."""
     tasks = load_tasks("idioms", split="rl")[:12]
     options = {"model": embedded, "tasks": tasks}
     by_token, by_latent = make(TokenCodeEnv, **options), make(decoder="greedy", **options)

@@ -39,7 +39,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="session")
 def loaded(tiny_model_folder: Path) -> lm.LoadedModel:
-    """In float64, so that rounding in batches of other sizes decides nothing."""
+    """In float64, so that results do not depend on the size of the batch."""
     loaded = lm.load(tiny_model_folder)
     loaded.model.double()
     return loaded

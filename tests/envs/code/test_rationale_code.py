@@ -1,4 +1,4 @@
-"""`ra3gym/RationaleCode-v0`: Gymnasium's contract, what a decision is, and the same with tokenisers of every kind."""
+"""`ra3gym/RationaleCode-v0`: Gymnasium's contract, what a decision is, and the same with tokenizers of every kind."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.fixture(params=TOKENIZERS)
 def name(request: pytest.FixtureRequest) -> str:
-    """Of a tokenizer."""
+    """The name of a tokenizer."""
     return str(request.param)
 
 
@@ -193,7 +193,7 @@ def test_the_comments_of_a_program_are_those_that_were_chosen(
                 chosen.append(texts[action - 1])
                 assert info["segment"].lstrip(" \t\f").startswith(texts[action - 1])
             else:
-                assert info["segment"].strip() or over  # there is no going round in circles
+                assert info["segment"].strip() or over  # every step makes progress
             spent += info["duration"]["tokens"]
             assert spent == len(env._batch.written(0)) <= 70
         assert comment_lines(env.completion) == chosen
@@ -245,7 +245,7 @@ def test_what_tokens_mean(name: str) -> None:
 
 
 def test_who_does_as_the_model_asks_writes_what_the_model_does(make: Any, commenting: lm.LoadedModel) -> None:
-    """At next to no temperature that is the greedy program."""
+    """At a temperature near 0 that is the greedy program."""
     env = make(commenting, [PLUS_ONE], temperature=1e-3, max_new_tokens=60)
     _, info = env.reset(seed=0)
     asked, over = [], False
@@ -286,7 +286,7 @@ def test_the_decoder_asks_and_caps_end_segments(make: Any, commenting: lm.Loaded
 
 
 def test_no_comment_where_the_model_wants_one(make: Any, commenting: lm.LoadedModel) -> None:
-    """It writes a line of code there, or ends; it is not asked about the same line again."""
+    """The decoder then writes a line of code, or ends; the same line is not decided twice."""
     env = make(commenting, [PLUS_ONE], max_new_tokens=60, segment_lines=None)
     for seed in range(5):
         _, info = env.reset(seed=seed)
@@ -409,7 +409,7 @@ def test_a_tokenizer_without_comments_is_refused(words: str, missing: str) -> No
 
 
 def test_the_embedded_model_writes_its_latents_which_are_stripped(make: Any) -> None:
-    """Without them it would write no program at all."""
+    """Without latents it would write no program at all."""
     env = make(lm.load("embedded"), load_tasks("idioms", split="rl")[:4], decoder="greedy", proposals=1)
     rewards = []
     for task_id in env.task_ids:

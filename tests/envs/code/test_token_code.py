@@ -78,7 +78,7 @@ def make(loaded: lm.LoadedModel) -> Iterator[Any]:
 
 
 def type_out(env: TokenCodeEnv, info: dict[str, Any], ids: list[int]) -> tuple[Any, ...]:
-    """Write these token ids, whatever the action space; what the last step returned."""
+    """Write these token ids, whatever the action space, and return what the last step returned."""
     step: tuple[Any, ...] = (info,)
     for token in ids:
         (action,) = np.flatnonzero(step[-1]["candidates"] == token)

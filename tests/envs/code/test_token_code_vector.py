@@ -29,7 +29,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="session")
 def loaded(tiny_model_folder: Path) -> lm.LoadedModel:
-    """In float64, so that rounding in batches of other sizes decides nothing."""
+    """In float64, so that results do not depend on the size of the batch."""
     loaded = lm.load(tiny_model_folder)
     loaded.model.double()
     return loaded
@@ -59,7 +59,7 @@ def test_it_returns_what_gymnasiums_own_vector_returns(
     theirs = sync(lambda: TokenCodeEnv(loaded, TASKS, **options), num_envs, mode)
     ours = make(num_envs, autoreset_mode=mode, **options)
     action_TE = random_actions(0, 25, num_envs, int(ours.single_action_space.n))
-    if options.get("action_space") == "full":  # some end early, so that rows go on at lengths of their own
+    if options.get("action_space") == "full":  # some end early, so that rows have different lengths
         action_TE[np.random.default_rng(1).random(action_TE.shape) < 0.1] = loaded.tokenizer.eos_token_id
     ended = assert_same_trajectories(ours, theirs, action_TE)
     assert ended >= 3 * num_envs

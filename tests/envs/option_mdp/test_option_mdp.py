@@ -124,7 +124,7 @@ def test_an_option_that_stops_at_once_is_a_primitive_step() -> None:
     assert env.render() == "# state 1, 1 of 100 steps; option 0 took 1 steps for 1.000\n"
 
 
-def test_an_illegal_action_stands_still_for_a_step() -> None:
+def test_an_illegal_action_lets_one_step_pass() -> None:
     env = OptionMDPEnv(corridor(stop=1.0), horizon=3)
     env.reset(options={"state": 1})
     for action in (2, -1):  # an option that may not begin here; no action at all
@@ -218,7 +218,7 @@ def test_it_does_so_for_any_instance(seed: int, num_envs: int, mode: AutoresetMo
     assert_alike(theirs, OptionMDPVectorEnv(soft, num_envs, horizon=20, autoreset_mode=mode), steps=25, seed=seed)
 
 
-def test_options_longer_than_a_block_go_on_behind_it() -> None:
+def test_options_longer_than_a_block_continue_in_the_next() -> None:
     """Options of about a thousand steps draw three numbers in each."""
     options: dict[str, Any] = {"actions": "options", "mean_duration": 1000.0, "horizon": 5000, "num_terminals": 0}
     theirs = SyncVectorEnv([lambda: OptionMDPEnv(**options)] * 3)

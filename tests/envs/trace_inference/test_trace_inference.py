@@ -77,7 +77,7 @@ def test_default_environment_is_clean_and_made_of_the_embedded_model(options: di
     assert problem.chain.num_traces == 32
     assert problem.trace_ids[0] == "idioms/0/train/0"
     assert problem.line_texts == tuple(line for trace in IdiomsDomain().traces(32) for line in trace.steps)
-    # Two hidden states of 64 numbers, the latent behind, and position.
+    # Two hidden states of 64 numbers, the previous latent, and position.
     assert problem.observation_size == 128 + 48 + 2
     assert (problem.log_evidence_M < 0.0).all()
 
@@ -140,9 +140,9 @@ def test_rewards_observations_and_sums_are_those_of_the_problem(
     previous, total = NO_LATENT, 0.0
     for line in range(start, end):
         assert info["line"] == line - start
-        behind = np.array([previous])
-        np.testing.assert_array_equal(observation, problem.observations(np.array([line]), behind)[0])
-        reward_K = problem.rewards(np.array([line]), behind)[0]
+        previous_1 = np.array([previous])
+        np.testing.assert_array_equal(observation, problem.observations(np.array([line]), previous_1)[0])
+        reward_K = problem.rewards(np.array([line]), previous_1)[0]
         np.testing.assert_array_equal(info["action_mask"], np.isfinite(reward_K))
         np.testing.assert_array_equal(env.action_masks(), np.isfinite(reward_K))
         previous = data.draw(st.sampled_from(np.flatnonzero(np.isfinite(reward_K)).tolist()))
@@ -216,7 +216,7 @@ def test_impossible_latent_is_masked_pays_the_floor_and_spoils_the_joint() -> No
     _, reward, _, _, info = env.step(np.int64(1))
     assert (reward, info["log_joint"], info["illegal_action"]) == (-50.0, -np.inf, True)
     assert info["action_mask"].tolist() == [1, 1]
-    # The illegal latent is the one behind now: keeping it is what the prior prefers.
+    # The illegal latent is the previous latent now, and the prior prefers to keep it.
     observation, reward, terminated, _, info = env.step(np.int64(1))
     assert reward == pytest.approx(np.log(0.7) + np.log(0.75))
     assert (terminated, info["gap"]) == (True, np.inf)
@@ -224,7 +224,7 @@ def test_impossible_latent_is_masked_pays_the_floor_and_spoils_the_joint() -> No
 
 
 @pytest.mark.parametrize("wrong", [-1, 2, 1 << 40])
-def test_action_out_of_range_is_as_a_masked_one_but_leaves_no_latent_behind(
+def test_an_action_out_of_range_is_illegal_and_leaves_no_previous_latent(
     wrong: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
@@ -239,7 +239,7 @@ def test_action_out_of_range_is_as_a_masked_one_but_leaves_no_latent_behind(
     assert observation[features : features + 2].tolist() == first[features : features + 2].tolist() == [0.0, 0.0]
     assert info["action_mask"].tolist() == [1, 1]
     assert env.render().splitlines()[1:] == ["z1 | line 0", " ? | line 1", " . | line 2"]
-    # None is behind, so the prior is that of a first line.
+    # There is no previous latent, so the prior is that of a first line.
     _, reward, terminated, _, info = env.step(np.int64(1))
     assert reward == pytest.approx(np.log(0.7) + np.log(0.5))
     assert (terminated, info["gap"], info["illegal_action"]) == (True, np.inf, False)
@@ -338,7 +338,7 @@ def test_problems_without_a_posterior_are_refused() -> None:
         replace(make_problem(), line_texts=("one",))
 
 
-def test_render_shows_lines_behind_their_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_render_shows_lines_after_their_latents(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     prior = StickyPrior(0.5, 2)
     problem = problem_from_chain(LatentChain.under(prior, [np.log(np.full((2, 2), 0.5))]), ["t"])
@@ -354,7 +354,7 @@ def test_render_shows_lines_behind_their_latents(monkeypatch: pytest.MonkeyPatch
 # Problems by name
 
 
-def test_switch_penalty_stands_for_the_prior_it_names(tiny_model_folder: Path) -> None:
+def test_a_switch_penalty_gives_the_prior_that_it_means(tiny_model_folder: Path) -> None:
     penalty = StickyPrior(0.8, 4).switch_penalty
     named = {"model": str(tiny_model_folder), "num_traces": 2}
     by_penalty, by_alpha = (

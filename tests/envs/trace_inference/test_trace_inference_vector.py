@@ -49,7 +49,7 @@ def make_problem(seed: int = 0, traces: int = 7, texts: bool = False) -> Inferen
 
 
 def hard_problem() -> InferenceProblem:
-    """Priors with hard zeros and keep probabilities of 0 and 1: masks that depend on the latent behind, dead ends."""
+    """Priors with hard zeros and keep probabilities of 0 and 1: masks that depend on the previous latent, dead ends."""
     chain = LatentChain(
         log_emission_UK=np.array([[-1.0, -1.0, -1.0], [-1.0, -np.inf, -1.0], [-1.0, -2.0, -np.inf]]),
         row_N=np.array([0, 1, 2, 2, 1]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -20,21 +21,32 @@ from ra3gym.envs.wrappers import LogprobObservation
 from ra3gym.envs.wrappers.logprobs import FLOOR
 from ra3gym.errors import ConfigError
 
-N = 4
+E = 4
 SAME_STEP = AutoresetMode.SAME_STEP
 POLICIES = [(PPO, DecoderPriorPolicy), (MaskablePPO, MaskableDecoderPriorPolicy)]
 
 
-def latent_code(observation: str = "hidden", **kwargs: Any) -> Any:
-    return gym.make_vec(
-        "ra3gym/LatentCode-v0",
-        num_envs=N,
-        vectorization_mode="vector_entry_point",
-        min_prob=0.01,
-        observation=observation,
-        autoreset_mode=SAME_STEP,
-        **kwargs,
-    )
+@pytest.fixture
+def latent_code() -> Iterator[Callable[..., Any]]:
+    """Makes vector environments, and closes them."""
+    made: list[Any] = []
+
+    def build(observation: str = "hidden") -> Any:
+        made.append(
+            gym.make_vec(
+                "ra3gym/LatentCode-v0",
+                num_envs=E,
+                vectorization_mode="vector_entry_point",
+                min_prob=0.01,
+                observation=observation,
+                autoreset_mode=SAME_STEP,
+            )
+        )
+        return made[-1]
+
+    yield build
+    for envs in made:
+        envs.close()
 
 
 def own(info: dict[str, Any]) -> torch.Tensor:
@@ -43,7 +55,7 @@ def own(info: dict[str, Any]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("observation", ["hidden", "dict"])
-def test_logprobs_are_appended_to_every_observation(observation: str) -> None:
+def test_logprobs_are_appended_to_every_observation(latent_code: Any, observation: str) -> None:
     plain, envs = latent_code(observation), LogprobObservation(latent_code(observation))
     rows = (lambda o: o["obs"]) if observation == "dict" else (lambda o: o)
     size = rows(plain.single_observation_space.sample()).shape[0]
@@ -55,7 +67,7 @@ def test_logprobs_are_appended_to_every_observation(observation: str) -> None:
         assert envs.observation_space.contains(found)
         latents = info["logprobs"].argmax(axis=1)
         (expected, *_, plain_info), (found, *_, info) = plain.step(latents), envs.step(latents)
-        for i in np.flatnonzero(info.get("_final_obs", np.zeros(N))):
+        for i in np.flatnonzero(info.get("_final_obs", np.zeros(E))):
             ended += 1
             last, plain_last = info["final_obs"][i], plain_info["final_obs"][i]
             assert envs.single_observation_space.contains(last)
@@ -67,7 +79,7 @@ def test_logprobs_are_appended_to_every_observation(observation: str) -> None:
     assert ended > 2
 
 
-def test_what_cannot_be_appended_to_is_refused() -> None:
+def test_what_cannot_be_appended_to_is_refused(latent_code: Any) -> None:
     with pytest.raises(ConfigError, match="observation='hidden' or 'dict'"):
         LogprobObservation(latent_code("tokens"))
     pendulum = gym.make_vec("Pendulum-v1", 2, vectorization_mode="sync")
@@ -78,13 +90,13 @@ def test_what_cannot_be_appended_to_is_refused() -> None:
 @pytest.mark.parametrize(
     ("algorithm", "policy"), [(PPO, DecoderPriorPolicy), (MaskablePPO, MaskableDecoderPriorPolicy)]
 )
-def test_sb3_policies_begin_at_the_decoders_choice(algorithm: Any, policy: Any) -> None:
+def test_sb3_policies_begin_at_the_decoders_choice(latent_code: Any, algorithm: Any, policy: Any) -> None:
     vec_env = as_vec_env(LogprobObservation(latent_code()))
     model = algorithm(policy, vec_env, n_steps=8, batch_size=16, learning_rate=1e-2, seed=0)
     observed = vec_env.reset()
     logits = model.policy.get_distribution(torch.as_tensor(observed)).distribution.logits
     torch.testing.assert_close(logits.log_softmax(dim=1), own(vec_env.info), atol=1e-4, rtol=1e-4)
-    model.learn(2 * 8 * N)
+    model.learn(2 * 8 * E)
     changed = model.policy.get_distribution(torch.as_tensor(observed)).distribution.logits
     assert not torch.allclose(changed, logits)
 
@@ -95,7 +107,7 @@ def test_sb3_policies_need_logprobs() -> None:
         PPO(DecoderPriorPolicy, as_vec_env(cars))
 
 
-def test_tianshous_actor_begins_at_the_decoders_choice_and_gradients_flow() -> None:
+def test_tianshous_actor_begins_at_the_decoders_choice_and_gradients_flow(latent_code: Any) -> None:
     envs = LogprobObservation(latent_code("dict"))
     observed, info = envs.reset(seed=0)
     K = int(envs.single_action_space.n)
