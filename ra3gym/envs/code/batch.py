@@ -125,10 +125,10 @@ class CodeBatch(ABC, Generic[C]):
 
     def _checked(self, rows: Sequence[int], actions: Sequence[int]) -> list[int]:
         """Return the actions, with `ILLEGAL` for those that are masked or out of range."""
-        action_B = np.asarray(actions)
-        in_range_B = (action_B >= 0) & (action_B < self.num_actions)
-        legal_B = in_range_B & self.legal_EA[list(rows), np.where(in_range_B, action_B, 0)]
-        checked: list[int] = np.where(legal_B, action_B, ILLEGAL).tolist()
+        checked = []
+        for row, action in zip(rows, actions, strict=True):
+            is_legal = 0 <= action < self.num_actions and self.legal_EA[row, action]
+            checked.append(action if is_legal else ILLEGAL)
         return checked
 
     # Grading

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ra3gym.envs.batched_episodes import Info
-from ra3gym.envs.code.batch import CodeBatch, Step
+from ra3gym.envs.code.batch import ILLEGAL, CodeBatch, Step
 from ra3gym.envs.code.episodes import CodeEnv, CodeVectorEnv
 from ra3gym.envs.code.problem import CodeConfig
 from ra3gym.envs.keywords import check_choice
@@ -67,20 +67,22 @@ class TokenBatch(CodeBatch[TokenConfig]):
         return min(self.config.top_k, int(self.problem.writable_V.sum()))
 
     def _advance(self, rows: Sequence[int], actions: Sequence[int], rngs_E: Sequence[np.random.Generator]) -> Step:
-        index_B, action_B = list(rows), np.array(actions)
-        legal_B = action_B >= 0
-        token_B = np.where(legal_B, self._candidates_EA[index_B, action_B], -1)
-        writing = [row for row, legal in zip(rows, legal_B.tolist(), strict=True) if legal]
-        self.stream.append(writing, token_B[legal_B].tolist())
-        self.spent_E[index_B] += 1
-        terminated_B = np.array([token in self.problem.end_ids for token in token_B.tolist()])
-        truncated_B = ~terminated_B & (self.spent_E[index_B] >= self.config.max_new_tokens)
-        for i in np.flatnonzero(terminated_B | truncated_B).tolist():
-            self._submit(rows[i])
+        writing = [row for row, action in zip(rows, actions, strict=True) if action != ILLEGAL]
+        tokens = [int(self._candidates_EA[row, a]) for row, a in zip(rows, actions, strict=True) if a != ILLEGAL]
+        self.stream.append(writing, tokens)
+        self.spent_E[list(rows)] += 1
+        ended = {row for row, token in zip(writing, tokens, strict=True) if token in self.problem.end_ids}
+        exhausted = {row for row in rows if self.spent_E[row] >= self.config.max_new_tokens} - ended
+        for row in rows:
+            if row in ended or row in exhausted:
+                self._submit(row)
         if writing:
             self.stream.read(writing)
-        infos: Info = {"duration": {"tokens": np.ones(len(rows), dtype=np.int64)}, "illegal_action": ~legal_B}
-        return Step(terminated_B, truncated_B, infos)
+        infos: Info = {
+            "duration": {"tokens": np.ones(len(rows), dtype=np.int64)},
+            "illegal_action": np.array([action == ILLEGAL for action in actions]),
+        }
+        return Step(np.array([row in ended for row in rows]), np.array([row in exhausted for row in rows]), infos)
 
     def _update_actions(self, rows: Sequence[int], rngs_E: Sequence[np.random.Generator]) -> None:
         index_B, logits_BV = list(rows), self.stream.logits_BV(rows)
