@@ -1,4 +1,4 @@
-"""A user's E-step, M-step and arm in a study: its workers are processes of their own and must know them too."""
+"""What a user's module registers is known to every command, and to the worker processes of studies."""
 
 from __future__ import annotations
 
@@ -90,3 +90,32 @@ def test_what_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         import_plugins(["broken_for_test"])
     with pytest.raises(ConfigError, match="no_such_module_at_all"):
         import_plugins(["no_such_module_at_all"])
+
+
+TASKS = """
+from ra3gym.tasks import CodeTask, FunctionTests, register_tasks
+
+def increments():
+    yield CodeTask("increments/0", "def inc(x):\\n", "inc", FunctionTests(((1,),), (2,)))
+
+register_tasks("increments", increments)
+"""
+
+
+def test_commands_know_a_users_task_set(tmp_path: Path) -> None:
+    (tmp_path / "tasks_for_test.py").write_text(TASKS)
+    sample = {"task_id": "increments/0", "completion": "    return x + 1\n"}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    evaluation = ["eval", "--model", "embedded", "--n", "1", "--k", "1", "--max-new-tokens", "4"]
+    for command in (["judge", "samples.jsonl"], evaluation):
+        done = subprocess.run(
+            [sys.executable, "-m", "ra3gym", *command, "--tasks", "increments", "--plugins", "tasks_for_test"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "increments" in done.stdout
+    (result,) = (tmp_path / "samples_results.jsonl").read_text().splitlines()
+    assert json.loads(result)["passed"]

@@ -32,6 +32,7 @@ from ra3gym.experiments.studies.evaluation import graded_batches
 from ra3gym.experiments.studies.progress import StudyProgress
 from ra3gym.files import completing_text
 from ra3gym.lm import LoadedModel, load
+from ra3gym.plugins import import_plugins
 from ra3gym.runs.folder import RunFolder
 from ra3gym.tasks import CodeTask, load_tasks
 from ra3gym.tasks.answers import answer_reader
@@ -51,7 +52,7 @@ class ModelEvaluationConfig:
     Attributes:
         model: a checkpoint: "embedded", a folder written by save_pretrained, a hub id, or a .gguf file.
         tasks: the tasks to solve: idioms, humaneval, humaneval+, mbpp, mbpp-sanitized, mbpp+, livecodebench,
-            codeforces, acecode, doctest:PACKAGE, or a file of your own (jsonl:FILE).
+            codeforces, acecode, doctest:PACKAGE, a file of your own (jsonl:FILE), or a set of a plug-in.
         split: one split of the tasks; by default the whole benchmark, and the evaluation split of idioms.
         path: a file in the benchmark's own format, or a folder that holds it; by default the folder that the
             environment variable RA3GYM_DATA names, else the Hugging Face hub.
@@ -71,6 +72,7 @@ class ModelEvaluationConfig:
         judge_memory_mb: address space that one program may use, in MB; by default 4096 for humaneval+ and mbpp+, else
             1024.
         output: the folder that the evaluation's own folder is made in; nothing is overwritten.
+        plugins: modules to import first, which may register task sets (`ra3gym.tasks.register_tasks`).
     """
 
     model: str
@@ -90,8 +92,10 @@ class ModelEvaluationConfig:
     judge_seconds: float | None = None
     judge_memory_mb: int | None = None
     output: Path = Path("runs")
+    plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        import_plugins(self.plugins)
         for name in ("n", "max_new_tokens", "batch_size", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: give at least 1")

@@ -33,6 +33,7 @@ from ra3gym.errors import ConfigError, DataError
 from ra3gym.experiments.commands.task_sets import judge_limits, tasks_by_id
 from ra3gym.experiments.report.statistics import estimate_mean
 from ra3gym.files import replacing_text
+from ra3gym.plugins import import_plugins
 from ra3gym.tasks import CodeTask, load_tasks
 from ra3gym.tasks.records import Record, read_records
 from ra3gym.verify import Graded, Grader, Judge, Verdict, pass_at_k
@@ -55,7 +56,7 @@ class JudgingConfig:
             follows the task's prompt, or {"task_id", "solution"}, a whole program, as in EvalPlus. In a line with
             both, the solution is graded.
         tasks: the tasks that the completions solve: humaneval, humaneval+, mbpp, mbpp-sanitized, mbpp+, livecodebench,
-            codeforces, acecode, idioms, doctest:PACKAGE, or a file of your own (jsonl:FILE).
+            codeforces, acecode, idioms, doctest:PACKAGE, a file of your own (jsonl:FILE), or a set of a plug-in.
         split: one split of the tasks; by default the whole benchmark, and the evaluation split of idioms.
         path: a file in the benchmark's own format, or a folder that holds it; by default the folder that the
             environment variable RA3GYM_DATA names, else the Hugging Face hub.
@@ -67,6 +68,7 @@ class JudgingConfig:
             variable RA3GYM_ISOLATION says, else namespaces. `ra3gym doctor` shows which kinds work on this machine.
         output: where the verdicts go, compressed if it ends in .gz; by default FILE_results.jsonl in the file's folder.
         overwrite: replace the output of an earlier run; without it nothing is ever overwritten.
+        plugins: modules to import first, which may register task sets (`ra3gym.tasks.register_tasks`).
     """
 
     file: tyro.conf.Positional[Path]
@@ -80,8 +82,10 @@ class JudgingConfig:
     isolation: Literal["namespaces", "process", "process-as-root"] | None = None
     output: Path | None = None
     overwrite: bool = False
+    plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        import_plugins(self.plugins)
         if not self.k or min(self.k) < 1:
             raise ConfigError(f"k={self.k}: give one or several numbers of at least 1, as in --k 1,10")
         if self.workers < 1:
