@@ -54,7 +54,7 @@ class Args:
     documented: float = 0.3  # share of the expert traces whose prompt names the idioms, one word each
     num_traces: int = 4000
     num_base_traces: int = 1000
-    num_tasks: int = 64  # held-out tasks for RLVR, and as many others for evaluation
+    num_tasks: int = 128  # held-out tasks for RLVR, and as many others for evaluation
     num_latents: int = 48  # K, more than the intents one expects: rare ones need a place too
     restarts: int = 8  # EM runs from different initializations
     em_iterations: int = 15
@@ -63,13 +63,13 @@ class Args:
     layers: int = 2
     vocab_size: int = 640
     base_tokens: int = 100_000  # pre-training on short undocumented programs, which mid-training starts from
-    tokens: int = 600_000  # mid-training, the same for RA3 and NTP
+    tokens: int = 500_000  # mid-training, the same for RA3 and NTP
     tokens_per_batch: int = 512
     learning_rate: float = 1e-2
     rlvr_steps: int = 20
     tasks_per_step: int = 16
     group_size: int = 8
-    rlvr_learning_rate: float = 6e-4
+    rlvr_learning_rate: float = 1e-3
     max_new_tokens: int = 160
     samples: int = 4  # programs of each task in evaluation
 

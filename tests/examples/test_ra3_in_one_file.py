@@ -18,13 +18,12 @@ from transformers import LlamaForCausalLM
 from ra3gym import lm
 from ra3gym.abstractions.latents import Annotations
 from ra3gym.abstractions.latents.codebook import CodebookConfig
-from ra3gym.abstractions.latents.document import DocumentWriter
-from ra3gym.agents import rlvr
-from ra3gym.agents.mid_training import MStepConfig, distill
+from ra3gym.agents import mid_training, rlvr
+from ra3gym.agents.mid_training import MStepConfig
 from ra3gym.agents.mid_training.e_steps.exact import ExactEStep
-from ra3gym.agents.mid_training.recipe import write_documents
 from ra3gym.agents.rlvr import RLVRConfig
 from ra3gym.experiments.studies.evaluation import evaluate
+from ra3gym.lm import LoadedModel
 from ra3gym.tasks import ExpertTrace
 from ra3gym.tasks.idioms import IdiomsDomain
 from ra3gym.verify import Judge, Limits
@@ -62,6 +61,11 @@ ARGS = example.Args(
     max_new_tokens=48,
     samples=2,
 )
+E_STEP = ExactEStep(
+    CodebookConfig(
+        num_latents=ARGS.num_latents, restarts=ARGS.restarts, iterations=ARGS.em_iterations, backoff=ARGS.backoff
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -91,15 +95,13 @@ def annotations(traces: list[ExpertTrace]) -> Any:
 
 @pytest.fixture(scope="module")
 def inferred(traces: list[ExpertTrace]) -> Annotations:
-    config = CodebookConfig(
-        num_latents=ARGS.num_latents, restarts=ARGS.restarts, iterations=ARGS.em_iterations, backoff=ARGS.backoff
-    )
-    return ExactEStep(config).infer(traces, np.random.default_rng([ARGS.seed, 1]))
+    return E_STEP.infer(traces, np.random.default_rng([ARGS.seed, 1]))
 
 
 @pytest.fixture(scope="module")
-def annotated(traces: list[ExpertTrace], annotations: Any) -> list[str]:
+def annotated(traces: list[ExpertTrace], annotations: Any, inferred: Annotations) -> list[str]:
     rng = np.random.default_rng([ARGS.seed, 2])
+    mid_training.RA3.sources(traces, inferred, rng)  # the loop draws controls from this stream before it draws words
     pairs = zip(traces, annotations.paths, strict=True)
     return [example.annotate(trace, path, annotations.names, rng) for trace, path in pairs]
 
@@ -120,17 +122,6 @@ def test_latents_are_exactly_those_of_the_exact_e_step(annotations: Any, inferre
     assert inferred.metrics["evidence"] == pytest.approx(annotations.evidence, abs=1e-9)
 
 
-@pytest.fixture(scope="module")
-def documents(traces: list[ExpertTrace], base: Any, inferred: Annotations) -> list[list[int]]:
-    writer, rng = DocumentWriter(base.tokenizer), np.random.default_rng([ARGS.seed, 2])
-    written = write_documents(writer, traces, latents=inferred, prompts=inferred, rng=rng)
-    return [list(document.ids) for document in written]
-
-
-def test_documents_are_those_of_mid_training(base: Any, annotated: list[str], documents: list[list[int]]) -> None:
-    assert [[*ids, base.tokenizer.eos_token_id] for ids in example.encode(base, annotated)] == documents
-
-
 class PlainLlama(LlamaForCausalLM):
     """Llama by another name: `training_loss` then forms all logits at once, as the example does.
 
@@ -139,20 +130,39 @@ class PlainLlama(LlamaForCausalLM):
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [(PlainLlama, 1e-5), (LlamaForCausalLM, 1e-3)])
-def test_losses_are_those_of_the_m_step(
-    base: Any, annotated: list[str], documents: list[list[int]], kind: type[LlamaForCausalLM], tolerance: float
+@pytest.mark.parametrize("arm", ["RA3", "NTP"])
+def test_documents_and_losses_are_those_of_mid_training(
+    traces: list[ExpertTrace],
+    programs: list[str],
+    base: Any,
+    annotated: list[str],
+    inferred: Annotations,
+    arm: str,
+    kind: type[LlamaForCausalLM],
+    tolerance: float,
 ) -> None:
-    config = MStepConfig(
+    model = kind(base.model.config)
+    model.load_state_dict(base.model.state_dict())
+    losses: list[float] = []
+    m_step = MStepConfig(
         tokens=ARGS.tokens,
         learning_rate=ARGS.learning_rate,
         matrix_learning_rate=ARGS.learning_rate,
         tokens_per_batch=ARGS.tokens_per_batch,
     )
-    model = kind(base.model.config)
-    model.load_state_dict(base.model.state_dict())
-    losses: list[float] = []
-    distill(model, documents, config, seed=ARGS.seed, on_progress=lambda progress: losses.append(progress.loss))
-    found = example.m_step(example.LM(copy.deepcopy(base.model), base.tokenizer), annotated, ARGS.tokens, ARGS)
+    result = mid_training.run(
+        LoadedModel(model, base.tokenizer),
+        traces,
+        recipe=getattr(mid_training, arm),
+        e_step=E_STEP,
+        config=mid_training.EMConfig(m_step, compare_ntp=False, measured_traces=0),
+        seed=ARGS.seed,
+        on_progress=lambda _, progress: losses.append(progress.loss),
+    )
+    texts = annotated if arm == "RA3" else programs
+    encoded = [(*ids, base.tokenizer.eos_token_id) for ids in example.encode(base, texts)]
+    assert encoded == [document.ids for document in result.documents]
+    found = example.m_step(example.LM(copy.deepcopy(base.model), base.tokenizer), texts, ARGS.tokens, ARGS)
     assert len(found) > 30
     np.testing.assert_allclose(found, losses, rtol=0, atol=tolerance)
 

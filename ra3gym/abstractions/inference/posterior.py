@@ -19,8 +19,8 @@ As control: choosing latents with reward `log p(line_t | z_t) + log p(z_t | z_{t
 maximum-entropy RL. The soft-optimal value is the log evidence of the remaining lines (`soft_values`), and the
 soft-optimal policy is the posterior (`soft_policy`).
 
-Shape letters: see CONTRIBUTING.md (U rows of emissions, P distributions of fresh latents). The lines of trace m are
-`offsets[m]:offsets[m + 1]`.
+Shape letters: see CONTRIBUTING.md (U distinct lines: the rows of emissions, P distributions of fresh latents). The
+lines of trace m are `offsets[m]:offsets[m + 1]`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ with b_t the emission and c_t the normalizer, so nothing is divided. d_t is the 
 Sums may be reassociated (`fastmath` of `_SUMS`), but nothing assumes finite values: emissions may be `-inf`. All are in
 one file because numba's cache looks for changes in a function's own file only.
 
-Shape letters: see CONTRIBUTING.md (U rows of emissions, P distributions of fresh latents, T lines of a trace).
+Shape letters: see CONTRIBUTING.md (U distinct lines, P distributions of fresh latents, T lines of a trace).
 """
 
 from __future__ import annotations

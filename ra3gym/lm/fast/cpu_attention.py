@@ -3,7 +3,7 @@
 Plain products and a softmax take about half its time. They keep the weights of all pairs of positions in memory, so the
 fused kernel is used where there are many pairs.
 
-Shape letters: see CONTRIBUTING.md (T positions that ask, X that are asked; G = H / J).
+Shape letters: see CONTRIBUTING.md (T positions that ask, X positions that are asked; G = H / J).
 """
 
 from __future__ import annotations
