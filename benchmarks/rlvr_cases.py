@@ -1,7 +1,7 @@
-"""What `rlvr.py` poses to every system: models, prompts, rewards, and the pace at which steps are taken and timed.
+"""The cases of `rlvr.py`, the same for every system: models, prompts, rewards, and the timing of steps.
 
-Each system runs in a process of its own, started afresh. A `Pacer` stands between it and the script: a step begins
-when the script says so and its clock runs until the system says `done`, so that two systems can take turns.
+Each system runs in a new process of its own. A `Pacer` connects it with the script: a step begins when the script says
+so and is timed until the system says `done`, so that two systems can take turns.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Reward = Callable[[Sequence[str], Sequence[Sequence[int]]], list[float]]
-"""Prompts (one per row) and token ids of the completions in, one reward per row out."""
+"""From prompts (one per row) and the completions' token ids to one reward per row."""
 
 
 @dataclass(frozen=True)
@@ -47,25 +47,25 @@ class Case:
     new_tokens: int
     """Longest completion."""
     full_length: bool
-    """The end token is never drawn, so that every completion has `new_tokens` tokens."""
+    """The end token is never sampled, so every completion has `new_tokens` tokens."""
     learning_rate: float = 1e-6
-    """Small: lengths should not drift while two systems are compared."""
+    """A small value, so that lengths do not change while two systems are compared."""
     judge: bool = False
-    """Unit tests reward, instead of a function of the tokens."""
+    """Unit tests decide the reward, instead of a function of the tokens."""
     device: str = "cpu"
     threads: int = 1
     seed: int = 0
     tokens_per_forward: int | None = None
-    """Of our training pass; `None` for the default."""
+    """Tokens of our training pass; `None` for the default."""
 
     @property
     def rows(self) -> int:
-        """N = P * G."""
+        """R = P x G."""
         return len(self.prompts[0]) * self.group_size
 
 
 BETAS, MAX_GRAD_NORM = (0.9, 0.95), 1.0
-"""AdamW's, with no weight decay, and where the gradient is clipped: the same in every system."""
+"""AdamW's betas, and the norm that gradients are clipped to: the same in every system."""
 
 
 # --- Models and prompts -----------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ BETAS, MAX_GRAD_NORM = (0.9, 0.95), 1.0
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a randomly initialised Llama and of the step taken with it."""
+    """Sizes of a random Llama and of its step."""
 
     hidden: int = 256
     layers: int = 4
@@ -88,7 +88,7 @@ QUICK = Shape(hidden=32, layers=2, vocabulary=64, prompt_tokens=8, new_tokens=8,
 
 
 def tiny_case(folder: Path, steps: int, seed: int, shape: Shape, **others: Any) -> Case:
-    """A random Llama whose vocabulary is so many words; prompts are random words."""
+    """Return the case of a random Llama over a vocabulary of words; prompts are random words."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -109,7 +109,7 @@ def tiny_case(folder: Path, steps: int, seed: int, shape: Shape, **others: Any) 
 
 
 def embedded_case(steps: int, seed: int, **others: Any) -> Case:
-    """The checkpoint in the package on the idiom tasks, with the lengths that come."""
+    """Return the case of the checkpoint in the package on the idiom tasks, with its natural lengths."""
     tasks = load_tasks("idioms")
     order = torch.randperm(len(tasks), generator=torch.Generator().manual_seed(seed)).tolist()
     prompts = _cycled([tasks[i].prompt for i in order], steps, 16)
@@ -117,7 +117,7 @@ def embedded_case(steps: int, seed: int, **others: Any) -> Case:
 
 
 def smollm2_case(source: Path, folder: Path, steps: int, **others: Any) -> Case:
-    """SmolLM2-135M (any causal language model that `lm.load` reads) on pieces of Python source of 96 tokens."""
+    """Return the case of SmolLM2-135M, or of any model that `lm.load` reads, on Python source; prompts of 96 tokens."""
     loaded = lm.load(source)
     lm.save(loaded.model, loaded.tokenizer, folder)  # both systems load the same plain folder, a GGUF file or not
     pieces = itertools.islice(_pieces(loaded.tokenizer, inspect.getsource(statistics), 96), 2 * steps)
@@ -126,7 +126,7 @@ def smollm2_case(source: Path, folder: Path, steps: int, **others: Any) -> Case:
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> Iterator[str]:
-    """Pieces of `text` that `tokenizer` reads as `length` tokens each."""
+    """Return pieces of `text` of `length` tokens each."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     for start in range(0, len(ids) - length, length):
         piece = tokenizer.decode(ids[start : start + length], clean_up_tokenization_spaces=False)
@@ -143,13 +143,13 @@ def _cycled(prompts: Sequence[str], steps: int, per_step: int) -> tuple[tuple[st
 
 
 def even_share(prompts: Sequence[str], completions: Sequence[Sequence[int]]) -> list[float]:
-    """The share of tokens with an even number: costs next to nothing, and differs within nearly every group."""
+    """Return the share of tokens with an even id: it is cheap and differs within nearly every group."""
     return [sum(1 - token % 2 for token in tokens) / max(1, len(tokens)) for tokens in completions]
 
 
 @contextmanager
 def reward_of(case: Case, tokenizer: PreTrainedTokenizerBase) -> Iterator[Reward]:
-    """The reward function of a case; the judge's processes end with it."""
+    """Yield the reward function of a case; the judge's processes end with the context."""
     if not case.judge:
         yield even_share
         return
@@ -172,15 +172,15 @@ def reward_of(case: Case, tokenizer: PreTrainedTokenizerBase) -> Iterator[Reward
 
 @dataclass
 class Work:
-    """What a system says of one step."""
+    """What a system reports of one step."""
 
     rows: int = 0
     tokens: int = 0
     """Completion tokens, end tokens included."""
     grad_norm: float = 0.0
-    """Before clipping; 0 where no row had an advantage."""
+    """Before clipping; 0 if no row had an advantage."""
     phases: dict[str, float] = field(default_factory=dict)
-    """Seconds spent in parts of the step, where the system tells."""
+    """Seconds spent in parts of the step, if the system reports them."""
 
     @contextmanager
     def phase(self, name: str, device: str) -> Iterator[None]:
@@ -193,14 +193,17 @@ class Work:
 
 
 def now(device: str) -> float:
-    """Seconds, once the device has nothing left to do."""
+    """Return the time in seconds, after the device has finished its work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 class Pacer:
-    """A system's side: `ready` once when its model is loaded, `done` after each step; both return when to go on."""
+    """A system's end of the connection.
+
+    It calls `ready` once its model is loaded and `done` after each step; both return when the next step may begin.
+    """
 
     def __init__(self, connection: Connection, device: str) -> None:
         self._connection = connection
@@ -208,13 +211,13 @@ class Pacer:
         self._started = self._cpu_started = 0.0
 
     def ready(self) -> None:
-        """Report what the process holds before its first step, and wait for that step to begin."""
+        """Report the memory that the process holds before its first step, and wait for that step to begin."""
         _forget_peak(self._device)
         self._connection.send({"memory_mb": _memory_mb(self._device)["now"]})
         self._wait()
 
     def done(self, work: Work) -> None:
-        """Report a step, and wait for the next to begin; after the last one, for leave to end."""
+        """Report a step, and wait for the next to begin; after the last one, for the permission to end."""
         seconds = now(self._device) - self._started
         cpu_seconds = _cpu_seconds() - self._cpu_started
         self._connection.send(
@@ -231,13 +234,13 @@ class Pacer:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of those below it."""
+    """Return the CPU seconds of this process and its children."""
     below = psutil.Process().children(recursive=True)
     return time.process_time() + sum(sum(process.cpu_times()[:4]) for process in below)
 
 
 def _memory_mb(device: str) -> dict[str, float | None]:
-    """What this process (on a GPU: its tensors there) holds, and the most it held since `_forget_peak`.
+    """Return the memory that this process holds (on a GPU: its tensors), and the peak since `_forget_peak`.
 
     Not `getrusage`: its peak begins with the memory of the process that this one was started from.
     """
@@ -254,7 +257,7 @@ def _memory_mb(device: str) -> dict[str, float | None]:
 
 
 def _forget_peak(device: str) -> None:
-    """The loading of the model should not count."""
+    """Forget the peak of memory, so that loading the model does not count."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         return
@@ -263,6 +266,6 @@ def _forget_peak(device: str) -> None:
 
 
 def set_threads(threads: int) -> None:
-    """For this process, and for what it starts."""
+    """Set the threads of this process and of the processes that it starts."""
     os.environ |= {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     torch.set_num_threads(threads)

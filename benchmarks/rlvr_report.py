@@ -1,4 +1,4 @@
-"""What `rlvr.py` makes of the steps it timed: medians and ratios, whether both systems did the same work, tables."""
+"""The report of `rlvr.py`: medians and ratios, a check that both systems did the same work, tables."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _FIGURES = ("seconds", "cpu_seconds", "samples_per_second", "tokens_per_second",
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
-    """Median, least and most."""
+    """Return median, minimum and maximum."""
     values = list(values)
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def summarise(case: Case, settings: dict[str, Setting], steps: Sequence[Row]) -> Row:
-    """Spreads over the steps that count; `ratio` is a peer's seconds over ours, of the same step, `cpu_ratio` alike."""
+    """Return spreads over the measured steps; `ratio` is a peer's seconds over ours in the same step."""
     by_system: dict[str, dict[int, Row]] = {name: {} for name in (OURS, *settings)}
     for row in steps:
         if row["step"] >= 1:
@@ -37,8 +37,8 @@ def summarise(case: Case, settings: dict[str, Setting], steps: Sequence[Row]) ->
         entry: Row = {"system": name, "setting": asdict(settings[name]) if name in settings else None}
         entry |= {figure: spread(row[figure] for row in rows.values()) for figure in _FIGURES}
         entry["rows"] = sorted({row["rows"] for row in rows.values()})
-        told = sorted({phase for row in rows.values() for phase in row["phases"]})
-        entry["phases"] = {p: statistics.median(row["phases"].get(p, 0.0) for row in rows.values()) for p in told}
+        names = sorted({phase for row in rows.values() for phase in row["phases"]})
+        entry["phases"] = {p: statistics.median(row["phases"].get(p, 0.0) for row in rows.values()) for p in names}
         entry |= _memory(list(rows.values()))
         if name != OURS:
             own = by_system[OURS]
@@ -60,7 +60,7 @@ def _memory(rows: Sequence[Row]) -> Row:
 
 
 def differences(summary: Row) -> list[str]:
-    """What shows that the systems did not do the same work; of natural lengths and random gradients, roughly."""
+    """Return signs that the systems did different work; with natural lengths the check is rough."""
     own, *peers = summary["systems"]
     found = []
     for peer in peers:
@@ -76,7 +76,7 @@ def differences(summary: Row) -> list[str]:
 
 
 def show(found: dict[str, Any], console: Console) -> None:
-    """Print the tables, and what was not the same work."""
+    """Print the tables, and the signs of different work."""
     table = Table(title="A step of RLVR: median over the steps (least–most)")
     columns = ("case", "system", "s", "times ours", "CPU s", "CPU times ours", "samples/s", "tokens/s", "peak MB")
     for column in columns:

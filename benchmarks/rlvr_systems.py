@@ -15,11 +15,11 @@ Row = dict[str, Any]
 
 
 class SystemEndedError(Exception):
-    """The process of a system ended before its work was done; says what its traceback said."""
+    """The process of a system ended before its work was done; the message has its traceback."""
 
 
 class Running:
-    """A system at work on a case in a process of its own, one step whenever asked."""
+    """A system that works on a case in a process of its own, one step at a time."""
 
     def __init__(self, system: Callable[..., None], case: Case, *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
@@ -31,12 +31,12 @@ class Running:
         self.memory_mb: float | None = self._receive()["memory_mb"]
 
     def step(self) -> Row:
-        """What the next step took."""
+        """Run the next step; return its measurements."""
         self._connection.send("go")
         return self._receive()
 
     def close(self) -> None:
-        """End it, at once."""
+        """End the process at once."""
         self._process.terminate()
         self._process.join()
         self._connection.close()
@@ -56,6 +56,6 @@ def _at_work(system: Callable[..., None], case: Case, connection: Connection, ar
     set_threads(case.threads)
     try:
         system(case, Pacer(connection, case.device), *arguments)
-    except Exception:  # of whatever kind: the script is told, and knows whether it can go on without
+    except Exception:  # of any kind: the script decides whether it can continue without this system
         with suppress(BrokenPipeError):  # nobody there any more
             connection.send({"error": traceback.format_exc()})

@@ -1,11 +1,11 @@
-"""TRL's `GRPOTrainer` for `rlvr.py`, at any of the settings that may make its step faster on one machine.
+"""TRL's `GRPOTrainer` for `rlvr.py`, in all settings that may make its step faster on one machine.
 
 Every setting does the same work as our step: on-policy, one update of all rows, no reference model, the token mean of
-the clipped objective ("dapo"), AdamW, no logs, no checkpoints. What a setting may change is how: autocast, how many
-rows a forward pass takes, the cache, attention, recomputed activations. Not in the list:
+the clipped objective ("dapo"), AdamW, no logs, no checkpoints. Settings differ in autocast, the number of
+rows of a forward pass, the cache, attention and recomputed activations. Left out:
 
-- weights in bfloat16: an update of 1e-6 of a weight is far below their resolution, so nothing would be learnt;
-- `torch_compile`: on the CPU it makes decoding slower, and the trainer turns it off for generation itself;
+- weights in bfloat16: an update of 1e-6 of a weight is far below their resolution, so nothing would be learned;
+- `torch_compile`: on the CPU it makes decoding slower, and the trainer itself switches it off for generation;
 - continuous batching: many times slower than `generate` on the CPU, and it leaves the weights in bfloat16;
 - vLLM: another engine, on its own hardware.
 """
@@ -26,7 +26,7 @@ from ra3gym import lm
 
 @dataclass(frozen=True)
 class Setting:
-    """How the trainer is run."""
+    """One setting of the trainer."""
 
     bf16: bool = True
     """Forward passes under bfloat16 autocast, those of `generate` too."""
@@ -39,7 +39,7 @@ class Setting:
     gradient_checkpointing: bool = False
     """The trainer's own default is true."""
     keep_freed_memory: bool = False
-    """Not TRL's: the C allocator told to reuse memory, as our training commands do."""
+    """Not a setting of TRL: the C allocator reuses memory, as in our training commands."""
 
     def __str__(self) -> str:
         parts = [
@@ -81,7 +81,7 @@ def trl(case: Case, pacer: Pacer, setting: Setting) -> None:
     work = Work()
 
     class Timed(GRPOTrainer):
-        """Notes when each phase begins and ends; what the trainer does is unchanged."""
+        """Records when each phase begins and ends; the trainer's work is unchanged."""
 
         def _generate(self, prompts: list[str]) -> Any:
             with work.phase("generate", case.device):
@@ -108,7 +108,7 @@ def trl(case: Case, pacer: Pacer, setting: Setting) -> None:
             return norm
 
     class Paced(TrainerCallback):
-        """Has the script say when a step begins."""
+        """Waits for the script before each step."""
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             pacer.ready()
@@ -142,7 +142,7 @@ def trl(case: Case, pacer: Pacer, setting: Setting) -> None:
 
 
 def arguments(case: Case, setting: Setting, output: str) -> dict[str, Any]:
-    """Of `GRPOConfig`."""
+    """Return the arguments of `GRPOConfig`."""
     return {
         # The work, the same for all.
         "num_generations": case.group_size,
@@ -180,7 +180,7 @@ def arguments(case: Case, setting: Setting, output: str) -> dict[str, Any]:
 
 
 def _apart(phases: Mapping[str, float]) -> dict[str, float]:
-    """Phases that do not lie within each other."""
+    """Return phases that do not overlap."""
     backward = phases["training step"] - phases["inputs"] - phases["forward"]
-    told = {name: phases[name] for name in ("generate", "forward", "optimiser")}
-    return {**told, "backward": backward, "reward and batch": phases["inputs"] - phases["generate"]}
+    separate = {name: phases[name] for name in ("generate", "forward", "optimiser")}
+    return {**separate, "backward": backward, "reward and batch": phases["inputs"] - phases["generate"]}
