@@ -85,7 +85,7 @@ def trace_envs(problem: InferenceProblem, num_envs: int = N, **kwargs: Any) -> T
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
-    """Equal, arrays and dicts of arrays alike, dtypes included."""
+    """Assert that arrays, or dicts of arrays, are equal, dtypes included."""
     if isinstance(theirs, dict):
         assert ours.keys() == theirs.keys()
         for key, value in theirs.items():

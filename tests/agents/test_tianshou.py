@@ -167,7 +167,7 @@ def test_another_autoreset_mode_is_refused_with_the_way_out(problem: InferencePr
 
 @pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
 def test_a_collector_stores_whole_episodes(problem: InferenceProblem, mode: AutoresetMode) -> None:
-    """By steps and by episodes: each stored episode is one trace, from its first line to behind its last."""
+    """By steps and by episodes: each stored episode is one trace, from its first line to its end."""
     venv = as_vector_env(trace_envs(problem, mode=mode))
     venv.seed(0)
     collector = Collector(_policy(problem), venv, VectorReplayBuffer(1000, N))
@@ -179,7 +179,7 @@ def test_a_collector_stores_whole_episodes(problem: InferenceProblem, mode: Auto
     ends = np.flatnonzero(stored.terminated)
     assert len(ends) > 10
     chain = problem.chain
-    behind_last = problem.end_observations(np.arange(K))
+    after_last = problem.end_observations(np.arange(K))
     for end in ends:
         latents = [int(stored.act[end])]
         start = end
@@ -193,7 +193,7 @@ def test_a_collector_stores_whole_episodes(problem: InferenceProblem, mode: Auto
         ]
         assert len(traces) == 1
         assert len(latents) == chain.offsets[traces[0] + 1] - chain.offsets[traces[0]]
-        np.testing.assert_array_equal(stored.obs_next[end], behind_last[latents[-1]])
+        np.testing.assert_array_equal(stored.obs_next[end], after_last[latents[-1]])
 
 
 def _actor(problem: InferenceProblem) -> DiscreteActor:

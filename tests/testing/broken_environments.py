@@ -100,13 +100,13 @@ class MaskOfInt64(Walk):
 class ReusedMask(Walk):
     """Each info holds the same array, refilled."""
 
-    held = None
+    reused = None
 
     def info(self) -> dict[str, Any]:
-        if self.held is None:
-            self.held = np.zeros(2, dtype=np.int8)
-        self.held[:] = self.action_masks()
-        return {"nested": {"mask": self.held}}
+        if self.reused is None:
+            self.reused = np.zeros(2, dtype=np.int8)
+        self.reused[:] = self.action_masks()
+        return {"nested": {"mask": self.reused}}
 
 
 class ReusedObservation(Walk):

@@ -162,7 +162,7 @@ def test_every_vector_form_conforms(loaded: lm.LoadedModel, name: str, options: 
 
 
 @pytest.mark.parametrize("name", ["OptionMDP", "TraceInference", "TokenCode", "LatentCode", "RationaleCode"])
-def test_a_pickled_vector_form_goes_on_alike(loaded: lm.LoadedModel, name: str) -> None:
+def test_a_pickled_vector_form_behaves_the_same(loaded: lm.LoadedModel, name: str) -> None:
     """Also one whose judge is at work."""
     _, vector, (options, *_) = cases(loaded)[name]
     with closing(vector(num_envs=2, **options)) as env:
@@ -255,7 +255,7 @@ def test_every_vector_check_has_its_mutant() -> None:
     assert {check for _, check, _ in VECTOR_MUTANTS} == {one.__name__ for one in VECTOR_CHECKS}
 
 
-def test_a_vector_form_must_be_told_where_there_is_no_id() -> None:
+def test_make_vector_is_required_without_an_id() -> None:
     with pytest.raises(ValueError, match="make_vector=None needs an id"):
         check_vector_environment(Walk)
 
@@ -406,7 +406,7 @@ def test_pytest_runs_each_check_as_a_test_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "told"),
+    ("one", "other", "expected"),
     [
         ({"a": [1, {"b": 2.0}]}, {"a": [1, {"b": 2.5}]}, "x['a'][1]['b']: 2.0 is not 2.5"),
         ({"a": 1}, {"b": 1}, "x: only one of the two has 'a', 'b'"),
@@ -421,8 +421,8 @@ def test_pytest_runs_each_check_as_a_test_of_its_own(tmp_path: Path) -> None:
         (None, None, None),
     ],
 )
-def test_the_first_difference_is_named(one: Any, other: Any, told: str | None) -> None:
-    assert difference(one, other, path="x") == told
+def test_the_first_difference_is_named(one: Any, other: Any, expected: str | None) -> None:
+    assert difference(one, other, path="x") == expected
 
 
 def test_a_tolerance_is_for_floats_only() -> None:

@@ -155,8 +155,8 @@ def _print_traces(console: Console, traces: Sequence[Document], legend: Mapping[
 
 def _label(info: LatentInfo, text: str) -> Text:
     """Return `text` on the latent's color, then its stroke; the code after it has the terminal's own colors."""
-    ink = "#ffffff" if info.colour in DARK_COLOURS else "#000000"
-    return Text.assemble((f"{text:>4} ", f"bold {ink} on {info.colour}"), (f"{_STROKES[info.stroke]} ", info.colour))
+    ink = "#ffffff" if info.color in DARK_COLOURS else "#000000"
+    return Text.assemble((f"{text:>4} ", f"bold {ink} on {info.color}"), (f"{_STROKES[info.stroke]} ", info.color))
 
 
 def printable(text: str) -> str:

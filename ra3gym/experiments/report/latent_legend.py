@@ -34,7 +34,7 @@ class LatentInfo:
         gain: mean gain per line in nats; `None` if it was not measured.
         typical: the kinds of lines that distinguish it from other latents, most informative first. Each is given in its
             most frequent spelling, without indent and line break.
-        colour: background color, as "#rrggbb".
+        color: background color, as "#rrggbb".
         stroke: border style.
     """
 
@@ -46,7 +46,7 @@ class LatentInfo:
     duration: float
     gain: float | None
     typical: tuple[str, ...]
-    colour: str
+    color: str
     stroke: str
 
 
@@ -54,14 +54,14 @@ def describe_latents(traces: Sequence[Document], names: Sequence[Sequence[str]])
     """Return the latents that the traces use, sorted by their number of lines, then by their own number."""
     lines: Counter[int] = Counter()
     segments: Counter[int] = Counter()
-    neighbours: Counter[tuple[int, int]] = Counter()
+    neighbors: Counter[tuple[int, int]] = Counter()
     gains: dict[int, list[float]] = {}
     kinds: dict[int, Counter[str]] = {}
     spellings: dict[tuple[int, str], Counter[str]] = {}
     for trace in traces:
         order = [z for z, _, _ in trace.segments]
         segments.update(order)
-        neighbours.update((min(pair), max(pair)) for pair in pairwise(order))
+        neighbors.update((min(pair), max(pair)) for pair in pairwise(order))
         for n, (z, line) in enumerate(zip(trace.latents, trace.lines, strict=True)):
             lines[z] += 1
             kind = line_template(line)
@@ -71,7 +71,7 @@ def describe_latents(traces: Sequence[Document], names: Sequence[Sequence[str]])
                 gains.setdefault(z, []).append(trace.gains[n])
     total: Counter[str] = sum(kinds.values(), Counter())
     by_use = sorted(lines, key=lambda z: (-lines[z], z))
-    looks = _looks(by_use, neighbours)
+    looks = _looks(by_use, neighbors)
     return {
         z: LatentInfo(
             latent=z,
@@ -82,7 +82,7 @@ def describe_latents(traces: Sequence[Document], names: Sequence[Sequence[str]])
             duration=lines[z] / segments[z],
             gain=float(np.mean(gains[z])) if z in gains else None,
             typical=tuple(spellings[z, kind].most_common(1)[0][0] for kind in _typical(kinds[z], total)),
-            colour=looks[z][0],
+            color=looks[z][0],
             stroke=looks[z][1],
         )
         for z in by_use
@@ -103,21 +103,21 @@ def _typical(kinds: Counter[str], total: Counter[str]) -> list[str]:
     return (distinctive or best)[:TYPICAL_LINES]
 
 
-def _looks(by_use: Sequence[int], neighbours: Counter[tuple[int, int]]) -> dict[int, tuple[str, str]]:
+def _looks(by_use: Sequence[int], neighbors: Counter[tuple[int, int]]) -> dict[int, tuple[str, str]]:
     """Return color and stroke of each latent; latents that are often neighbors get different colors.
 
     Greedy, the most used latent first: the color with the fewest neighbors, among these the one used least.
     """
     looks: dict[int, tuple[str, str]] = {}
-    given: dict[str, list[int]] = {colour: [] for colour in COLOURS}
+    given: dict[str, list[int]] = {color: [] for color in COLOURS}
     for z in by_use:
 
-        def cost(colour: str, z: int = z) -> tuple[int, int]:
-            latents = given[colour]
-            return sum(neighbours[min(z, other), max(z, other)] for other in latents), len(latents)
+        def cost(color: str, z: int = z) -> tuple[int, int]:
+            latents = given[color]
+            return sum(neighbors[min(z, other), max(z, other)] for other in latents), len(latents)
 
         # An unused color costs nothing, so the first latents get one each.
-        colour = min(COLOURS, key=cost)
-        looks[z] = colour, STROKES[len(given[colour]) % len(STROKES)]
-        given[colour].append(z)
+        color = min(COLOURS, key=cost)
+        looks[z] = color, STROKES[len(given[color]) % len(STROKES)]
+        given[color].append(z)
     return looks

@@ -28,14 +28,14 @@ class ArmInfo:
         name: its name on the command line and in results.
         title: a few words for tables and charts.
         role: its part in the comparison. The first "method" is compared with all others.
-        colour: of its curves and bars, as "#rrggbb".
+        color: of its curves and bars, as "#rrggbb".
         description: one sentence.
     """
 
     name: str
     title: str
     role: Role
-    colour: str
+    color: str
     description: str
 
 

@@ -11,7 +11,7 @@ from ra3gym.experiments.report.statistics import PairedRatio, estimate_mean
 from ra3gym.experiments.report.verdict import Verdict
 
 
-def summarise(results: StudyResults, arms: Sequence[str], threshold: float, answer: Verdict) -> dict[str, Any]:
+def summarize(results: StudyResults, arms: Sequence[str], threshold: float, answer: Verdict) -> dict[str, Any]:
     """Return the scores of each arm (mean, 95% bootstrap interval, values by seed) and the paired comparisons.
 
     Args:

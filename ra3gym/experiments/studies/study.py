@@ -16,7 +16,7 @@ from ra3gym.errors import WorkerDied
 from ra3gym.experiments.report.comparison import StudyResults
 from ra3gym.experiments.report.page import write_report
 from ra3gym.experiments.report.results import has_result, load_results, save_result, with_steps
-from ra3gym.experiments.report.summary import summarise
+from ra3gym.experiments.report.summary import summarize
 from ra3gym.experiments.report.tables import final_table, paired_table
 from ra3gym.experiments.report.verdict import verdict
 from ra3gym.experiments.studies.arms import ARMS
@@ -73,7 +73,7 @@ def finish(run: RunFolder, config: StudyConfig, console: Console, threshold: flo
     merge_metrics(run)
     results = StudyResults(units, [ARMS[name] for name in ARMS])
     answer = verdict(results)
-    run.write_summary(summarise(results, config.arms, config.evaluation.threshold, answer))
+    run.write_summary(summarize(results, config.arms, config.evaluation.threshold, answer))
     report = write_report(run, results, answer)
     console.print(final_table(results))
     if len(config.arms) > 1:

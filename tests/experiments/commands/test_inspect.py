@@ -127,9 +127,9 @@ def test_the_page_shows_traces_and_a_legend(file: Path) -> None:
     assert [attrs["data-z"] for attrs in page.with_class("entry")] == ["0", "2", "1"]
     for shown in ("3 traces under 3 latents", "of 4", "down less", "50.0%", "Never used: 3", "# up twice", "n -= 1"):
         assert shown in page.text
-    colours = {attrs["data-z"]: attrs["style"] for attrs in page.with_class("entry")}
-    assert len(set(colours.values())) == 3
-    assert all(attrs["style"] == colours[attrs["data-z"]] for attrs in page.with_class("segment"))
+    colors = {attrs["data-z"]: attrs["style"] for attrs in page.with_class("entry")}
+    assert len(set(colors.values())) == 3
+    assert all(attrs["style"] == colors[attrs["data-z"]] for attrs in page.with_class("segment"))
 
 
 def test_the_terminal_shows_them_too(file: Path) -> None:
@@ -160,7 +160,7 @@ def test_the_terminal_shows_them_too(file: Path) -> None:
     assert f"Page, with 3 of 3 traces: {file.with_suffix('.html')}" in lines
 
 
-def test_latents_have_colours_in_a_terminal(file: Path) -> None:
+def test_latents_have_colors_in_a_terminal(file: Path) -> None:
     console = Console(file=io.StringIO(), width=110, force_terminal=True, color_system="truecolor")
     inspect_traces(InspectionConfig(file), console)
     assert isinstance(console.file, io.StringIO)

@@ -1,4 +1,4 @@
-"""The legend counts what is there, shows what sets a latent apart, and gives neighbours different looks."""
+"""The legend counts what is there, shows what sets a latent apart, and gives neighbors different looks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_counts_by_hand() -> None:
     assert three.typical == ("a = 1", "b = a")
     # Two spellings of one kind of line, equally frequent: the first one met.
     assert zero.typical == ("return b",)
-    assert three.colour != zero.colour
+    assert three.color != zero.color
 
 
 def test_typical_lines_set_a_latent_apart() -> None:
@@ -75,25 +75,25 @@ def test_shares_and_looks(corpus: list[list[int]]) -> None:
     legend = describe_latents(traces, ())
     assert sum(info.share for info in legend.values()) == pytest.approx(1.0)
     assert [info.share for info in legend.values()] == sorted((info.share for info in legend.values()), reverse=True)
-    assert all(info.colour in COLOURS and info.stroke in STROKES for info in legend.values())
+    assert all(info.color in COLOURS and info.stroke in STROKES for info in legend.values())
     assert all(1 <= len(info.typical) <= TYPICAL_LINES for info in legend.values())
-    looks = [(info.colour, info.stroke) for info in legend.values()]
+    looks = [(info.color, info.stroke) for info in legend.values()]
     if len(legend) <= len(COLOURS):
-        assert len({colour for colour, _ in looks}) == len(legend)
+        assert len({color for color, _ in looks}) == len(legend)
     assert list(describe_latents(traces, ()).values()) == list(legend.values())
 
 
-def test_neighbours_get_different_colours() -> None:
-    """Twenty latents in a ring need two colours; eight are more than enough."""
+def test_neighbors_get_different_colors() -> None:
+    """Twenty latents in a ring need two colors; eight are more than enough."""
     ring = [*range(20), 0]
     legend = describe_latents([annotated(*((z, True, "x\n") for z in ring))], ())
-    assert all(legend[a].colour != legend[b].colour for a, b in pairwise(ring))
-    assert len({(info.colour, info.stroke) for info in legend.values()}) == 20
+    assert all(legend[a].color != legend[b].color for a, b in pairwise(ring))
+    assert len({(info.color, info.stroke) for info in legend.values()}) == 20
 
 
-def test_colours_stand_apart_without_red_or_green() -> None:
-    """Okabe and Ito's colours under simulated deuteranopia (Viénot et al. 1999) differ by more than a shade."""
-    linear = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in COLOURS]) ** 2.2
+def test_colors_differ_without_red_or_green() -> None:
+    """Okabe and Ito's colors under simulated deuteranopia (Viénot et al. 1999) differ by more than a shade."""
+    linear = np.array([[int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)] for color in COLOURS]) ** 2.2
     deuteranopia = np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]])
     seen = np.clip(linear @ deuteranopia.T, 0, 1) ** (1 / 2.2)
     apart = np.linalg.norm(seen[:, None] - seen[None, :], axis=-1)[np.triu_indices(len(COLOURS), 1)]

@@ -101,8 +101,8 @@ def test_a_damaged_result_names_its_file_and_the_way_out(run: RunFolder, content
         load_results(run)
 
 
-def test_every_arm_has_a_colour_of_its_own_and_unknown_arms_are_presentable() -> None:
-    assert len({ARMS[name].colour for name in ARMS}) == len(ARMS.names())
+def test_every_arm_has_a_color_of_its_own_and_unknown_arms_are_presentable() -> None:
+    assert len({ARMS[name].color for name in ARMS}) == len(ARMS.names())
     known = [ARMS[name] for name in ARMS]
     oracle, mine = StudyResults([UnitResult(1, arm, {}) for arm in ("mine", "oracle")], known).arms
     assert (oracle.role, mine.title, mine.role) == ("upper bound", "mine", "other")
