@@ -144,7 +144,7 @@ EVAL = ("eval", "--model", "MODEL", "--tasks", "TASKS")
             "known: doctor, envs, eval, inspect, judge, play, report, rlvr, run, study",
         ),
         (("run", "quikstart"), "unknown study 'quikstart'", "Did you mean 'quickstart'?"),
-        (("run", "quickstart", "--arms", "ntp,ra4"), "unknown arm 'ra4'", "known: base, latents"),
+        (("run", "quickstart", "--arms", "ntp,ra4"), "unknown arm 'ra4'", "known: base, brite, latents"),
         (("run", "quickstart", "--m-step.tokens", 100), "tokens=100 is smaller than one batch", "raise tokens"),
         (("run", "quickstart", "--resume", "."), ". is not a run", "start a new run by leaving the folder out"),
         (("run", "quickstart", "--resume", "x", "--seeds", 3), "--resume", "leave the other options out"),
