@@ -1,4 +1,4 @@
-"""RA3's mid-training as expectation maximisation: infer latents over traces, train the model on them, and again.
+"""RA3's mid-training as expectation maximization: infer latents over traces, train the model on them, and again.
 
 This is the only mid-training loop. RA3, its controls and next-token prediction are recipes of it.
 
@@ -56,7 +56,7 @@ class EMConfig:
     """How mid-training runs.
 
     Attributes:
-        m_step: budget and optimiser of each iteration's M-step, which continues from the previous one's model.
+        m_step: budget and optimizer of each iteration's M-step, which continues from the previous one's model.
         compare_ntp: also train a second model by next-token prediction on the plain traces, for the same tokens.
         measured_traces: traces to measure cross-entropies on, the first of the corpus; 0 leaves all measurements out.
         context_lines: lines of code before a line that the emissions of later iterations see; all when `None`.

@@ -148,7 +148,9 @@ def _start_worker(reporter: ProgressReporter, plugins: Sequence[str]) -> None:
 
 def _run_seed(run: RunFolder, config: StudyConfig, seed: int) -> None:
     """Run all missing arms of one seed; each result is stored at once."""
-    from ra3gym.experiments.studies.unit import UnitReporter, prepare_seed, run_unit
+    from ra3gym.experiments.studies.reporter import UnitReporter
+    from ra3gym.experiments.studies.seed import prepare_seed
+    from ra3gym.experiments.studies.unit import run_unit
 
     folder = _base_folder(run, seed).parent
     with MetricsLogger(run) as metrics:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,10 @@ import numpy as np
 from scipy.special import entr
 
 from ra3gym.abstractions.latents import Annotations, LatentPath
-from ra3gym.abstractions.latents.dataset import AnnotatedTraces, save_annotated
-from ra3gym.abstractions.latents.document import Document, DocumentWriter
 from ra3gym.agents import mid_training, rlvr
 from ra3gym.agents.mid_training import (
-    NTP,
-    RA3,
-    EMConfig,
     EMResult,
-    EStep,
-    GivenAnnotations,
-    MStepConfig,
-    MStepProgress,
-    NeedsModel,
     Recipe,
-    make_e_step,
 )
 from ra3gym.agents.mid_training.e_steps.oracle import OracleEStep
 from ra3gym.agents.mid_training.rationale import RationaleEStep, RationaleStep
@@ -36,145 +24,15 @@ from ra3gym.agents.rlvr import RLVRStep
 from ra3gym.experiments.report.results import Curve, UnitResult, with_steps
 from ra3gym.experiments.report.statistics import area_under_curve
 from ra3gym.experiments.studies.arms import ARMS, Arm
-from ra3gym.experiments.studies.config import StudyConfig, rlvr_stage
+from ra3gym.experiments.studies.config import rlvr_stage
 from ra3gym.experiments.studies.evaluation import Evaluation, evaluate, shown_programs
-from ra3gym.experiments.studies.progress import ProgressReporter
-from ra3gym.lm import LoadedModel, add_latents, load, save, tiny_llama, train_tokenizer
-from ra3gym.runs.metrics import MetricsLogger
-from ra3gym.tasks import CodeTask, ExpertTrace
-from ra3gym.tasks.idioms import LABELS, Split
+from ra3gym.experiments.studies.reporter import TrainingCourse, UnitReporter
+from ra3gym.experiments.studies.seed import Seed, export_traces, unmeasured
+from ra3gym.lm import LoadedModel, load, save
+from ra3gym.tasks.idioms import Split
 from ra3gym.verify import Judge, Limits
 
-_LOG_EVERY_TOKENS = 20_000
 _LOOKS = 20
-_SHOWN_TRACES = 500
-"""Number of annotated traces of each seed that are kept, for `ra3gym inspect traces`."""
-
-
-@dataclass
-class UnitReporter:
-    """Sends a unit's numbers to the progress display and the metrics, under its seed and arm."""
-
-    seed: int
-    arm: str
-    progress: ProgressReporter
-    metrics: MetricsLogger
-
-    def start(self, stage: str) -> None:
-        """Remove what an earlier, unfinished attempt at this stage logged."""
-        self.metrics.drop(self.seed, self.arm, stage)
-
-    def report(self, stage: str, step: int, total: int, **values: float) -> None:
-        """Report one point of a stage."""
-        self.metrics.log(step, seed=self.seed, arm=self.arm, stage=stage, **values)
-        self.progress.update(self.seed, self.arm, stage, step, total, **values)
-
-
-@dataclass
-class Seed:
-    """What all arms of one seed share.
-
-    Attributes:
-        config: the study's.
-        seed: its number.
-        tokenizer: with latents and the pause token.
-        base_model: what every arm starts from.
-        traces: the expert traces, planted labels included.
-        tasks: the problems of each split.
-        inferred: the study's E-step, done once. `None` for an E-step that needs the model: each arm then does its own.
-    """
-
-    config: StudyConfig
-    seed: int
-    tokenizer: Any
-    base_model: Any
-    traces: list[ExpertTrace]
-    tasks: dict[Split, list[CodeTask]]
-    inferred: Annotations | None
-
-    def e_step(self, arm: Arm) -> EStep:
-        """The E-step of one arm: its own by name, or the study's."""
-        if arm.e_step is None and self.inferred is not None:
-            return GivenAnnotations(self.inferred)
-        return self.config.make_e_step(arm.name)
-
-
-def prepare_seed(config: StudyConfig, seed: int, folder: Path, reporter: UnitReporter) -> Seed:
-    """Make what the arms of a seed share. The base model is kept in `folder` and read from there the next time."""
-    domain = config.domain.for_seed(seed)
-    traces = domain.traces(config.domain.num_traces)
-    base_traces = domain.base_traces(config.domain.num_base_traces)
-    tasks: dict[Split, list[CodeTask]] = {split: domain.tasks(split) for split in ("tune", "rl", "eval")}
-    inferred = _infer_once(config, seed, traces, reporter)
-    base_folder = folder / "base"
-    if base_folder.is_dir():
-        base = load(base_folder)
-    else:
-        num_latents = 0 if inferred is None else inferred.num_latents
-        base = _new_base_model(config, seed, num_latents, base_traces, traces, reporter)
-        save(base.model, base.tokenizer, base_folder)
-    shared = Seed(config, seed, base.tokenizer, base.model, traces, tasks, inferred)
-    if inferred is not None:
-        writer = DocumentWriter(base.tokenizer)
-        documents = RA3.documents(writer, traces, inferred, np.random.default_rng([seed, 2]))
-        _export(documents, inferred, folder.parents[1] / "traces" / f"seed-{seed}.jsonl")
-    return shared
-
-
-def _infer_once(
-    config: StudyConfig, seed: int, traces: Sequence[ExpertTrace], reporter: UnitReporter
-) -> Annotations | None:
-    """Do the study's E-step for all arms of the seed; `None` if it needs the model that an arm trains."""
-    e_step = make_e_step(config.e_step, config.codebook, config.rationale)
-    if isinstance(e_step, NeedsModel):
-        return None
-    reporter.start("e-step")
-    reporter.report("e-step", 0, 1)
-    visible = traces if isinstance(e_step, OracleEStep) else [trace.without_planted() for trace in traces]
-    inferred = e_step.infer(visible, np.random.default_rng([seed, 1]))
-    reporter.report("e-step", 1, 1, **inferred.metrics)
-    return inferred
-
-
-def _new_base_model(
-    config: StudyConfig,
-    seed: int,
-    num_latents: int,
-    base_traces: Sequence[ExpertTrace],
-    traces: Sequence[ExpertTrace],
-    reporter: UnitReporter,
-) -> LoadedModel:
-    """Train a tokenizer on all programs, and a model on the base traces by next-token prediction."""
-    tokenizer = train_tokenizer(
-        (trace.task.canonical_program for trace in [*base_traces, *traces]), config.model.vocab_size
-    )
-    # The oracle's planted labels are latents too.
-    add_latents(None, tokenizer, max(num_latents, config.codebook.num_latents, len(LABELS)), pause=True)
-    model = tiny_llama(
-        tokenizer,
-        hidden=config.model.hidden,
-        layers=config.model.layers,
-        heads=config.model.heads,
-        max_length=config.model.max_length,
-        seed=seed,
-    )
-    base = LoadedModel(model, tokenizer)
-    course = _TrainingCourse(reporter, "pre-train", config.base.tokens)
-    mid_training.run(
-        base, base_traces, recipe=NTP, config=_unmeasured(config.base), seed=seed, on_progress=course.on_progress
-    )
-    return base
-
-
-def _export(documents: Iterable[Document], latents: Annotations, file: Path) -> None:
-    """Store the first documents for `ra3gym inspect traces` and other trainers."""
-    shown = tuple(islice(documents, _SHOWN_TRACES))
-    save_annotated(AnnotatedTraces(shown, latents.names, latents.comments), file)
-
-
-def _unmeasured(m_step: MStepConfig) -> EMConfig:
-    """Mid-training without the loop's own measurements: a study evaluates models on tasks."""
-    return EMConfig(m_step, compare_ntp=False, measured_traces=0)
 
 
 def run_unit(shared: Seed, arm_name: str, folder: Path, reporter: UnitReporter) -> UnitResult:
@@ -200,7 +58,7 @@ def run_unit(shared: Seed, arm_name: str, folder: Path, reporter: UnitReporter) 
                 scores["e_step_seconds"] = result.annotations.metrics.get("seconds")
                 if result.annotations is not shared.inferred:
                     file = folder.parents[1] / "traces" / f"seed-{shared.seed}-{arm.name}.jsonl"
-                    _export(result.documents, result.annotations, file)
+                    export_traces(result.documents, result.annotations, file)
         before = _evaluate(shared, model, judge)
         if arm.recipe is not None:
             end = tokens if arm.until is not None else config.m_step.tokens * arm.recipe.budget
@@ -253,14 +111,14 @@ def _mid_train(
     e_step, updates = shared.e_step(arm), config.rationale.steps
     if isinstance(e_step, RationaleEStep):
         e_step = _reporting(e_step, updates, reporter)
-    course = _TrainingCourse(reporter, "mid-train", budget, measure)
+    course = TrainingCourse(reporter, "mid-train", budget, measure)
     result = mid_training.run(
         LoadedModel(model, shared.tokenizer),
         shared.traces,
         recipe=recipe,
         e_step=e_step,
         m_step=config.m_step_name,
-        config=_unmeasured(config.m_step),
+        config=unmeasured(config.m_step),
         seed=shared.seed,
         on_progress=course.on_progress,
     )
@@ -277,47 +135,6 @@ def _reporting(e_step: RationaleEStep, updates: int, reporter: UnitReporter) -> 
         reporter.report("e-step", step.step, updates + 1, reward=step.reward, think_rate=step.think_rate)
 
     return replace(e_step, on_step=on_step)
-
-
-@dataclass
-class _TrainingCourse:
-    """The loss of one training, reported now and then and kept as a curve over tokens.
-
-    Attributes:
-        reporter: where reports go.
-        stage: the name they go under.
-        budget: tokens of the whole training.
-        on_batch: gets the tokens seen after each batch, and says whether to stop.
-        losses: the curve.
-    """
-
-    reporter: UnitReporter
-    stage: str
-    budget: int
-    on_batch: Callable[[int], bool] = lambda _: False
-    losses: Curve = field(default_factory=list)
-    _recent: list[float] = field(default_factory=list)
-    _since: float = field(default_factory=time.perf_counter)
-
-    def __post_init__(self) -> None:
-        self.reporter.start(self.stage)
-
-    def on_progress(self, iteration: int, progress: MStepProgress) -> bool:
-        """Take in one batch; true stops the training."""
-        self._recent.append(progress.loss)
-        last = self.losses[-1][0] if self.losses else 0.0
-        paused = time.perf_counter()
-        stop = self.on_batch(progress.tokens)
-        self._since += time.perf_counter() - paused  # evaluations do not count towards the speed
-        if stop or progress.tokens - last >= _LOG_EVERY_TOKENS or progress.tokens >= self.budget:
-            loss, now = float(np.mean(self._recent)), time.perf_counter()
-            self.losses.append((float(progress.tokens), loss))
-            shown = self.budget if stop else min(progress.tokens, self.budget)
-            speed = (progress.tokens - last) / (now - self._since)
-            self.reporter.report(self.stage, shown, self.budget, loss=loss, tokens_per_second=speed)
-            self._recent.clear()
-            self._since = now
-        return stop
 
 
 def _post_train(

@@ -18,7 +18,7 @@ with the U_t of the trace's other G - 1 paths at the same line:
     d log q(z | .) / d V(k) = [k = z] - q(k | .).
 
 At the posterior every U_t is the same on every path, so the gradient has no noise there. Nothing runs forward-backward.
-Rollouts and the gradient with respect to V are one numba kernel; the network sees each line once, whatever G is.
+Rollouts and the gradient with respect to V are one numba kernel; the network sees each line once for any G.
 
 Shape letters: see CONTRIBUTING.md (B lines of the batch, K latents, G paths, T lines of the longest trace).
 """

@@ -129,7 +129,7 @@ class SampledPaths:
     def elbo_M(self) -> FloatArray:
         """`log p(trace, path) - log q(path | trace)`, in nats: an unbiased estimate of each trace's temporal ELBO.
 
-        At the exact posterior it has no variance: it is the log evidence, whatever the path.
+        At the exact posterior it has no variance: it is the log evidence on every path.
         """
         return self.log_joint_M - self.log_q_M
 
