@@ -114,11 +114,11 @@ class CodeBatch(ABC, Generic[C]):
         runs beside it; `grades` waits for it.
 
         Args:
-            rows: no row twice.
+            rows: in ascending order, no row twice.
             actions: one per row; masked and out-of-range ones are illegal.
             rngs_E: one generator per environment.
         """
-        self.decisions_E[list(rows)] += 1
+        self.decisions_E[self._index(rows)] += 1
         step = self._advance(rows, self._checked(rows, actions), rngs_E)
         self._update_actions(rows, rngs_E)
         return step
@@ -203,13 +203,17 @@ class CodeBatch(ABC, Generic[C]):
         hidden_BD = clipped(self.stream.hidden_BD(rows))
         if self.problem.config.observation == "hidden":
             return hidden_BD
-        return {"obs": hidden_BD, "mask": self.legal_EA[list(rows)].astype(np.int8)}
+        return {"obs": hidden_BD, "mask": self.legal_EA[self._index(rows)].astype(np.int8)}
 
     def infos(self, rows: Sequence[int]) -> Info:
         """Return the infos of these rows that do not depend on a step, as columns of B, new in memory."""
-        index_B = list(rows)
+        index_B = self._index(rows)
         return {
             "task_id": self._task_ids[self.task_E[index_B]],
             **self._action_infos(rows),
             "action_mask": self.legal_EA[index_B].astype(np.int8),
         }
+
+    def _index(self, rows: Sequence[int]) -> slice | list[int]:
+        """Return an index of these rows in arrays over all: a slice for all of them, which numpy takes faster."""
+        return slice(None) if len(rows) == len(self.task_E) else list(rows)

@@ -70,7 +70,7 @@ class TokenBatch(CodeBatch[TokenConfig]):
         writing = [row for row, action in zip(rows, actions, strict=True) if action != ILLEGAL]
         tokens = [int(self._candidates_EA[row, a]) for row, a in zip(rows, actions, strict=True) if a != ILLEGAL]
         self.stream.append(writing, tokens)
-        self.spent_E[list(rows)] += 1
+        self.spent_E[self._index(rows)] += 1
         ended = {row for row, token in zip(writing, tokens, strict=True) if token in self.problem.end_ids}
         exhausted = {row for row in rows if self.spent_E[row] >= self.config.max_new_tokens} - ended
         for row in rows:
@@ -85,7 +85,7 @@ class TokenBatch(CodeBatch[TokenConfig]):
         return Step(np.array([row in ended for row in rows]), np.array([row in exhausted for row in rows]), infos)
 
     def _update_actions(self, rows: Sequence[int], rngs_E: Sequence[np.random.Generator]) -> None:
-        index_B, logits_BV = list(rows), self.stream.logits_BV(rows)
+        index_B, logits_BV = self._index(rows), self.stream.logits_BV(rows)
         if self.config.action_space == "full":
             self._logprobs_EA[index_B] = logits_BV.float().log_softmax(-1).cpu().numpy()
         else:
@@ -93,8 +93,8 @@ class TokenBatch(CodeBatch[TokenConfig]):
             self._candidates_EA[index_B], self._logprobs_EA[index_B] = candidates_BA, logprobs_BA
 
     def _action_infos(self, rows: Sequence[int]) -> Info:
-        index_B = list(rows)
-        return {"candidates": self._candidates_EA[index_B], "logprobs": self._logprobs_EA[index_B]}
+        index_B = self._index(rows)
+        return {"candidates": self._candidates_EA[index_B].copy(), "logprobs": self._logprobs_EA[index_B].copy()}
 
 
 class TokenCodeEnv(CodeEnv):
