@@ -213,5 +213,5 @@ def _annotations(policy: CommentPolicy, chosen: Sequence[RationaleGroup], metric
         # The text of a line where no comment can stand belongs to the place before, and so does its gain.
         gain_at = dict(zip(annotated.places, (group.logp_GQ[0] - group.plain_logp_Q).tolist(), strict=True))
         gains.append(tuple(gain_at.get(step, 0.0) for step in range(len(latents))))
-    names = tuple(tuple(prompt_words(comment)) for comment in latent_of)
+    names = tuple(tuple(word for word in prompt_words(comment) if word.isalpha()) for comment in latent_of)
     return Annotations(tuple(paths), names, metrics, tuple(gains), tuple(latent_of))
