@@ -195,7 +195,7 @@ def f(x):
         "huge_text",
         "more than the judge will read",
         "def f(x):\n    return 'a' * 50_000_000\n",
-        frozenset({Status.OUTPUT_LIMIT, Status.WRONG_ANSWER, Status.MEMORY, Status.EXCEPTION}),
+        NOT_PASSED,  # at the cap on reports or, on a busy machine, at the time limit
     ),
     Attack("huge_integer", "an int that takes minutes to print", "def f(x):\n    return 1 << 10**7\n", NOT_PASSED),
     Attack(
