@@ -209,7 +209,7 @@ def timed(work: Iterator[Chunk], seconds: float) -> Row:
     }
 
 
-def summarise(passes: Sequence[Row]) -> list[Row]:
+def summarize(passes: Sequence[Row]) -> list[Row]:
     """One entry per system and size: rates, and within each round the gain over size 1 and the share of `generate`."""
     at: dict[tuple[str, int], dict[int, Row]] = {}
     for row in passes:
@@ -276,7 +276,7 @@ def main(options: Options) -> None:
             work.close()
             close()
     loads.append(os.getloadavg()[0])
-    result |= {"load_average_before_and_after": loads, "passes": passes, "summary": summarise(passes)}
+    result |= {"load_average_before_and_after": loads, "passes": passes, "summary": summarize(passes)}
     show(result["summary"], console)
     console.print(f"load average before and after: {loads[0]:.1f}, {loads[1]:.1f} on {os.cpu_count()} cores")
     write_json(options.output, result)

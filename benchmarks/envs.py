@@ -133,7 +133,7 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def summarise(passes: Sequence[Row]) -> list[Row]:
+def summarize(passes: Sequence[Row]) -> list[Row]:
     """One entry per problem, mode and size: both systems' rates, and ours over the peer's within each round."""
     groups: dict[tuple[str, str, int], dict[int, dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
     for row in passes:
@@ -188,7 +188,7 @@ def main(options: Options) -> None:
         }
         passes += measure(problem, name, options, console)
     loads.append(os.getloadavg()[0])
-    result |= {"load_average_before_and_after": loads, "passes": passes, "summary": summarise(passes)}
+    result |= {"load_average_before_and_after": loads, "passes": passes, "summary": summarize(passes)}
     show(result["summary"], console)
     console.print(f"load average before and after: {loads[0]:.1f}, {loads[1]:.1f} on {os.cpu_count()} cores")
     write_json(options.output, result)

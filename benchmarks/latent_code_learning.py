@@ -8,7 +8,7 @@ decoder is likely to make is right, or every one wrong, and there is nothing to 
 *The baselines*: latents drawn from `info["logprobs"]`, and always the likeliest one; same decoder, same tasks.
 
 *The measure*: mean final reward over 16 episodes of each task, from seeds that nothing was trained or selected on; the
-learnt policy draws its latents too. Policy and baseline are compared task by task, with 95% bootstrap intervals over
+learned policy draws its latents too. Policy and baseline are compared task by task, with 95% bootstrap intervals over
 tasks, which is wider than one over episodes. Then the same on 128 tasks of the split "eval", never trained on, 2
 episodes each.
 
@@ -344,13 +344,13 @@ def main(options: Options) -> None:
             result["runs"].append(row)
             figures = (row["trained"]["reward"], row["trained"]["margin"], row["unseen"]["margin"], seconds)
             console.print(f"{name} {seed}: reward %.3f, margin %+.3f, unseen %+.3f, %.0f s" % figures)
-    result["summary"] = summarise(result["runs"])
+    result["summary"] = summarize(result["runs"])
     show(result, console)
     write_json(options.output, result)
     console.print(f"written to {options.output}", markup=False)
 
 
-def summarise(runs: Sequence[Row]) -> list[Row]:
+def summarize(runs: Sequence[Row]) -> list[Row]:
     """By algorithm: means over seeds, and the least margin of any seed."""
     summary = []
     for name in dict.fromkeys(row["algorithm"] for row in runs):

@@ -166,7 +166,7 @@ def measure_convergence(options: Options) -> list[Row]:
     return rows
 
 
-def summarise_convergence(rows: Sequence[Row]) -> list[Row]:
+def summarize_convergence(rows: Sequence[Row]) -> list[Row]:
     """By mean duration: medians, the share within the bound, and how often options need more than primitives."""
     summary = []
     for duration in DURATIONS:
@@ -321,10 +321,10 @@ def plot(result: Row, folder: Path) -> list[Path]:
     figure, axis = plt.subplots(figsize=(6, 4))
     for row in result["pruning"]:
         share = [int(n) / row["predicted_samples"] for n in row["failures"]]
-        colour = "tab:blue" if row["family"] == "planted" else "tab:red"
-        axis.plot(share, list(row["failures"].values()), color=colour, alpha=0.4)
-    for family, colour in (("planted", "tab:blue"), ("independent", "tab:red")):
-        axis.plot([], [], color=colour, label=family)
+        color = "tab:blue" if row["family"] == "planted" else "tab:red"
+        axis.plot(share, list(row["failures"].values()), color=color, alpha=0.4)
+    for family, color in (("planted", "tab:blue"), ("independent", "tab:red")):
+        axis.plot([], [], color=color, label=family)
     axis.axhline(result["options"]["delta"], color="black", linestyle="--", label="delta")
     axis.set(xlabel="samples / the theorem's number", ylabel="share of draws that leave a suboptimal set")
     axis.legend()
@@ -345,7 +345,7 @@ def main(options: Options) -> None:
     loads.append(os.getloadavg()[0])
     result["load_average_before_and_after_speed"] = loads
     rows = measure_convergence(options)
-    result["convergence"] = {"summary": summarise_convergence(rows), "instances": rows}
+    result["convergence"] = {"summary": summarize_convergence(rows), "instances": rows}
     result["pruning"] = measure_pruning(options, console)
     show(result, console)
     plots = plot(result, options.output.parent)

@@ -48,7 +48,7 @@ from rlvr_cases import (
     smollm2_case,
     tiny_case,
 )
-from rlvr_report import OURS, differences, show, summarise
+from rlvr_report import OURS, differences, show, summarize
 from rlvr_systems import Row, Running, SystemEndedError
 from rlvr_trl import CHOICES, Setting, trl
 
@@ -277,7 +277,7 @@ def measure(options: Options, console: Console) -> dict[str, Any]:
                 found["search"] += tried
             steps = compete(case, precision, settings, options.warmup, console)
             found["steps"] += steps
-            found["summary"].append({"precision": precision, **summarise(case, settings, steps)})
+            found["summary"].append({"precision": precision, **summarize(case, settings, steps)})
     found["different"] = [said for entry in found["summary"] for said in differences(entry)]
     return found
 

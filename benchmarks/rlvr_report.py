@@ -25,7 +25,7 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def summarise(case: Case, settings: dict[str, Setting], steps: Sequence[Row]) -> Row:
+def summarize(case: Case, settings: dict[str, Setting], steps: Sequence[Row]) -> Row:
     """Return spreads over the measured steps; `ratio` is a peer's seconds over ours in the same step."""
     by_system: dict[str, dict[int, Row]] = {name: {} for name in (OURS, *settings)}
     for row in steps:
@@ -82,7 +82,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     for column in columns:
         table.add_column(column)
     phases = Table(title="Its parts: median seconds")
-    parts = ("generate", "reward and batch", "forward", "backward", "optimiser", "generate, reward", "train")
+    parts = ("generate", "reward and batch", "forward", "backward", "optimizer", "generate, reward", "train")
     for column in ("case", "system", *parts, "gradient norm", "tokens"):
         phases.add_column(column)
     for summary in found["summary"]:

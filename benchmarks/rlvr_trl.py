@@ -114,10 +114,10 @@ def trl(case: Case, pacer: Pacer, setting: Setting) -> None:
             pacer.ready()
 
         def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-            work.phases["optimiser began"] = now(case.device)
+            work.phases["optimizer began"] = now(case.device)
 
         def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-            work.phases["optimiser"] = now(case.device) - work.phases.pop("optimiser began")
+            work.phases["optimizer"] = now(case.device) - work.phases.pop("optimizer began")
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             phases = _apart(work.phases)
@@ -182,5 +182,5 @@ def arguments(case: Case, setting: Setting, output: str) -> dict[str, Any]:
 def _apart(phases: Mapping[str, float]) -> dict[str, float]:
     """Return phases that do not overlap."""
     backward = phases["training step"] - phases["inputs"] - phases["forward"]
-    separate = {name: phases[name] for name in ("generate", "forward", "optimiser")}
+    separate = {name: phases[name] for name in ("generate", "forward", "optimizer")}
     return {**separate, "backward": backward, "reward and batch": phases["inputs"] - phases["generate"]}

@@ -22,7 +22,7 @@ PROGRAMS = (
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A randomly initialised Llama of 16 dimensions with four latents and a pause token; never trained."""
+    """A randomly initialized Llama of 16 dimensions with four latents and a pause token; never trained."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tokenizer = lm.train_tokenizer(PROGRAMS, vocab_size=300)
     lm.add_latents(None, tokenizer, 4, pause=True)

@@ -95,7 +95,7 @@ def test_times_are_compared_within_a_step(benchmark: ModuleType, tiny: Any) -> N
     times = {("TRL", 0): 90.0, ("ra3gym", 0): 1.0, ("TRL", 1): 6.0, ("ra3gym", 1): 2.0, ("ra3gym", 2): 4.0}
     steps = [_step(system, number, seconds) for (system, number), seconds in times.items()]
     steps.append(_step("TRL", 2, 20.0))
-    summary = benchmark.summarise(tiny, {"TRL": benchmark.Setting()}, steps)
+    summary = benchmark.summarize(tiny, {"TRL": benchmark.Setting()}, steps)
     own, peer = summary["systems"]
     assert (own["system"], peer["system"]) == ("ra3gym", "TRL")
     assert peer["ratio"] == {"median": 4.0, "min": 3.0, "max": 5.0}
@@ -112,7 +112,7 @@ def test_times_are_compared_within_a_step(benchmark: ModuleType, tiny: Any) -> N
 )
 def test_other_work_is_told(benchmark: ModuleType, tiny: Any, others: dict[str, Any], said: str) -> None:
     steps = [_step("ra3gym", 1, 1.0), _step("TRL", 1, 2.0, **others)]
-    (found,) = benchmark.differences(benchmark.summarise(tiny, {"TRL": benchmark.Setting()}, steps))
+    (found,) = benchmark.differences(benchmark.summarize(tiny, {"TRL": benchmark.Setting()}, steps))
     assert said in found
 
 
@@ -172,6 +172,6 @@ def test_smoke_run_of_the_search(tmp_path: Path, cases: ModuleType) -> None:
 
 
 def test_an_unknown_choice_is_told() -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT), "--choices", "colour"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(SCRIPT), "--choices", "color"], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: TRL has no choice colour; there are bf16, parts, cache,")
+    assert done.stderr.startswith("error: TRL has no choice color; there are bf16, parts, cache,")

@@ -127,12 +127,12 @@ def _strongly_connected(graph: dict[str, set[str]]) -> Iterator[set[str]]:
     def visit(node: str) -> None:
         index[node] = low[node] = len(index)
         stack.append(node)
-        for neighbour in sorted(graph[node]):
-            if neighbour not in index:
-                visit(neighbour)
-                low[node] = min(low[node], low[neighbour])
-            elif neighbour in stack:
-                low[node] = min(low[node], index[neighbour])
+        for neighbor in sorted(graph[node]):
+            if neighbor not in index:
+                visit(neighbor)
+                low[node] = min(low[node], low[neighbor])
+            elif neighbor in stack:
+                low[node] = min(low[node], index[neighbor])
         if low[node] == index[node]:
             start = stack.index(node)
             found.append(set(stack[start:]))

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ra3gym.abstractions.inference.problem import NO_LATENT
-from ra3gym.abstractions.latents.colours import COLOURS
+from ra3gym.abstractions.latents.colors import COLORS
 
 TINT = 0.35
 """Share of a latent's color in the background of its text; the rest is white, so that black is easy to read."""
@@ -50,13 +50,13 @@ def _painted(run: Run, plain: bool) -> str:
     text = _CONTROL.sub("?", run.text)
     if plain or run.latent == NO_LATENT:
         return text
-    red, green, blue = tinted(COLOURS[run.latent % len(COLOURS)], TINT)
+    red, green, blue = tinted(COLORS[run.latent % len(COLORS)], TINT)
     begin = f"\x1b[38;2;0;0;0;48;2;{red};{green};{blue}m"
     return "\n".join(f"{begin}{line}{_RESET}" if line else "" for line in text.split("\n"))
 
 
 @lru_cache(maxsize=256)
-def tinted(colour: str, share: float) -> tuple[int, int, int]:
+def tinted(color: str, share: float) -> tuple[int, int, int]:
     """Mix a color such as "#0072b2" with white; return red, green and blue up to 255."""
-    red, green, blue = (round(255 - share * (255 - part)) for part in bytes.fromhex(colour.removeprefix("#")))
+    red, green, blue = (round(255 - share * (255 - part)) for part in bytes.fromhex(color.removeprefix("#")))
     return red, green, blue

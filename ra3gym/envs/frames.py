@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from ra3gym.abstractions.inference.problem import NO_LATENT
-from ra3gym.abstractions.latents.colours import COLOURS, DARK_COLOURS
+from ra3gym.abstractions.latents.colors import COLORS, DARK_COLORS
 from ra3gym.envs.colored_text import TINT, Run, tinted
 
 Frame: TypeAlias = npt.NDArray[np.uint8]
@@ -84,7 +84,7 @@ def states_frame(status: str, value_S: npt.NDArray[np.float64], terminal_S: npt.
         left, top = MARGIN + state % columns * size, STATUS_HEIGHT + MARGIN + state // columns * size
         box = (left, top, left + size - 1, top + size - 1)
         share = 0.0 if terminal_S[state] or high == low else DARKEST * (value - low) / (high - low)
-        draw.rectangle(box, fill=tinted(COLOURS[0], share), outline=FAINT if size > 4 else None)
+        draw.rectangle(box, fill=tinted(COLORS[0], share), outline=FAINT if size > 4 else None)
         if terminal_S[state]:
             draw.line((left, top + size - 1, left + size - 1, top), fill=FAINT)
         if size >= SMALLEST_LABELLED_CELL:
@@ -123,11 +123,11 @@ def _draw_gutter(draw: ImageDraw.ImageDraw, top: int, latent: int, begins: bool)
     """Draw the color of a line's first latent, and its number if a segment begins."""
     if latent == NO_LATENT:
         return
-    colour = COLOURS[latent % len(COLOURS)]
-    draw.rectangle((0, top, GUTTER_WIDTH - 5, top + ROW_HEIGHT - 1), fill=colour)
+    color = COLORS[latent % len(COLORS)]
+    draw.rectangle((0, top, GUTTER_WIDTH - 5, top + ROW_HEIGHT - 1), fill=color)
     if begins:
-        draw.line((0, top, WIDTH, top), fill=colour)
-        _write(draw, (4, top + 1), f"z{latent}", GUTTER_WIDTH - 9, WHITE if colour in DARK_COLOURS else INK)
+        draw.line((0, top, WIDTH, top), fill=color)
+        _write(draw, (4, top + 1), f"z{latent}", GUTTER_WIDTH - 9, WHITE if color in DARK_COLORS else INK)
 
 
 def _draw_line(draw: ImageDraw.ImageDraw, top: int, line: Sequence[Run]) -> None:
@@ -140,9 +140,9 @@ def _draw_line(draw: ImageDraw.ImageDraw, top: int, line: Sequence[Run]) -> None
         width = indent + _font().getlength(text)
         right = WIDTH if i == len(line) - 1 or left + width > edge else left + width
         if run.latent != NO_LATENT:
-            colour = tinted(COLOURS[run.latent % len(COLOURS)], TINT)
+            color = tinted(COLORS[run.latent % len(COLORS)], TINT)
             # One pixel below the top, where the line that begins a segment may be drawn.
-            draw.rectangle((left, top + 1, right, top + ROW_HEIGHT - 1), fill=colour)
+            draw.rectangle((left, top + 1, right, top + ROW_HEIGHT - 1), fill=color)
         _write(draw, (left + indent, top + 1), text, edge - left - indent, FAINT if run.faint else INK)
         left += width
         if left > edge:

@@ -62,10 +62,10 @@ def test_algorithms_beat_the_decoders_own_choice(
     six of stable-baselines3's two learns next to nothing, and which one it is goes with the rounding of the machine: so
     they have two seeds and one margin for both. The interval is over evaluation episodes: these tasks, other draws.
     """
-    learnt = [
+    learned = [
         benchmark.earned(tasks, benchmark.TRAIN[name](tasks, 4096, seed), benchmark.EVALUATION_SEED, 8)
         for seed in seeds
     ]
-    difference = (np.mean(learnt, axis=0) - own).ravel()
+    difference = (np.mean(learned, axis=0) - own).ravel()
     assert difference.mean() > 0.05
     assert bootstrap_interval(difference.tolist())[0] > 0.0

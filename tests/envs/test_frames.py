@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ImageColor
 
-from ra3gym.abstractions.latents.colours import COLOURS, DARK_COLOURS
+from ra3gym.abstractions.latents.colors import COLORS, DARK_COLORS
 from ra3gym.envs.colored_text import TINT, Run
 from ra3gym.envs.frames import (
     GUTTER_WIDTH,
@@ -45,33 +45,33 @@ def row_of(frame: Frame, row: int) -> Frame:
 
 
 def gutters(frame: Frame) -> list[tuple[int, ...]]:
-    """The colour beside each line, at the right end of its gutter."""
+    """The color beside each line, at the right end of its gutter."""
     return [tuple(row_of(frame, row)[ROW_HEIGHT // 2, GUTTER_WIDTH - 8].tolist()) for row in range(ROWS)]
 
 
-def luminance(colour: tuple[float, ...]) -> float:
+def luminance(color: tuple[float, ...]) -> float:
     """Relative luminance, as WCAG 2 defines it."""
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in color]
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
 
 def contrast(first: tuple[int, ...], second: tuple[int, ...]) -> float:
     """WCAG's contrast ratio, 1 to 21."""
-    low, high = sorted(luminance(tuple(part / 255 for part in colour)) for colour in (first, second))
+    low, high = sorted(luminance(tuple(part / 255 for part in color)) for color in (first, second))
     return (high + 0.05) / (low + 0.05)
 
 
 # Programs
 
 
-def test_segments_stand_on_their_latents_colours() -> None:
+def test_segments_stand_on_their_latents_colors() -> None:
     frame = program_frame("a task", [Run("def f(x):\n"), Run("    y = x\n    z = y\n", 2), Run("    return z\n", 9)])
-    two, nine = (ImageColor.getrgb(COLOURS[z]) for z in (2, 1))  # there are eight colours
+    two, nine = (ImageColor.getrgb(COLORS[z]) for z in (2, 1))  # there are eight colors
     white = ImageColor.getrgb(WHITE)
     assert gutters(frame)[:5] == [white, two, two, nine, white]
     assert (frame.shape, frame.dtype) == (SHAPE, np.uint8)
-    for row, colour in ((1, two), (3, nine)):
-        tint = [round(255 - TINT * (255 - part)) for part in colour]
+    for row, color in ((1, two), (3, nine)):
+        tint = [round(255 - TINT * (255 - part)) for part in color]
         assert row_of(frame, row)[ROW_HEIGHT // 2, WIDTH - 1].tolist() == tint
     # The second line of a segment does not say its number again.
     number = slice(2, GUTTER_WIDTH - 8)
@@ -81,17 +81,17 @@ def test_segments_stand_on_their_latents_colours() -> None:
 
 def test_a_segment_that_begins_within_a_line_has_its_number_on_the_next() -> None:
     frame = program_frame("a task", [Run("a = 1; ", 0), Run("b = 2\nc = 3\n", 4)])
-    assert gutters(frame)[:2] == [ImageColor.getrgb(COLOURS[z]) for z in (0, 4)]
+    assert gutters(frame)[:2] == [ImageColor.getrgb(COLORS[z]) for z in (0, 4)]
     assert len(np.unique(row_of(frame, 1)[1:, 2 : GUTTER_WIDTH - 8].reshape(-1, 3), axis=0)) > 1
 
 
-@pytest.mark.parametrize("colour", COLOURS)
-def test_text_is_readable_on_every_colour(colour: str) -> None:
+@pytest.mark.parametrize("color", COLORS)
+def test_text_is_readable_on_every_color(color: str) -> None:
     """At least 7 to 1 in the program, 4.5 to 1 in the numbers: WCAG's levels AAA and AA."""
-    red, green, blue = ImageColor.getrgb(colour)
+    red, green, blue = ImageColor.getrgb(color)
     tint = tuple(round(255 - TINT * (255 - part)) for part in (red, green, blue))
     assert contrast(tint, ImageColor.getrgb(INK)) >= 7.0
-    assert contrast((red, green, blue), ImageColor.getrgb(WHITE if colour in DARK_COLOURS else INK)) >= 4.5
+    assert contrast((red, green, blue), ImageColor.getrgb(WHITE if color in DARK_COLORS else INK)) >= 4.5
 
 
 def test_equal_programs_have_equal_frames_and_each_line_counts() -> None:
@@ -226,8 +226,8 @@ def test_a_vector_environment_renders_what_single_ones_do(name: str, tiny_model_
         envs.close()
 
 
-def test_latents_in_code_are_coloured_and_left_out_of_the_text(tiny_model_folder: Path) -> None:
-    """TokenCode colours the latents that it has written, LatentCode each of its segments; the prompt has no colour."""
+def test_latents_in_code_are_colored_and_left_out_of_the_text(tiny_model_folder: Path) -> None:
+    """TokenCode colors the latents that it has written, LatentCode each of its segments; the prompt has no color."""
     options = options_of("TokenCode", tiny_model_folder) | {"render_mode": "rgb_array"}
     tokens = gym.make("ra3gym/TokenCode-v0", action_space="full", **options)
     latents = gym.make("ra3gym/LatentCode-v0", segment_tokens=1, **options)
@@ -237,8 +237,8 @@ def test_latents_in_code_are_coloured_and_left_out_of_the_text(tiny_model_folder
         white = ImageColor.getrgb(WHITE)
         assert set(gutters(env.render())) == {white}
         env.step(np.int64(action))
-        if env is tokens:  # a latent without text has nothing to colour
+        if env is tokens:  # a latent without text has nothing to color
             assert set(gutters(env.render())) == {white}
             env.step(np.int64(tokens.unwrapped.problem.loaded.tokenizer.encode("x")[0]))
-        assert set(gutters(env.render())) == {white, ImageColor.getrgb(COLOURS[2])}
+        assert set(gutters(env.render())) == {white, ImageColor.getrgb(COLORS[2])}
         env.close()

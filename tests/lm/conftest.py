@@ -1,4 +1,4 @@
-"""Tiny models of the kinds the code tells apart; randomly initialised, with weights large enough to have opinions."""
+"""Tiny models of the kinds the code tells apart; randomly initialized, with weights large enough to have opinions."""
 
 from __future__ import annotations
 

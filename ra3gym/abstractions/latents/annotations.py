@@ -24,7 +24,7 @@ class Annotations:
         names: for each latent, the prompt words that call for it; may be empty.
         metrics: what the E-step measured of itself (evidence in nats, seconds, ...).
         gains: for each trace and line, what the line's latent is worth in nats: the line's log-likelihood under its
-            latent minus that with the latent marginalised out under its prior
+            latent minus that with the latent marginalized out under its prior
             (`ra3gym.abstractions.latents.diagnosis.line_gains`). `None` where the E-step has no likelihood.
         comments: rationale latents only: the comment line of each latent, "#" and text without indent and line break.
             The latent with the comment "" writes nothing. `None` for codebook latents, which are special tokens.

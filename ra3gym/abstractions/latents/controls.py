@@ -35,20 +35,20 @@ def paused(annotations: Annotations, rng: np.random.Generator) -> Annotations:
 def random_latents(annotations: Annotations, rng: np.random.Generator) -> Annotations:
     """Return the same segments, each under a latent drawn uniformly."""
     num_segments = sum(sum(path.switches) for path in annotations.paths)
-    return _relabelled(annotations, rng.integers(annotations.num_latents, size=num_segments))
+    return _relabeled(annotations, rng.integers(annotations.num_latents, size=num_segments))
 
 
 def shuffled(annotations: Annotations, rng: np.random.Generator) -> Annotations:
     """Return the same segments, their latents permuted over the whole corpus: usage is kept, meaning is not."""
     inferred = np.array([z for path in annotations.paths for z in path.segment_latents])
-    return _relabelled(annotations, rng.permutation(inferred))
+    return _relabeled(annotations, rng.permutation(inferred))
 
 
 CONTROLS: dict[str, Control] = {"pause": paused, "random": random_latents, "shuffled": shuffled}
 """The controls by name, in the order in which a recipe draws them."""
 
 
-def _relabelled(annotations: Annotations, latent_S: npt.NDArray[np.int64]) -> Annotations:
+def _relabeled(annotations: Annotations, latent_S: npt.NDArray[np.int64]) -> Annotations:
     """Return the same segments under other latents, given for all segments of the corpus in order."""
     remaining = iter(latent_S.tolist())
     paths = []

@@ -171,7 +171,7 @@ class CodeBatch(ABC, Generic[C]):
     def render(self, row: int, verdict: Verdict | None, mode: str) -> Any:
         """Return a row's program under a line of status, as text ("ansi") or as a picture ("rgb_array").
 
-        Segments have the colours of their latents. The text shows the latents' tokens, the picture their numbers
+        Segments have the colors of their latents. The text shows the latents' tokens, the picture their numbers
         beside the lines.
         """
         status = self.problem.status(int(self.task_E[row]), self._spent_text(row), verdict)

@@ -101,10 +101,10 @@ class CodeEnv(gym.Env[Observation, np.int64]):
         return legal_A
 
     def render(self) -> Any:
-        """Return the program so far under a line of status, segments in the colours of their latents.
+        """Return the program so far under a line of status, segments in the colors of their latents.
 
         Text for "ansi", with escape codes unless the environment variable `NO_COLOR` is set; a uint8 array of height,
-        width and 3 colours for "rgb_array".
+        width and 3 colors for "rgb_array".
         """
         return None if self.render_mode is None else self._batch.render(0, self.verdict, self.render_mode)
 

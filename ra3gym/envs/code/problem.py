@@ -33,7 +33,7 @@ RewardKind = Literal["fraction", "all"]
 ShapingTerm = Literal["format", "length"]
 
 HIDDEN_BOUND = 1e4
-"""Hidden states are clipped to this; what a final normalisation layer gives out stays far below."""
+"""Hidden states are clipped to this; what a final normalization layer gives out stays far below."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class OptionMDPEnv(Instance, gym.Env[Observation, np.int64]):
     one-hot state as `"obs"`, and `"mask"`, int8, one number per action.
 
     **Reward.** That of the MDP for a primitive action; for an option the *discounted* sum over its steps,
-    `sum_{k < tau} gamma^k r_k`. A learner that discounts a decision's successor by `gamma ** duration` maximises the
+    `sum_{k < tau} gamma^k r_k`. A learner that discounts a decision's successor by `gamma ** duration` maximizes the
     discounted return per primitive step, whose optimum `optimal_value` gives.
 
     **Episode.** `reset` draws the first state from `mdp.start_S` with `self.np_random`, or takes that of
@@ -87,7 +87,7 @@ class OptionMDPEnv(Instance, gym.Env[Observation, np.int64]):
 
     def render(self) -> Any:
         """Return the state of the episode: a line of text for "ansi"; for "rgb_array" a uint8 array of height, width
-        and 3 colours, with a cell for each state and its optimal value."""
+        and 3 colors, with a cell for each state and its optimal value."""
         return None if self.render_mode is None else self._render_state(self._state, self._clock, self._last_step)
 
     def _advance(self, action: int | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:

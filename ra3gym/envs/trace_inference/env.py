@@ -131,7 +131,7 @@ class TraceInferenceEnv(gym.Env[Observation, np.int64]):
         return self._legal_K.copy()
 
     def render(self) -> Any:
-        """Return the trace with the latents chosen so far, in their colours; kinds as in `CodeEnv.render`."""
+        """Return the trace with the latents chosen so far, in their colors; kinds as in `CodeEnv.render`."""
         if self.render_mode is None:
             return None
         return render_path(self.render_mode, self.problem, self._trace, self._path, self._log_joint)
@@ -185,7 +185,7 @@ def observation_space(problem: InferenceProblem, observation: ObservationKind) -
 
 
 def render_path(render_mode: str, problem: InferenceProblem, trace: int, path: Sequence[int], log_joint: float) -> Any:
-    """Return a trace under a line of status, as a picture ("rgb_array") or text; lines have their latents' colours.
+    """Return a trace under a line of status, as a picture ("rgb_array") or text; lines have their latents' colors.
 
     In the text each line has its latent before it: "?" for an action out of range, a dot for a line without an action.
     """

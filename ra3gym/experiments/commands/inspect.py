@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ra3gym.abstractions.latents.colours import DARK_COLOURS
+from ra3gym.abstractions.latents.colors import DARK_COLORS
 from ra3gym.abstractions.latents.dataset import read_annotated
 from ra3gym.abstractions.latents.document import Document
 from ra3gym.errors import ConfigError, RunFolderError
@@ -155,7 +155,7 @@ def _print_traces(console: Console, traces: Sequence[Document], legend: Mapping[
 
 def _label(info: LatentInfo, text: str) -> Text:
     """Return `text` on the latent's color, then its stroke; the code after it has the terminal's own colors."""
-    ink = "#ffffff" if info.color in DARK_COLOURS else "#000000"
+    ink = "#ffffff" if info.color in DARK_COLORS else "#000000"
     return Text.assemble((f"{text:>4} ", f"bold {ink} on {info.color}"), (f"{_STROKES[info.stroke]} ", info.color))
 
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ra3gym.abstractions.latents.colours import COLOURS
+from ra3gym.abstractions.latents.colors import COLORS
 from ra3gym.abstractions.latents.corpus import line_template
 from ra3gym.abstractions.latents.document import Document
 
@@ -109,7 +109,7 @@ def _looks(by_use: Sequence[int], neighbors: Counter[tuple[int, int]]) -> dict[i
     Greedy, the most used latent first: the color with the fewest neighbors, among these the one used least.
     """
     looks: dict[int, tuple[str, str]] = {}
-    given: dict[str, list[int]] = {color: [] for color in COLOURS}
+    given: dict[str, list[int]] = {color: [] for color in COLORS}
     for z in by_use:
 
         def cost(color: str, z: int = z) -> tuple[int, int]:
@@ -117,7 +117,7 @@ def _looks(by_use: Sequence[int], neighbors: Counter[tuple[int, int]]) -> dict[i
             return sum(neighbors[min(z, other), max(z, other)] for other in latents), len(latents)
 
         # An unused color costs nothing, so the first latents get one each.
-        color = min(COLOURS, key=cost)
+        color = min(COLORS, key=cost)
         looks[z] = color, STROKES[len(given[color]) % len(STROKES)]
         given[color].append(z)
     return looks

@@ -201,12 +201,12 @@ def _evaluate(
 
 
 def _agreement(shared: Seed, inferred: Annotations) -> float:
-    """Normalised mutual information of inferred latents with planted labels; a measurement only."""
+    """Normalized mutual information of inferred latents with planted labels; a measurement only."""
     planted = OracleEStep().infer(shared.traces, np.random.default_rng(0))
-    return normalised_mutual_information(inferred.paths, planted.paths)
+    return normalized_mutual_information(inferred.paths, planted.paths)
 
 
-def normalised_mutual_information(a: Sequence[LatentPath], b: Sequence[LatentPath]) -> float:
+def normalized_mutual_information(a: Sequence[LatentPath], b: Sequence[LatentPath]) -> float:
     """Return `I(a; b) / sqrt(H(a) H(b))` over all lines, in [0, 1]; 0 if one of the two has a single label."""
     x = np.concatenate([path.latents for path in a])
     y = np.concatenate([path.latents for path in b])

@@ -48,7 +48,7 @@ class IdiomsDomain:
         difficulty: "easy" has lists only and one name per role; "medium" has lists, strings, integers, changes of
             type and varying names; "hard" adds control flow.
         documented: share of training traces whose prompt names their idioms. Most real code has no such prompt.
-        num_compositions: training compositions of full length. More of them make generalisation easier.
+        num_compositions: training compositions of full length. More of them make generalization easier.
         num_held_out: compositions in each of the tune, rl and eval splits.
         num_tests: hidden tests per task, edge cases included.
         short_share: share of training traces that compose only two idioms.

@@ -20,7 +20,7 @@ NUM_LATENTS = 5
 
 @st.composite
 def annotations(draw: st.DrawFn) -> Annotations:
-    """Paths as segments of (latent, length): neighbours may share their latent."""
+    """Paths as segments of (latent, length): neighbors may share their latent."""
     segment = st.tuples(st.integers(0, NUM_LATENTS - 1), st.integers(1, 4))
     paths = []
     for segments in draw(st.lists(st.lists(segment, min_size=1, max_size=5), min_size=1, max_size=5)):

@@ -47,7 +47,7 @@ def undocumented(trace: ExpertTrace) -> ExpertTrace:
 
 
 def mutual_information(x: Sequence[int], y: Sequence[int]) -> float:
-    """Normalised by the geometric mean of the entropies."""
+    """Normalized by the geometric mean of the entropies."""
     joint = np.zeros((max(x) + 1, max(y) + 1))
     np.add.at(joint, (np.array(x), np.array(y)), 1 / len(x))
     alone = np.outer(joint.sum(1), joint.sum(0))
@@ -85,7 +85,7 @@ def test_latents_are_named_by_synonyms(corpus: LineCorpus, codebook: Codebook) -
 
 
 def test_evidence_rises(corpus: LineCorpus, codebook: Codebook) -> None:
-    """The back-off smooths what EM maximises, so that a step may lose a little; the whole climb is steep."""
+    """The back-off smooths what EM maximizes, so that a step may lose a little; the whole climb is steep."""
     evidence = np.array(learn(corpus, iterations=25, restarts=1).evidence)
     assert len(evidence) == 25
     assert np.diff(evidence).min() > -1e-3

@@ -116,7 +116,7 @@ def test_gains_by_hand() -> None:
 @settings(deadline=None)  # the first call compiles
 @given(st.integers(0, 10_000))
 def test_gains_of_one_line_traces_are_over_the_evidence(seed: int) -> None:
-    """Without neighbours the marginal is the evidence; under a uniform prior no latent is worth more than log K."""
+    """Without neighbors the marginal is the evidence; under a uniform prior no latent is worth more than log K."""
     generator = rng(seed)
     emission_LK = np.log(generator.dirichlet(np.ones(K), size=6))
     traces = [[line] for line in range(6)]
@@ -176,7 +176,7 @@ def test_a_learned_codebook_is_healthy(learned: Learned) -> None:
     assert diagnose(corpus, paths, num_latents, rng()).healthy
 
 
-def relabelled(paths: Sequence[LatentPath], generator: np.random.Generator) -> list[LatentPath]:
+def relabeled(paths: Sequence[LatentPath], generator: np.random.Generator) -> list[LatentPath]:
     latents = iter(generator.permutation([z for one in paths for z in one.segment_latents]).tolist())
     changed = []
     for one in paths:
@@ -189,7 +189,7 @@ def relabelled(paths: Sequence[LatentPath], generator: np.random.Generator) -> l
 
 def test_ignored_latents_are_told(learned: Learned) -> None:
     corpus, paths, chain, num_latents = learned
-    shuffled = relabelled(paths, rng(1))
+    shuffled = relabeled(paths, rng(1))
     for scored in (chain, None):
         found = diagnose(corpus, shuffled, num_latents, rng(), chain=scored)
         assert (found.ignored, found.collapsed, found.never_switched) == (True, False, False)

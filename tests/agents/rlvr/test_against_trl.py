@@ -18,8 +18,8 @@ from torch.testing import assert_close
 
 from ra3gym import lm
 from ra3gym.agents.rlvr.algorithms.advantages import (
-    group_centred,
-    group_standardised,
+    group_centered,
+    group_standardized,
     leave_one_out,
     soft_overlong_punishment,
 )
@@ -195,13 +195,13 @@ def advantages_of(trainer: type, config: type, folder: Path, tmp_path: Path, **s
 
 
 @pytest.mark.usefixtures("no_trace_of_the_trainer")
-@pytest.mark.parametrize(("scale", "standardised"), [("group", True), ("none", False)])
+@pytest.mark.parametrize(("scale", "standardized"), [("group", True), ("none", False)])
 def test_group_advantages_are_those_of_trl(
-    scale: str, standardised: bool, tiny_model_folder: Path, tmp_path: Path
+    scale: str, standardized: bool, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     """With Bessel's correction, which TRL takes and the published runs of this toolkit do not."""
     reward = torch.tensor(REWARDS)
-    expected = group_standardised(reward, 4, correction=1) if standardised else group_centred(reward, 4)
+    expected = group_standardized(reward, 4, correction=1) if standardized else group_centered(reward, 4)
     found = advantages_of(trl.GRPOTrainer, trl.GRPOConfig, tiny_model_folder, tmp_path, scale_rewards=scale)
     assert_close(found, expected)
 

@@ -76,7 +76,7 @@ def test_the_update_has_the_gradient_of_whole_sequences(tokenizer: Any, temperat
     model = lm.tiny_llama(tokenizer, hidden=16, layers=2, heads=2, kv_heads=1, seed=1)
     prompts = [[5, 6, 7, 8], [9]]
     completions = [[10, 11], [12, 13, 14, 0], [15], [16, 17, 18]]
-    rewards = [1.0, 0.0, 0.25, 2.25]  # centred in their groups: 0.5, -0.5, -1, 1
+    rewards = [1.0, 0.0, 0.25, 2.25]  # centered in their groups: 0.5, -0.5, -1, 1
     loss = torch.zeros(())
     for row, (completion, advantage) in enumerate(zip(completions, [0.5, -0.5, -1.0, 1.0], strict=True)):
         prompt = prompts[row // 2]

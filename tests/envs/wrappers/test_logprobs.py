@@ -50,7 +50,7 @@ def latent_code() -> Iterator[Callable[..., Any]]:
 
 
 def own(info: dict[str, Any]) -> torch.Tensor:
-    """Normalised, for clipping takes away a little."""
+    """Normalized, for clipping takes away a little."""
     return torch.as_tensor(np.maximum(info["logprobs"], FLOOR)).log_softmax(dim=1)
 
 

@@ -152,7 +152,7 @@ def test_the_likeliest_latents_write_a_program_that_is_graded(
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_segments_are_coloured_in_a_terminal_and_nowhere_else(
+def test_segments_are_colored_in_a_terminal_and_nowhere_else(
     terminal: bool, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("NO_COLOR", "COLORTERM", "TERM", "FORCE_COLOR"):

@@ -433,7 +433,7 @@ def test_rewards_of_ones_own_are_checked(tiny_model_folder: Path, folder: Path, 
 
 
 def test_completions_that_end_at_once(tiny_model_folder: Path, folder: Path) -> None:
-    """Only the end of text may be written: all programs are empty, all alike, and nothing is learnt."""
+    """Only the end of text may be written: all programs are empty, all alike, and nothing is learned."""
     loaded = lm.load(tiny_model_folder)
     before = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
     only_end_V = torch.zeros(loaded.model.config.vocab_size, dtype=torch.bool)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ra3gym.abstractions.latents.document import Document
 from ra3gym.abstractions.latents.path import LatentPath
-from ra3gym.experiments.report.latent_legend import COLOURS, STROKES, TYPICAL_LINES, describe_latents
+from ra3gym.experiments.report.latent_legend import COLORS, STROKES, TYPICAL_LINES, describe_latents
 
 
 def annotated(*lines: tuple[int, bool, str], gains: tuple[float, ...] | None = None, name: str = "mine/0") -> Document:
@@ -75,10 +75,10 @@ def test_shares_and_looks(corpus: list[list[int]]) -> None:
     legend = describe_latents(traces, ())
     assert sum(info.share for info in legend.values()) == pytest.approx(1.0)
     assert [info.share for info in legend.values()] == sorted((info.share for info in legend.values()), reverse=True)
-    assert all(info.color in COLOURS and info.stroke in STROKES for info in legend.values())
+    assert all(info.color in COLORS and info.stroke in STROKES for info in legend.values())
     assert all(1 <= len(info.typical) <= TYPICAL_LINES for info in legend.values())
     looks = [(info.color, info.stroke) for info in legend.values()]
-    if len(legend) <= len(COLOURS):
+    if len(legend) <= len(COLORS):
         assert len({color for color, _ in looks}) == len(legend)
     assert list(describe_latents(traces, ()).values()) == list(legend.values())
 
@@ -93,8 +93,8 @@ def test_neighbors_get_different_colors() -> None:
 
 def test_colors_differ_without_red_or_green() -> None:
     """Okabe and Ito's colors under simulated deuteranopia (Viénot et al. 1999) differ by more than a shade."""
-    linear = np.array([[int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)] for color in COLOURS]) ** 2.2
+    linear = np.array([[int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)] for color in COLORS]) ** 2.2
     deuteranopia = np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]])
     seen = np.clip(linear @ deuteranopia.T, 0, 1) ** (1 / 2.2)
-    apart = np.linalg.norm(seen[:, None] - seen[None, :], axis=-1)[np.triu_indices(len(COLOURS), 1)]
+    apart = np.linalg.norm(seen[:, None] - seen[None, :], axis=-1)[np.triu_indices(len(COLORS), 1)]
     assert apart.min() > 0.1

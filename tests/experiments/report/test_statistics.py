@@ -127,7 +127,7 @@ def test_ratio_inverts_with_its_arguments(pairs: dict[int, tuple[float, float]])
     assert forth.ratio * back.ratio == pytest.approx(1.0)
 
 
-def test_area_is_the_normalised_mean_height() -> None:
+def test_area_is_the_normalized_mean_height() -> None:
     assert area_under_curve([(0, 0.0), (10, 1.0)]) == pytest.approx(0.5)
     assert area_under_curve([(0, 0.0), (1, 1.0), (3, 1.0)]) == pytest.approx(2.5 / 3)
     assert area_under_curve([(5, 0.7)]) == pytest.approx(0.7)

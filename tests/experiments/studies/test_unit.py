@@ -7,17 +7,17 @@ import warnings
 import pytest
 
 from ra3gym.abstractions.latents import LatentPath
-from ra3gym.experiments.studies.unit import normalised_mutual_information
+from ra3gym.experiments.studies.unit import normalized_mutual_information
 
 
 def path(*latents: int) -> LatentPath:
     return LatentPath(latents, (True,) * len(latents))
 
 
-def test_normalised_mutual_information() -> None:
+def test_normalized_mutual_information() -> None:
     one, same, other = [path(0, 1, 1), path(2)], [path(1, 0, 0), path(5)], [path(0, 1, 2), path(2)]
-    assert normalised_mutual_information(one, same) == pytest.approx(1.0)
-    assert 0 < normalised_mutual_information(one, other) < 1
+    assert normalized_mutual_information(one, same) == pytest.approx(1.0)
+    assert 0 < normalized_mutual_information(one, other) < 1
 
 
 @pytest.mark.parametrize("lines", [1, 3, 7, 49, 1000])
@@ -25,4 +25,4 @@ def test_a_single_label_agrees_with_nothing(lines: int) -> None:
     """Whatever the rounding of its share, which should be 1."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert normalised_mutual_information([path(*[0] * lines)], [path(*range(lines))]) == 0
+        assert normalized_mutual_information([path(*[0] * lines)], [path(*range(lines))]) == 0

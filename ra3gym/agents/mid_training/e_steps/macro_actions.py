@@ -29,12 +29,12 @@ BoolArray = npt.NDArray[np.bool_]
 class MacroEStep:
     """Infers macro-actions: a segment is an instance of a frequent run of lines, and its latent says which run.
 
-    At first each type of line is a macro. Then the most frequent pair of neighbours becomes one macro, repeatedly.
+    At first each type of line is a macro. Then the most frequent pair of neighbors becomes one macro, repeatedly.
     Latents number the macros by how often they occur; the rarest share the last latent.
 
     Attributes:
         num_latents: K, at least 2.
-        merges: how often two neighbours become one, 0 to a few hundred: more merges, longer segments.
+        merges: how often two neighbors become one, 0 to a few hundred: more merges, longer segments.
         min_count: a pair that occurs less often is not merged, so that no macro is a single program.
     """
 
@@ -53,7 +53,7 @@ class MacroEStep:
         under the last latent, when several macros share it) and `seconds`."""
         started = time.perf_counter()
         corpus = encode_traces(traces)
-        macro_S, length_S = merge_neighbours(corpus.line_N, corpus.offsets, self.merges, self.min_count)
+        macro_S, length_S = merge_neighbors(corpus.line_N, corpus.offsets, self.merges, self.min_count)
         macros, macro_S, count_U = np.unique(macro_S, return_inverse=True, return_counts=True)
         rank_U = np.empty(len(macros), dtype=np.int64)
         rank_U[np.argsort(-count_U, kind="stable")] = np.arange(len(macros))
@@ -81,7 +81,7 @@ class MacroEStep:
         return replace(self, num_latents=change(CodebookConfig(num_latents=self.num_latents)).num_latents)
 
 
-def merge_neighbours(line_N: IntArray, offsets: IntArray, merges: int, min_count: int) -> tuple[IntArray, IntArray]:
+def merge_neighbors(line_N: IntArray, offsets: IntArray, merges: int, min_count: int) -> tuple[IntArray, IntArray]:
     """Return `(macro of each segment, its number of lines)` by byte-pair encoding over line types.
 
     Macros below `max(line_N) + 1` are single line types; each merge adds one. No segment crosses the end of a trace. In
@@ -109,7 +109,7 @@ def merge_neighbours(line_N: IntArray, offsets: IntArray, merges: int, min_count
 
 
 def _pairs(macro_S: IntArray, last_S: BoolArray) -> BoolArray:
-    """Return where a pair of neighbours may start: within one trace, and at every other place of a run of equals."""
+    """Return where a pair of neighbors may start: within one trace, and at every other place of a run of equals."""
     followed_S = ~last_S
     equal_S = np.zeros(len(macro_S), dtype=bool)
     equal_S[:-1] = (macro_S[:-1] == macro_S[1:]) & followed_S[:-1]

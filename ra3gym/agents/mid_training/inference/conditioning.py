@@ -27,8 +27,8 @@ def conditioned(problem: InferenceProblem, floor: float) -> InferenceProblem:
     """
     log_emission_UK = problem.chain.log_emission_UK
     mean_U1 = logsumexp(log_emission_UK, axis=1, keepdims=True) - np.log(problem.num_latents)
-    centred_UK = log_emission_UK - np.where(np.isneginf(mean_U1), 0.0, mean_U1)
-    raised_UK = np.where(np.isneginf(centred_UK), -np.inf, np.maximum(centred_UK, floor))
+    centered_UK = log_emission_UK - np.where(np.isneginf(mean_U1), 0.0, mean_U1)
+    raised_UK = np.where(np.isneginf(centered_UK), -np.inf, np.maximum(centered_UK, floor))
     spread_F = problem.feature_NF.std(axis=0)
     feature_NF = (problem.feature_NF - problem.feature_NF.mean(axis=0)) / np.where(spread_F > 1e-6, spread_F, 1.0)
     return replace(

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from ra3gym.errors import ConfigError, UnknownNameError
 
-Normalise = Literal["token", "line", "none"]
+Normalize = Literal["token", "line", "none"]
 RewardModel = Literal["reference", "current"]
 
 
@@ -19,12 +19,12 @@ class RationaleConfig:
         group_size: G, rollouts of one trace; more lowers the variance of the baseline; 4 to 16.
         max_latent_tokens: longest comment in tokens, its line break included; what is cut off there is a format
             failure. 8 to 32 (the paper's comments have a mean below 6).
-        switch_penalty: the paper's `c`, paid for each comment, in the units of the normalised log-likelihood; 0 to 0.2
+        switch_penalty: the paper's `c`, paid for each comment, in the units of the normalized log-likelihood; 0 to 0.2
             with "token". Large values lead to no comments, that is, next-token prediction.
         format_penalty: paid for a comment that is cut off, empty, or no single line; 0.1 to 2 with "token".
-        normalise: what a line's log-likelihood is divided by. "token": the line's tokens, so that every line has the
+        normalize: what a line's log-likelihood is divided by. "token": the line's tokens, so that every line has the
             same say; "line": the mean number of tokens of the trace's lines (the ELBO up to a factor); "none": nothing
-            (the ELBO itself). How the paper normalises is not known to us.
+            (the ELBO itself). How the paper normalizes is not known to us.
         horizon: how many lines a decision answers for; `None`: to the end of the trace. Short ones have less noise and
             forget what a comment does for later lines.
         always_think: a comment above each line, without a choice (BRiTE's form).
@@ -46,7 +46,7 @@ class RationaleConfig:
     max_latent_tokens: int = 16
     switch_penalty: float = 0.05
     format_penalty: float = 0.5
-    normalise: Normalise = "token"
+    normalize: Normalize = "token"
     horizon: int | None = None
     always_think: bool = False
     min_think: float = 0.0
@@ -60,7 +60,7 @@ class RationaleConfig:
 
     def __post_init__(self) -> None:
         for kind, value, known in (
-            ("normalisation", self.normalise, get_args(Normalise)),
+            ("normalization", self.normalize, get_args(Normalize)),
             ("reward model", self.reward_model, get_args(RewardModel)),
         ):
             if value not in known:

@@ -11,16 +11,16 @@ from ra3gym.agents.mid_training.rationale.config import RationaleConfig
 def step_rewards(
     logp_GQ: Tensor, tokens_Q: Tensor, thinks_GQ: Tensor, failed_GQ: Tensor, config: RationaleConfig
 ) -> Tensor:
-    """Return the reward of each place, shape (G, Q): its line's normalised log-likelihood less the comment's costs.
+    """Return the reward of each place, shape (G, Q): its line's normalized log-likelihood less the comment's costs.
 
     Args:
         logp_GQ: nats of the expert's text at each place.
         tokens_Q: tokens of that text without a comment.
         thinks_GQ: bool; a comment was written.
         failed_GQ: bool; it has the wrong form.
-        config: `normalise`, `switch_penalty` and `format_penalty`.
+        config: `normalize`, `switch_penalty` and `format_penalty`.
     """
-    scale_Q = {"token": tokens_Q.float(), "line": tokens_Q.float().mean(), "none": torch.ones(())}[config.normalise]
+    scale_Q = {"token": tokens_Q.float(), "line": tokens_Q.float().mean(), "none": torch.ones(())}[config.normalize]
     costs_GQ = config.switch_penalty * thinks_GQ.float() + config.format_penalty * failed_GQ.float()
     return logp_GQ / scale_Q - costs_GQ
 

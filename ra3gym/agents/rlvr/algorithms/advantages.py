@@ -22,7 +22,7 @@ EPSILON = 1e-4
 """Added to standard deviations before dividing, as in TRL, so that nearly equal rewards have no huge advantages."""
 
 
-def group_centred(reward_R: Tensor, group_size: int) -> Tensor:
+def group_centered(reward_R: Tensor, group_size: int) -> Tensor:
     """`A_i = r_i - mean(r)` over the group, shape (R,): Dr. GRPO (arXiv 2503.20783, section 3.2).
 
     Exactly 0 in a group whose rewards are all equal. Raises `DataError` where the rows are not whole groups.
@@ -33,7 +33,7 @@ def group_centred(reward_R: Tensor, group_size: int) -> Tensor:
     return (reward_PG - reward_PG.mean(1, keepdim=True)).flatten()
 
 
-def group_standardised(reward_R: Tensor, group_size: int, *, correction: int = 0, eps: float = EPSILON) -> Tensor:
+def group_standardized(reward_R: Tensor, group_size: int, *, correction: int = 0, eps: float = EPSILON) -> Tensor:
     """`A_i = (r_i - mean(r)) / (std(r) + eps)` over the group, shape (R,): GRPO (arXiv 2402.03300, section 4.1.2).
 
     Args:
@@ -46,20 +46,20 @@ def group_standardised(reward_R: Tensor, group_size: int, *, correction: int = 0
 
     Exactly 0 in a group whose rewards are all equal. Raises `DataError` where the rows are not whole groups.
     """
-    centred_PG = group_centred(reward_R, group_size).view(-1, group_size)
-    std_P1 = centred_PG.std(1, correction=correction, keepdim=True)
-    return (centred_PG / (std_P1 + eps)).flatten()
+    centered_PG = group_centered(reward_R, group_size).view(-1, group_size)
+    std_P1 = centered_PG.std(1, correction=correction, keepdim=True)
+    return (centered_PG / (std_P1 + eps)).flatten()
 
 
 def leave_one_out(reward_R: Tensor, group_size: int) -> Tensor:
     """`A_i = r_i - mean of the other G - 1 rewards`, shape (R,): RLOO (arXiv 2402.14740, section 2.3).
 
-    The baseline does not depend on row i, so the gradient is unbiased. It is G / (G - 1) times `group_centred`.
+    The baseline does not depend on row i, so the gradient is unbiased. It is G / (G - 1) times `group_centered`.
     Raises `DataError` for groups of one, or rows that are not whole groups.
     """
     if group_size < 2:
         raise DataError(f"group_size={group_size}: leaving one out needs at least 2 samples of a prompt")
-    return group_centred(reward_R, group_size) * (group_size / (group_size - 1))
+    return group_centered(reward_R, group_size) * (group_size / (group_size - 1))
 
 
 def tokens_to_end(duration_RT: Tensor, acts_RT: Tensor) -> Tensor:
@@ -130,17 +130,17 @@ def gae(
     return torch.where(acts_RT, _backward(delta_RT, torch.where(acts_RT, lam * discount_RT, 1.0)), 0.0)
 
 
-def batch_normalised(advantage_RT: Tensor, acts_RT: Tensor, *, eps: float = EPSILON) -> Tensor:
+def batch_normalized(advantage_RT: Tensor, acts_RT: Tensor, *, eps: float = EPSILON) -> Tensor:
     """`(A - mean) / (std + eps)` over all decisions of the batch, shape (R, T), 0 outside `acts_RT`.
 
-    REINFORCE++ (arXiv 2501.03262, its global advantage normalisation). The mean counts every decision once, so a long
+    REINFORCE++ (arXiv 2501.03262, its global advantage normalization). The mean counts every decision once, so a long
     row weighs more than a short one; the standard deviation is the population's. With several ranks, call this on every
     rank with the gathered rows of all ranks.
     """
     chosen = advantage_RT[acts_RT]
     if chosen.numel() == 0:
         return torch.zeros_like(advantage_RT)
-    # As in `group_centred`: advantages that are all equal become exactly 0.
+    # As in `group_centered`: advantages that are all equal become exactly 0.
     shifted_RT = advantage_RT - chosen[0]
     mean, std = (chosen - chosen[0]).mean(), chosen.std(correction=0)
     return torch.where(acts_RT, (shifted_RT - mean) / (std + eps), 0.0)

@@ -73,8 +73,8 @@ class Algorithm:
 
     Attributes:
         name: its name in runs and tables.
-        advantage: a registered advantage: "group_standardised", "group_centred", "leave_one_out", "return",
-            "batch_normalised", "group_batch_normalised", "gae", "gae_normalised", or your own.
+        advantage: a registered advantage: "group_standardized", "group_centered", "leave_one_out", "return",
+            "batch_normalized", "group_batch_normalized", "gae", "gae_normalized", or your own.
         objective: a registered objective: "policy_gradient", "ppo_clip", "gspo", "cispo", or your own.
         aggregation: how token losses become one number; see `token_weights`. "token": every decision of the batch
             counts the same; "sequence": every row counts the same, so decisions of long rows count less; "length": like

@@ -106,28 +106,28 @@ def _return(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
     return advantages.returns_to_go(reward_RT, batch.duration_RT, batch.acts_RT, algorithm.gamma)
 
 
-def _batch_normalised(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    return advantages.batch_normalised(_return(batch, algorithm), batch.acts_RT)
+def _batch_normalized(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
+    return advantages.batch_normalized(_return(batch, algorithm), batch.acts_RT)
 
 
-def _group_batch_normalised(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
+def _group_batch_normalized(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
     # The baseline is the mean of the judge's rewards; a KL in the reward stays with the decisions.
-    centred_R = advantages.group_centred(batch.reward_R, batch.group_size)
-    return _batch_normalised(replace(batch, reward_R=centred_R), algorithm)
+    centered_R = advantages.group_centered(batch.reward_R, batch.group_size)
+    return _batch_normalized(replace(batch, reward_R=centered_R), algorithm)
 
 
-def _gae_normalised(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
-    return advantages.batch_normalised(gae_of(batch, algorithm), batch.acts_RT)
+def _gae_normalized(batch: RolloutBatch, algorithm: Algorithm) -> Tensor:
+    return advantages.batch_normalized(gae_of(batch, algorithm), batch.acts_RT)
 
 
-register_advantage("group_standardised", _of_rows(advantages.group_standardised), compares_samples=True)
-register_advantage("group_centred", _of_rows(advantages.group_centred), compares_samples=True)
+register_advantage("group_standardized", _of_rows(advantages.group_standardized), compares_samples=True)
+register_advantage("group_centered", _of_rows(advantages.group_centered), compares_samples=True)
 register_advantage("leave_one_out", _of_rows(advantages.leave_one_out), compares_samples=True)
 register_advantage("return", _return)
-register_advantage("batch_normalised", _batch_normalised)
-register_advantage("group_batch_normalised", _group_batch_normalised, compares_samples=True)
+register_advantage("batch_normalized", _batch_normalized)
+register_advantage("group_batch_normalized", _group_batch_normalized, compares_samples=True)
 register_advantage("gae", gae_of, needs_value=True)
-register_advantage("gae_normalised", _gae_normalised, needs_value=True)
+register_advantage("gae_normalized", _gae_normalized, needs_value=True)
 
 
 def _with_numbers(objective: Callable[..., tuple[Tensor, Tensor]], *names: str) -> ObjectiveFunction:
@@ -164,7 +164,7 @@ register_algorithm(
 register_algorithm(
     Algorithm(
         name="reinforce++",
-        advantage="batch_normalised",
+        advantage="batch_normalized",
         objective="ppo_clip",
         kl_estimator="k1",
         kl_place="reward",
@@ -174,7 +174,7 @@ register_algorithm(
 register_algorithm(
     Algorithm(
         name="reinforce++_baseline",
-        advantage="group_batch_normalised",
+        advantage="group_batch_normalized",
         objective="ppo_clip",
         kl_estimator="k2",
     )
@@ -192,17 +192,17 @@ register_algorithm(
 )
 # arXiv 2402.03300, equations 3 and 4: mean over rows of their means. One update a batch, G = 64, k3 in the loss with a
 # coefficient of 0.04.
-register_algorithm(Algorithm(name="grpo", advantage="group_standardised", objective="ppo_clip", aggregation="sequence"))
+register_algorithm(Algorithm(name="grpo", advantage="group_standardized", objective="ppo_clip", aggregation="sequence"))
 # GRPO's advantage with the mean over all tokens of the batch, which does not favor short correct and long wrong rows.
 # The studies published with this toolkit ran it, on-policy.
-register_algorithm(Algorithm(name="grpo_token", advantage="group_standardised", objective="ppo_clip"))
+register_algorithm(Algorithm(name="grpo_token", advantage="group_standardized", objective="ppo_clip"))
 # arXiv 2503.20783: neither the group's standard deviation nor the row's length, both of which bias the gradient.
-register_algorithm(Algorithm(name="dr_grpo", advantage="group_centred", objective="ppo_clip", aggregation="length"))
+register_algorithm(Algorithm(name="dr_grpo", advantage="group_centered", objective="ppo_clip", aggregation="length"))
 # arXiv 2503.14476, section 4.1: clip range 0.2 and 0.28, a buffer of 4096 of 20480 tokens; 16 minibatches. No KL.
 register_algorithm(
     Algorithm(
         name="dapo",
-        advantage="group_standardised",
+        advantage="group_standardized",
         objective="ppo_clip",
         clip_low=0.2,
         clip_high=0.28,
@@ -214,7 +214,7 @@ register_algorithm(
 register_algorithm(
     Algorithm(
         name="gspo",
-        advantage="group_standardised",
+        advantage="group_standardized",
         objective="gspo",
         aggregation="sequence",
         clip_low=3e-4,
@@ -224,14 +224,14 @@ register_algorithm(
 # arXiv 2506.13585, equations 4 and 5: no lower bound, no KL; 16 minibatches. The paper does not print its upper bound;
 # a weight of at most 5 is what TRL recommends after ScaleRL (arXiv 2510.13786).
 register_algorithm(
-    Algorithm(name="cispo", advantage="group_standardised", objective="cispo", clip_low=1.0, clip_high=4.0)
+    Algorithm(name="cispo", advantage="group_standardized", objective="cispo", clip_low=1.0, clip_high=4.0)
 )
 # arXiv 1707.06347 with a value head, as for language models: four passes over a batch and k1 in the reward (Ouyang et
 # al., arXiv 2203.02155, appendix C), gamma = lambda = 1 for rewards at the end (Open-Reasoner-Zero, arXiv 2503.24290).
 register_algorithm(
     Algorithm(
         name="ppo",
-        advantage="gae_normalised",
+        advantage="gae_normalized",
         objective="ppo_clip",
         kl_estimator="k1",
         kl_place="reward",

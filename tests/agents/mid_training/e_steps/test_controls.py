@@ -15,7 +15,7 @@ from ra3gym.abstractions.latents.codebook import CodebookConfig
 from ra3gym.abstractions.latents.path import LatentPath
 from ra3gym.agents.mid_training.e_steps.controls import ControlEStep
 from ra3gym.agents.mid_training.e_steps.exact import ExactEStep
-from ra3gym.agents.mid_training.e_steps.macro_actions import MacroEStep, merge_neighbours
+from ra3gym.agents.mid_training.e_steps.macro_actions import MacroEStep, merge_neighbors
 from ra3gym.agents.mid_training.e_steps.oracle import OracleEStep
 from ra3gym.agents.mid_training.e_steps.protocol import EStep
 from ra3gym.agents.mid_training.e_steps.statement_kinds import STATEMENT_KINDS, AstEStep
@@ -75,7 +75,7 @@ lines = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1
 def test_a_macro_is_always_the_same_lines_of_one_trace(corpus: list[list[int]], merges: int, min_count: int) -> None:
     line_N = np.array([line for trace in corpus for line in trace])
     offsets = np.cumsum([0, *map(len, corpus)])
-    macro_S, length_S = merge_neighbours(line_N, offsets, merges, min_count)
+    macro_S, length_S = merge_neighbors(line_N, offsets, merges, min_count)
     ends = np.cumsum(length_S)
     assert set(offsets[1:]) <= set(ends.tolist())
     spelled: dict[int, tuple[int, ...]] = {}
@@ -87,7 +87,7 @@ def test_a_macro_is_always_the_same_lines_of_one_trace(corpus: list[list[int]], 
 
 def merged(corpus: Sequence[Sequence[int]], merges: int, min_count: int = 1) -> tuple[list[int], list[int]]:
     line_N = np.array([line for trace in corpus for line in trace])
-    macro_S, length_S = merge_neighbours(line_N, np.cumsum([0, *map(len, corpus)]), merges, min_count)
+    macro_S, length_S = merge_neighbors(line_N, np.cumsum([0, *map(len, corpus)]), merges, min_count)
     return macro_S.tolist(), length_S.tolist()
 
 

@@ -155,8 +155,8 @@ def test_conditioning_keeps_the_posterior(seed: int, offset: float, impossible: 
     lines, previous = np.arange(6), np.array([NO_LATENT, 1, NO_LATENT, 0, 2, 1])
     exact = ExactAgent().fit(problem, rng).log_probs(lines, previous)
     np.testing.assert_allclose(ExactAgent().fit(easier, rng).log_probs(lines, previous), exact, atol=1e-9)
-    centred = np.exp(easier.chain.log_emission_UK).mean(axis=1)
-    np.testing.assert_allclose(centred, 1.0)
+    centered = np.exp(easier.chain.log_emission_UK).mean(axis=1)
+    np.testing.assert_allclose(centered, 1.0)
     np.testing.assert_allclose(easier.feature_NF.mean(axis=0), 0.0, atol=1e-5)
 
 
@@ -195,7 +195,7 @@ def test_entropy_is_in_the_return_of_tianshou(problem: InferenceProblem) -> None
     np.testing.assert_allclose(buffer.rew[stored], -0.5 * log_q.detach().numpy(), rtol=1e-5)
 
 
-def test_a_posterior_of_scores_is_normalised_over_possible_latents() -> None:
+def test_a_posterior_of_scores_is_normalized_over_possible_latents() -> None:
     rows = np.array([[0.0, -np.inf, 0.0], [0.0, 0.0, 0.0]])
     problem = problem_from_chain(LatentChain.under(StickyPrior(0.6, 3), [rows]))
     lines, previous = np.array([0, 1]), np.array([NO_LATENT, 0])

@@ -1,4 +1,4 @@
-"""The amortised E-step: its gradient is the bound's, it closes the gap, and EM around it finds what exact EM finds."""
+"""The amortized E-step: its gradient is the bound's, it closes the gap, and EM around it finds what exact EM finds."""
 
 from __future__ import annotations
 

@@ -69,8 +69,8 @@ def test_rewards_by_hand() -> None:
     thinks_GQ = torch.tensor([[True, False], [True, True]])
     failed_GQ = torch.tensor([[False, False], [True, False]])
 
-    def rewards(normalise: Any) -> torch.Tensor:
-        config = RationaleConfig(normalise=normalise, switch_penalty=0.25, format_penalty=0.5)
+    def rewards(normalize: Any) -> torch.Tensor:
+        config = RationaleConfig(normalize=normalize, switch_penalty=0.25, format_penalty=0.5)
         return step_rewards(logp_GQ, tokens_Q, thinks_GQ, failed_GQ, config)
 
     torch.testing.assert_close(rewards("token"), torch.tensor([[-1.25, -1.0], [-2.75, -0.75]]))
@@ -187,7 +187,7 @@ def test_brite_comments_each_line_and_judges_it_alone(tokenizer: Any, planted: A
 
 def test_annotations_are_comment_only_and_add_up(tokenizer: Any, planted: Any) -> None:
     trace = trace_of("    y = (\n        x)\n\n    return y + 1\n")
-    config = RationaleConfig(max_latent_tokens=8, group_size=32, switch_penalty=0.125, normalise="none")
+    config = RationaleConfig(max_latent_tokens=8, group_size=32, switch_penalty=0.125, normalize="none")
     group = annotate(planted, tokenizer, trace, config, torch.Generator().manual_seed(0))
     assert len(group) == 32
     assert any(comment for annotated in group for comment in annotated.comments)
@@ -273,8 +273,8 @@ def test_bad_values_are_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_bad_names_and_traces_are_refused(tokenizer: Any, planted: Any) -> None:
-    with pytest.raises(UnknownNameError, match="normalisation 'tokens'"):
-        RationaleConfig(normalise="tokens")
+    with pytest.raises(UnknownNameError, match="normalization 'tokens'"):
+        RationaleConfig(normalize="tokens")
     with pytest.raises(UnknownNameError, match="reward model"):
         RationaleConfig(reward_model="frozen")
     with pytest.raises(DataError, match="no traces"):

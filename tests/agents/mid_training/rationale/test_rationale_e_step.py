@@ -85,7 +85,7 @@ def test_latents_are_comments_at_the_steps_below_them(loaded: lm.LoadedModel, tr
 
 
 def test_metrics_and_gains_describe_the_annotations(loaded: lm.LoadedModel, traces: list[ExpertTrace]) -> None:
-    config = replace(CONFIG, normalise="none", switch_penalty=0.5)
+    config = replace(CONFIG, normalize="none", switch_penalty=0.5)
     found = infer(loaded, traces, config)
     assert set(found.metrics) == {*METRICS, "seconds"}
     assert found.gains is not None

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ra3gym.agents.rlvr.algorithms.advantages import (
-    batch_normalised,
+    batch_normalized,
     decision_rewards,
     discount_to_end,
     gae,
-    group_centred,
-    group_standardised,
+    group_centered,
+    group_standardized,
     leave_one_out,
     returns_to_go,
     soft_overlong_punishment,
@@ -26,7 +26,7 @@ from ra3gym.agents.rlvr.algorithms.advantages import (
 )
 from ra3gym.errors import ConfigError, DataError
 
-GROUP_METHODS = (group_centred, group_standardised, leave_one_out)
+GROUP_METHODS = (group_centered, group_standardized, leave_one_out)
 
 # Two rows of six tokens. The first decides at 0, 2 and 3 and ends behind token 4; the second decides at 1 only (its
 # first token is context) and fills the row.
@@ -67,15 +67,15 @@ def random_like(acts: Tensor, seed: int) -> Tensor:
 
 def test_group_advantages_by_hand() -> None:
     reward = torch.tensor([1.0, 0, 0, 0, 1, 1, 0, 0])
-    assert_close(group_centred(reward, 4), torch.tensor([0.75, -0.25, -0.25, -0.25, 0.5, 0.5, -0.5, -0.5]))
-    # 0.75 - (-1/4 of the others' sum): G / (G - 1) times the centred ones.
+    assert_close(group_centered(reward, 4), torch.tensor([0.75, -0.25, -0.25, -0.25, 0.5, 0.5, -0.5, -0.5]))
+    # 0.75 - (-1/4 of the others' sum): G / (G - 1) times the centered ones.
     assert_close(leave_one_out(reward, 4), torch.tensor([1.0, -1 / 3, -1 / 3, -1 / 3, 2 / 3, 2 / 3, -2 / 3, -2 / 3]))
     std = math.sqrt(3) / 4
     expected = torch.tensor([0.75 / std, *[-0.25 / std] * 3, 1, 1, -1, -1])
-    assert_close(group_standardised(reward, 4, eps=0.0), expected)
+    assert_close(group_standardized(reward, 4, eps=0.0), expected)
     bessel = math.sqrt(3 / 4)
-    assert_close(group_standardised(reward, 4, correction=1, eps=0.0), expected * bessel)
-    assert_close(group_standardised(reward, 4)[4], torch.tensor(0.5 / (0.5 + 1e-4)))
+    assert_close(group_standardized(reward, 4, correction=1, eps=0.0), expected * bessel)
+    assert_close(group_standardized(reward, 4)[4], torch.tensor(0.5 / (0.5 + 1e-4)))
 
 
 @pytest.mark.parametrize("advantages", GROUP_METHODS)
@@ -94,14 +94,14 @@ def test_groups_ignore_shifts_and_order(advantages, drawn, shift, seed) -> None:
 
 
 @given(drawn=rewards_of_groups(), scale=st.sampled_from([0.5, 2.0, 4.0]))
-def test_scale_goes_through_all_but_the_standardised(drawn, scale) -> None:
+def test_scale_goes_through_all_but_the_standardized(drawn, scale) -> None:
     reward, size = drawn
-    assert_close(group_centred(scale * reward, size), scale * group_centred(reward, size))
+    assert_close(group_centered(scale * reward, size), scale * group_centered(reward, size))
     assert_close(leave_one_out(scale * reward, size), scale * leave_one_out(reward, size))
     if all(len(set(group)) > 1 for group in reward.view(-1, size).tolist()):
-        standardised = group_standardised(reward, size, eps=0.0)
-        assert_close(group_standardised(scale * reward, size, eps=0.0), standardised)
-        assert_close(standardised.view(-1, size).std(1, correction=0), torch.ones(len(reward) // size))
+        standardized = group_standardized(reward, size, eps=0.0)
+        assert_close(group_standardized(scale * reward, size, eps=0.0), standardized)
+        assert_close(standardized.view(-1, size).std(1, correction=0), torch.ones(len(reward) // size))
 
 
 @pytest.mark.parametrize("advantages", GROUP_METHODS)
@@ -201,31 +201,31 @@ def test_a_long_decision_sees_the_return_of_the_token_it_begins_with(drawn, gamm
     assert_close(by_decision, discount_to_end(reward, duration, acts, gamma))
 
 
-def test_batch_normalised_by_hand() -> None:
+def test_batch_normalized_by_hand() -> None:
     advantage = torch.tensor([[1.0, math.nan, 3, 3, 9, 9], [9, 5, 9, 9, 9, 9]])
     # Mean 3, variance (4 + 0 + 0 + 4) / 4 = 2.
     root = math.sqrt(2)
     expected = torch.tensor([[-root, 0, 0, 0, 0, 0], [0, root, 0, 0, 0, 0]])
-    assert_close(batch_normalised(advantage, ACTS, eps=0.0), expected)
-    assert_close(batch_normalised(advantage, ACTS)[1, 1], torch.tensor(2 / (root + 1e-4)))
+    assert_close(batch_normalized(advantage, ACTS, eps=0.0), expected)
+    assert_close(batch_normalized(advantage, ACTS)[1, 1], torch.tensor(2 / (root + 1e-4)))
 
 
 @given(drawn=rows_of_decisions(), shift=st.integers(-4, 4), scale=st.sampled_from([0.5, 2.0]))
-def test_batch_normalised_ignores_shift_scale_and_order(drawn, shift, scale) -> None:
+def test_batch_normalized_ignores_shift_scale_and_order(drawn, shift, scale) -> None:
     acts, _ = drawn
     advantage = random_like(acts, 5)
-    found = batch_normalised(advantage, acts, eps=1e-12)
+    found = batch_normalized(advantage, acts, eps=1e-12)
     if int(acts.sum()) > 1:
         assert_close(found[acts].mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
         assert_close(found[acts].std(correction=0), torch.tensor(1.0))
-        assert_close(batch_normalised(scale * advantage + shift, acts, eps=1e-12), found, atol=1e-4, rtol=1e-4)
+        assert_close(batch_normalized(scale * advantage + shift, acts, eps=1e-12), found, atol=1e-4, rtol=1e-4)
     else:
         assert torch.equal(found, torch.zeros_like(found))
-    assert_close(batch_normalised(advantage.flip(0), acts.flip(0), eps=1e-12).flip(0), found, atol=1e-5, rtol=1e-5)
+    assert_close(batch_normalized(advantage.flip(0), acts.flip(0), eps=1e-12).flip(0), found, atol=1e-5, rtol=1e-5)
 
 
-def test_batch_normalised_of_equal_advantages_is_exactly_zero() -> None:
-    assert torch.equal(batch_normalised(torch.full((2, 6), 0.1), ACTS), torch.zeros(2, 6))
+def test_batch_normalized_of_equal_advantages_is_exactly_zero() -> None:
+    assert torch.equal(batch_normalized(torch.full((2, 6), 0.1), ACTS), torch.zeros(2, 6))
 
 
 @given(drawn=rows_of_decisions(), columns=st.integers(1, 5), gamma=st.sampled_from([0.9, 1.0]))
@@ -241,7 +241,7 @@ def test_pad_columns_change_nothing(drawn, columns, gamma) -> None:
             decision_rewards(row_reward, duration, acts, gamma, penalty_RT=reward),
             returns_to_go(reward, duration, acts, gamma),
             gae(reward, value, duration, acts, gamma=gamma, lam=0.9),
-            batch_normalised(value, acts),
+            batch_normalized(value, acts),
         ]
 
     def padded(tensor: Tensor, with_what: float) -> Tensor:

@@ -97,7 +97,7 @@ def test_advantages_discounted() -> None:
 
 
 def test_reinforce_plus_plus_by_hand() -> None:
-    """Per-token returns with -beta k1, then normalised over all nine decisions."""
+    """Per-token returns with -beta k1, then normalized over all nine decisions."""
     kl = torch.tensor([[1.0, 2, 3], [4, 5, 9], [6, 9, 9], [0, 1, 0]])  # the nines are padding
     returns = torch.tensor([[1 - 0.6, 1 - 0.5, 1 - 0.3], [-0.9, -0.5, 0], [1 - 0.6, 0, 0], [0.5 - 0.1, 0.5 - 0.1, 0.5]])
     values = returns[ACTS]
@@ -105,9 +105,9 @@ def test_reinforce_plus_plus_by_hand() -> None:
     chosen = algorithm("reinforce++", kl_coefficient=0.1)
     assert_close(chosen.advantages(batch_of(kl_RT=kl)), expected)
     # The variant with a baseline subtracts the group's mean reward first.
-    centred = returns - rows(0.5, 0.5, 0.75, 0.75)
-    values = centred[ACTS]
-    expected = torch.where(ACTS, (centred - values.mean()) / (values.std(correction=0) + 1e-4), 0.0)
+    centered = returns - rows(0.5, 0.5, 0.75, 0.75)
+    values = centered[ACTS]
+    expected = torch.where(ACTS, (centered - values.mean()) / (values.std(correction=0) + 1e-4), 0.0)
     chosen = algorithm("reinforce++_baseline", kl_coefficient=0.1, kl_place="reward", kl_estimator="k1")
     assert_close(chosen.advantages(batch_of(kl_RT=kl)), expected)
 
@@ -122,14 +122,14 @@ def test_kl_in_the_reward_of_whole_rows() -> None:
 
 
 def test_ppo_by_hand() -> None:
-    """gamma = lambda = 1: the reward less the value, normalised; targets are the rewards, normalised or not."""
+    """gamma = lambda = 1: the reward less the value, normalized; targets are the rewards, normalized or not."""
     value = torch.tensor([[0.5, 0.25, 0.75], [0, 1, 9], [0.5, 9, 9], [0, 0, 0.5]])
     raw = torch.where(ACTS, REWARD[:, None] - value, 0.0)
     plain = algorithm("ppo", advantage="gae")
     batch = batch_of(value_RT=value)
     assert_close(plain.advantages(batch), raw)
     found = algorithm("ppo").advantages(batch)
-    assert_close(found, advantages.batch_normalised(raw, ACTS))
+    assert_close(found, advantages.batch_normalized(raw, ACTS))
     for chosen in (plain, algorithm("ppo")):
         assert_close(chosen.returns(batch, chosen.advantages(batch)), rows(*REWARD.tolist()))
     with pytest.raises(DataError, match="needs a value head"):
@@ -296,7 +296,7 @@ def test_changes_leave_the_registered_algorithm_alone() -> None:
     [
         ("grppo", {}, r"unknown RLVR algorithm 'grppo'; known: .*Did you mean 'grpo'\? Add your own"),
         ("grpo", {"clip_hi": 0.3}, r"unknown field of an RLVR algorithm 'clip_hi'.*Did you mean 'clip_high'"),
-        ("grpo", {"advantage": "group_centered"}, r"unknown advantage 'group_centered'.*'group_centred'"),
+        ("grpo", {"advantage": "group_centred"}, r"unknown advantage 'group_centred'.*'group_centered'"),
         ("grpo", {"objective": "ppo"}, r"unknown objective 'ppo'"),
         ("grpo", {"aggregation": "tokens"}, r"unknown aggregation 'tokens'; known: length, sequence, token"),
         ("grpo", {"kl_estimator": "k4"}, r"unknown KL estimator 'k4'"),
