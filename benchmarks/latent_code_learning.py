@@ -53,7 +53,7 @@ from ra3gym.agents.sb3 import DecoderPriorPolicy, MaskableDecoderPriorPolicy, as
 from ra3gym.agents.tianshou import DecoderPriorActor, MaskedActor, UnmaskedCritic, as_vector_env
 from ra3gym.cli import PIPE_WIDTH
 from ra3gym.envs.wrappers import LogprobObservation
-from ra3gym.experiments.report.statistics import bootstrap_interval
+from ra3gym.experiments.report.statistics import bootstrap_interval, mean_interval
 from ra3gym.files import write_json
 from ra3gym.runs.manifest import describe_start
 from ra3gym.tasks import CodeTask, load_tasks
@@ -356,7 +356,7 @@ def summarize(runs: Sequence[Row]) -> list[Row]:
     for name in dict.fromkeys(row["algorithm"] for row in runs):
         chosen = [row for row in runs if row["algorithm"] == name]
         margins = [row["trained"]["margin"] for row in chosen]
-        low, high = bootstrap_interval(margins) if len(margins) > 1 else (margins[0], margins[0])
+        low, high = mean_interval(margins)
         summary.append(
             {
                 "algorithm": name,

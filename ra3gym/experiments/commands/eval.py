@@ -230,7 +230,7 @@ def show_summary(summary: dict[str, Any], console: Console) -> None:
     """Print a summary as a table, then remarks on its tasks."""
     console.print(
         f"{summary['model']} on {summary['tasks']}: {summary['num_tasks']} tasks, {summary['n']} samples each, "
-        f"temperature {summary['temperature']:g}; mean over tasks, 95% bootstrap interval",
+        f"temperature {summary['temperature']:g}; mean over tasks",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -240,7 +240,7 @@ def show_summary(summary: dict[str, Any], console: Console) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for k, found in summary["pass_at_k"].items():
         low, high = found["low"], found["high"]
-        interval = "one task: none" if low is None else f"{100 * low:.1f} to {100 * high:.1f}"
+        interval = "too few tasks" if low is None else f"{100 * low:.1f} to {100 * high:.1f}"
         table.add_row(k, f"{100 * found['mean']:.1f}", interval)
     console.print(table)
     statuses = ", ".join(f"{status} {count:,}" for status, count in summary["statuses"].items())
@@ -265,7 +265,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _estimate(values: list[float]) -> dict[str, float | None]:
-    estimate = estimate_mean(values)
+    estimate = estimate_mean(values, bounds=(0.0, 1.0))
     has_interval = math.isfinite(estimate.low)
     return {
         "mean": estimate.mean,

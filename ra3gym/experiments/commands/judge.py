@@ -250,10 +250,7 @@ def show_tally(tally: Tally, config: JudgingConfig, tasks: Mapping[str, CodeTask
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     count = tally.samples.total()
-    say(
-        f"{config.file.name} on {config.tasks}: {count:,} samples of {len(tally.samples)} tasks; mean over tasks, 95% "
-        "bootstrap interval"
-    )
+    say(f"{config.file.name} on {config.tasks}: {count:,} samples of {len(tally.samples)} tasks; mean over tasks")
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("k", "pass@k %", "95% interval"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -264,10 +261,10 @@ def show_tally(tally: Tally, config: JudgingConfig, tasks: Mapping[str, CodeTask
         if values is None:
             left_out.append(k)
             continue
-        estimate = estimate_mean(values)
+        estimate = estimate_mean(values, bounds=(0.0, 1.0))
         interval = f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
         table.add_row(
-            str(k), f"{100 * estimate.mean:.1f}", interval if math.isfinite(estimate.low) else "one task: none"
+            str(k), f"{100 * estimate.mean:.1f}", interval if math.isfinite(estimate.low) else "too few tasks"
         )
     if table.row_count:
         console.print(table)

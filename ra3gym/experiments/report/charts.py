@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ra3gym.experiments.report.formats import format_count
 from ra3gym.experiments.report.results import ArmInfo
 from ra3gym.experiments.report.statistics import Point, curve_band
@@ -42,13 +44,21 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """One arm's mean curve and its band over seeds, as SVG paths in a 100 by 100 box, y downwards."""
+    """One arm's curves, as SVG paths in a 100 by 100 box, y downwards.
+
+    Attributes:
+        arm: how the arm is shown.
+        path: the mean over seeds.
+        band: its pointwise interval, of width 0 below three seeds.
+        seeds: the curve of each seed; empty for one seed, whose curve is the mean.
+        points: x in percent, y in percent from the bottom, and the text of the tooltip, for each point of the mean.
+    """
 
     arm: ArmInfo
     path: str
     band: str
+    seeds: tuple[tuple[int, str], ...]
     points: tuple[tuple[float, float, str], ...]
-    """x in percent, y in percent from the bottom, and the text of the tooltip, for each point."""
 
 
 @dataclass(frozen=True)
@@ -99,47 +109,62 @@ def signed_label(value: float) -> str:
 
 
 def line_chart(
-    curves: Mapping[str, Sequence[Sequence[Point]]],
+    curves: Mapping[str, Mapping[int, Sequence[Point]]],
     arms: Mapping[str, ArmInfo],
     *,
     title: str,
     x_title: str,
     threshold: float | None = None,
 ) -> LineChart | None:
-    """Return the arms' mean curves with bands over seeds; `None` when no arm has two points.
+    """Return the arms' mean curves with bands and single seeds; `None` when no arm has two points.
 
     Args:
-        curves: each arm's curves, one per seed; heights are shares.
+        curves: each arm's curves by seed; heights are shares.
         arms: how the arms are shown, by name.
         title: the title of the chart.
         x_title: the title of the x axis.
         threshold: a height to mark, as a share.
     """
-    bands = {arm: curve_band(of_seeds) for arm, of_seeds in curves.items() if of_seeds}
+    bands = {arm: curve_band(list(by_seed.values()), bounds=(0.0, 1.0)) for arm, by_seed in curves.items() if by_seed}
     bands = {arm: band for arm, band in bands.items() if len(band) > 1}
     if not bands:
         return None
     rows = [row for band in bands.values() for row in band]
     x_axis = linear_axis([row[0] for row in rows], format_count, tight=True)
-    heights = [row[3] for row in rows] + ([] if threshold is None else [threshold])
+    heights = [row[3] for row in rows] + [y for arm in bands for curve in curves[arm].values() for _, y in curve]
+    heights += [] if threshold is None else [threshold]
     y_axis = linear_axis(heights, percent_label)
-    lines = tuple(_line(arms[arm], band, x_axis, y_axis) for arm, band in bands.items())
+    lines = tuple(_line(arms[arm], band, curves[arm], x_axis, y_axis) for arm, band in bands.items())
     mark = None if threshold is None else Tick(y_axis.position(threshold), f"threshold {percent_label(threshold)}")
     return LineChart(title, x_title, x_axis, y_axis, lines, mark)
 
 
-def _line(arm: ArmInfo, band: Sequence[tuple[float, float, float, float]], x_axis: Axis, y_axis: Axis) -> Line:
+def _line(
+    arm: ArmInfo,
+    band: Sequence[tuple[float, float, float, float]],
+    by_seed: Mapping[int, Sequence[Point]],
+    x_axis: Axis,
+    y_axis: Axis,
+) -> Line:
     def path(points: Sequence[Point]) -> str:
         places = [f"{x_axis.position(x):.2f},{100 - y_axis.position(y):.2f}" for x, y in points]
         return "M" + " L".join(places)
 
     mean = [(x, y) for x, y, _, _ in band]
     outline = [(x, high) for x, _, _, high in band] + [(x, low) for x, _, low, _ in reversed(band)]
-    points = tuple(
-        (round(x_axis.position(x), 2), round(y_axis.position(y), 2), f"{100 * y:.1f}% at {format_count(x)}")
-        for x, y in mean
+    many = len(by_seed) > 1
+
+    def text(x: float, y: float) -> str:
+        heights = [float(np.interp(x, *np.transpose(curve))) for curve in by_seed.values()]
+        single = f" ({', '.join(f'{100 * height:.1f}' for height in heights)})" if many else ""
+        return f"{100 * y:.1f}%{single} at {format_count(x)}"
+
+    points = tuple((round(x_axis.position(x), 2), round(y_axis.position(y), 2), text(x, y)) for x, y in mean)
+    start, end = mean[0][0], mean[-1][0]
+    seeds = tuple(
+        (seed, path([point for point in curve if start <= point[0] <= end])) for seed, curve in by_seed.items() if many
     )
-    return Line(arm, path(mean), path(outline) + " Z", points)
+    return Line(arm, path(mean), path(outline) + " Z", seeds, points)
 
 
 def _with_ticks(axis: Axis, numbers: Sequence[float], label: Callable[[float], str]) -> Axis:

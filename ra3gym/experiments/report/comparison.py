@@ -13,6 +13,7 @@ from typing import Literal
 
 from ra3gym.experiments.report.results import ArmInfo, UnitResult
 from ra3gym.experiments.report.statistics import (
+    FEWEST_FOR_INTERVAL,
     Estimate,
     PairedDifference,
     PairedRatio,
@@ -41,7 +42,7 @@ SCORES: dict[str, ScoreInfo] = {
         ScoreInfo("rlvr_area", "RLVR area", "area"),
         ScoreInfo("steps_to_threshold", "RLVR steps to threshold", "steps"),
         ScoreInfo("pass@1_after", "pass@1 after RLVR", "share"),
-        ScoreInfo("decisions", "decisions per episode", "count"),
+        ScoreInfo("decisions", "latents (else tokens) per program", "count"),
         ScoreInfo("tokens", "tokens", "tokens"),
         ScoreInfo("seconds", "time", "seconds"),
     )
@@ -76,10 +77,13 @@ class Comparison:
     effect: PairedDifference | PairedRatio
 
     @property
-    def relation(self) -> Literal["ahead", "level", "behind", "one seed"]:
-        """Whether the method is better by the 95% interval; a ratio that is a bound counts on its sure side only."""
-        if self.effect.n == 1:
-            return "one seed"
+    def relation(self) -> Literal["ahead", "level", "behind", "few seeds"]:
+        """Whether the method is better by the 95% interval; a ratio that is a bound counts on its sure side only.
+
+        One or two seeds have no interval: "few seeds".
+        """
+        if self.effect.n < FEWEST_FOR_INTERVAL:
+            return "few seeds"
         if isinstance(self.effect, PairedRatio):
             ahead = self.effect.high < 1 and self.effect.bound in ("exact", "upper")
             behind = self.effect.low > 1 and self.effect.bound in ("exact", "lower")
@@ -146,7 +150,11 @@ class StudyResults:
         if censored and self.rlvr_budget is None:
             return ArmScore(Estimate(math.nan, math.nan, math.nan, len(values)), censored)
         numbers = [self.rlvr_budget if value is None else value for value in values]
-        return ArmScore(estimate_mean([number for number in numbers if number is not None]), censored)
+        known = [number for number in numbers if number is not None]
+        info = SCORES.get(score)
+        highest = 1.0 if info is not None and info.kind in ("share", "area") else math.inf
+        lowest = -math.inf if info is None else 0.0
+        return ArmScore(estimate_mean(known, bounds=(lowest, highest)), censored)
 
     def compare(self, method: str, other: str, score: str) -> Comparison | None:
         """Return the paired comparison of two arms, `None` if they have no common seed with this score."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ra3gym.experiments.report.comparison import ArmScore, Comparison, Kind
-from ra3gym.experiments.report.statistics import PairedRatio
+from ra3gym.experiments.report.statistics import PairedDifference, PairedRatio, modes
 
+_LEAST_GAP = 0.05
+"""Shares closer than this are one group, however narrow the groups are."""
 _WITH_INTERVAL: frozenset[Kind] = frozenset({"share", "area", "steps", "count"})
 
 
@@ -27,7 +30,8 @@ def format_arm_score(score: ArmScore | None, kind: Kind) -> tuple[str, str]:
     """Return an arm's mean and its interval, such as `("23.8", "20.1–27.3")`.
 
     The mean is "–" when nothing was measured, "never" when no run reached the threshold, and starts with "≥" when some
-    runs did not. The interval is empty for one seed, and for tokens and seconds.
+    runs did not. In place of the interval are both values for two seeds, and the groups where the values form two
+    (`modes`), such as "8× 0.4, 2× 29.0". It is empty for one seed, and for tokens and seconds.
     """
     if score is None:
         return "–", ""
@@ -35,24 +39,28 @@ def format_arm_score(score: ArmScore | None, kind: Kind) -> tuple[str, str]:
         return "never", ""
     estimate = score.estimate
     mean = ("≥ " if score.censored else "") + format_score(estimate.mean, kind)
-    if math.isnan(estimate.low) or kind not in _WITH_INTERVAL:
+    if estimate.n == 1 or kind not in _WITH_INTERVAL:
         return mean, ""
+    groups = modes(estimate.values, least_gap=_LEAST_GAP)
+    if kind == "share" and len(groups) > 1:
+        return mean, ", ".join(f"{len(group)}× {format_score(_mean(group), kind)}" for group in groups)
+    if math.isnan(estimate.low):
+        return mean, ", ".join(format_score(value, kind) for value in estimate.values)
     return mean, f"{format_score(estimate.low, kind)}–{format_score(estimate.high, kind)}"
 
 
 def format_effect(comparison: Comparison) -> tuple[str, str]:
     """Return an effect and its interval: `("+13.2", "+8.1 to +18.0")` in points, or `("0.55×", "0.43 to 0.68")`.
 
-    The interval is empty for one seed. A ratio starts with "≤" or "≥" when it is a bound because some runs never
-    reached the threshold, and with "~" when runs of both arms did not.
+    In place of the interval are both values for two seeds; it is empty for one. A ratio starts with "≤" or "≥" when it
+    is a bound because some runs never reached the threshold, and with "~" when runs of both arms did not.
     """
     effect = comparison.effect
     if isinstance(effect, PairedRatio):
         sign = {"exact": "", "upper": "≤ ", "lower": "≥ ", "unknown": "~ "}[effect.bound]
-        return f"{sign}{effect.ratio:.2f}×", _interval(effect.low, effect.high, "{:.2f}")
+        return f"{sign}{effect.ratio:.2f}×", _interval(effect, 1.0, "{:.2f}")
     scale, form = (100.0, "{:+.1f}") if comparison.score.kind == "share" else (1.0, "{:+.2f}")
-    interval = _interval(scale * effect.low, scale * effect.high, form)
-    return form.format(scale * effect.mean).replace("-", "−"), interval
+    return form.format(scale * effect.mean).replace("-", "−"), _interval(effect, scale, form)
 
 
 def format_count(value: float) -> str:
@@ -72,5 +80,15 @@ def format_seconds(value: float) -> str:
     return f"{value / 3_600:.1f} h"
 
 
-def _interval(low: float, high: float, form: str) -> str:
-    return "" if math.isnan(low) else f"{form.format(low)} to {form.format(high)}".replace("-", "−")
+def _interval(effect: PairedDifference | PairedRatio, scale: float, form: str) -> str:
+    if effect.n == 1:
+        return ""
+    if math.isnan(effect.low):
+        text = ", ".join(form.format(scale * value) for value in effect.values)
+    else:
+        text = f"{form.format(scale * effect.low)} to {form.format(scale * effect.high)}"
+    return text.replace("-", "−")
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

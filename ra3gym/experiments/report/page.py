@@ -29,6 +29,7 @@ from ra3gym.experiments.report.comparison import (
 from ra3gym.experiments.report.formats import format_arm_score, format_effect, format_score
 from ra3gym.experiments.report.results import ArmInfo, ProgramSample
 from ra3gym.experiments.report.statistics import PairedRatio
+from ra3gym.experiments.report.tables import interval_note
 from ra3gym.experiments.report.verdict import Verdict
 from ra3gym.files import write_atomic
 from ra3gym.runs.folder import RunFolder
@@ -141,6 +142,7 @@ def _page(run: RunFolder, results: StudyResults, answer: Verdict) -> dict[str, A
         "figures": [_figure(comparison) for comparison, _ in answer.evidence],
         "arms": results.arms,
         "scores": scores,
+        "interval_note": interval_note(len(results.seeds)),
         "table": list(zip(results.arms, cells, strict=True)),
         "bars": _bars(results),
         "charts": _line_charts(results, summary.get("threshold")),
@@ -157,6 +159,8 @@ def _figure(comparison: Comparison) -> KeyFigure:
     amount, interval = format_effect(comparison)
     effect = comparison.effect
     certainty = f"{interval} · better in {effect.wins} of {effect.n} seeds" if interval else "one seed"
+    if effect.n == 2:
+        certainty = f"two seeds: {interval}"
     titles = {"pass@1": "pass@1 after mid-training", "steps_to_threshold": "RLVR steps to the threshold"}
     return KeyFigure(
         title=titles.get(comparison.score.name, comparison.score.title),
@@ -196,9 +200,9 @@ def _bars(results: StudyResults) -> dict[str, Any] | None:
 def _line_charts(results: StudyResults, threshold: float | None) -> list[LineChart]:
     arms = {arm.name: arm for arm in results.arms}
 
-    def curves(name: str) -> dict[str, list[list[tuple[float, float]]]]:
+    def curves(name: str) -> dict[str, dict[int, list[tuple[float, float]]]]:
         return {
-            arm: [unit.curves[name] for unit in results.units if unit.arm == arm and unit.curves.get(name)]
+            arm: {unit.seed: unit.curves[name] for unit in results.units if unit.arm == arm and unit.curves.get(name)}
             for arm in arms
         }
 

@@ -12,7 +12,7 @@ from ra3gym.experiments.report.verdict import Verdict
 
 
 def summarize(results: StudyResults, arms: Sequence[str], threshold: float, answer: Verdict) -> dict[str, Any]:
-    """Return the scores of each arm (mean, 95% bootstrap interval, values by seed) and the paired comparisons.
+    """Return the scores of each arm (mean, 95% interval, values by seed) and the paired comparisons.
 
     Args:
         results: the results of all arms and seeds.

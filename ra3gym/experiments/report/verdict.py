@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from ra3gym.experiments.report.comparison import Comparison, ScoreInfo, StudyResults
 from ra3gym.experiments.report.formats import format_arm_score, format_effect
-from ra3gym.experiments.report.statistics import PairedRatio
+from ra3gym.experiments.report.statistics import FEWEST_FOR_INTERVAL, PairedRatio
 
 FEW_SEEDS = 5
-"""Below this many seeds a bootstrap interval is much too narrow (see `ra3gym.experiments.report.statistics`)."""
+"""Below this many seeds an interval rests on little (see `ra3gym.experiments.report.statistics`)."""
 
 
 @dataclass(frozen=True)
@@ -36,24 +36,33 @@ class Verdict:
 def verdict(results: StudyResults) -> Verdict:
     """Compare the method with the strongest other arm and with next-token prediction.
 
-    The primary score is pass@1 after RLVR if it was measured, else pass@1 after mid-training.
+    The primary score is pass@1 after RLVR if it was measured for the method and for another arm, else pass@1 after
+    mid-training: other arms without RLVR are compared before it.
     """
     method = results.method
     if method is None:
         return Verdict("No arm of this run is the method: there is nothing to compare.")
-    primary = "pass@1_after" if results.by_seed(method.name, "pass@1_after") else "pass@1"
-    rival = results.strongest_rival(primary)
-    main = None if rival is None else results.compare(method.name, rival, primary)
-    if rival is None or main is None:
-        return Verdict(f"{method.title} ran alone: there is nothing to compare.")
+    for primary in ("pass@1_after", "pass@1"):
+        rival = results.strongest_rival(primary)
+        main = None if rival is None else results.compare(method.name, rival, primary)
+        if rival is not None and main is not None:
+            break
+    else:
+        return Verdict(
+            f"{method.title} has no other arm to be compared with: no control or baseline has a score on its seeds."
+        )
     found = [
         results.compare(method.name, other, score)
         for other in dict.fromkeys([rival, "ntp"])
         for score in dict.fromkeys([primary, "pass@1", "steps_to_threshold"])
     ]
     evidence = tuple((comparison, _sentence(results, comparison)) for comparison in found if comparison is not None)
-    few = 1 < main.effect.n < FEW_SEEDS
-    caution = f"With {main.effect.n} seeds these intervals are too narrow: read them as a hint." if few else ""
+    caution = ""
+    if FEWEST_FOR_INTERVAL <= main.effect.n < FEW_SEEDS:
+        caution = (
+            f"With {main.effect.n} seeds the intervals rest on the assumption of normally distributed values: read "
+            "them as a hint."
+        )
     return Verdict(_headline(results, main), evidence, caution)
 
 
@@ -68,14 +77,17 @@ def _headline(results: StudyResults, main: Comparison) -> str:
     if main.relation == "level":
         return f"{method} and {other} cannot be told apart: {points}, 95% interval {interval}."
     ours, theirs = _means(results, main)
-    return f"One seed, so no verdict: {method} {ours}%, {other} {theirs}% pass@1 {_stage(main.score)}."
+    seeds = "One seed" if main.effect.n == 1 else "Two seeds"
+    return f"{seeds}, so no verdict: {method} {ours}%, {other} {theirs}% pass@1 {_stage(main.score)}."
 
 
 def _sentence(results: StudyResults, comparison: Comparison) -> str:
     effect = comparison.effect
     amount, interval = format_effect(comparison)
     seeds = f"better in {effect.wins} of {effect.n} seeds"
-    certainty = f" (95% interval {interval}; {seeds})" if effect.n > 1 else " (one seed)"
+    certainty = f" (95% interval {interval}; {seeds})"
+    if effect.n < FEWEST_FOR_INTERVAL:
+        certainty = " (one seed)" if effect.n == 1 else f" (the two seeds: {interval})"
     if isinstance(effect, PairedRatio):
         sentence = f"RLVR steps to the threshold, against {comparison.other.title}: {amount}{certainty}."
         for count, arm in ((effect.censored_a, comparison.method), (effect.censored_b, comparison.other)):

@@ -94,6 +94,15 @@ for _arm in (
         learning_rate=_CONTROL_RATE,
     ),
     Arm(
+        "pseudo-pause",
+        "Pseudo-doc. + pauses",
+        "control",
+        "#4a6fa5",
+        "Pseudo-documentation as in RA3, with a pause token where RA3 writes a latent.",
+        Recipe(latents="pause", prompts="inferred"),
+        learning_rate=_CONTROL_RATE,
+    ),
+    Arm(
         "ra3",
         "RA3",
         "method",

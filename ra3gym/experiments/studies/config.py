@@ -209,7 +209,7 @@ STUDIES: dict[str, StudyConfig] = {
     "baseline": StudyConfig(
         seeds=tuple(range(200, 210)),
         arms=(
-            *("base", "ntp", "pause", "random", "shuffled", "latents", "pseudo"),
+            *("base", "ntp", "pause", "random", "shuffled", "latents", "pseudo", "pseudo-pause"),
             *("ra3-shuffled", "ra3", "ra3-as-pseudo", "oracle"),
         ),
     ),

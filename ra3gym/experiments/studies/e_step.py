@@ -34,7 +34,8 @@ from ra3gym.agents.mid_training.inference.posteriors import InferenceAgent, Path
 from ra3gym.errors import ConfigError
 from ra3gym.experiments.report.comparison import StudyResults
 from ra3gym.experiments.report.results import load_results
-from ra3gym.experiments.report.statistics import estimate_mean
+from ra3gym.experiments.report.statistics import FEWEST_FOR_INTERVAL, estimate_mean
+from ra3gym.experiments.report.tables import interval_note
 from ra3gym.experiments.studies.config import StudyConfig, typed_config
 from ra3gym.experiments.studies.grid import Cell, effect_text, is_grid, open_cell, percent_text, run_cells
 from ra3gym.experiments.studies.study import resume_study
@@ -179,12 +180,16 @@ def _gap_table(measured: list[dict[str, Any]], agents: Sequence[str], console: C
         gap = estimate_mean([one["gap"] for one in found])
         share = estimate_mean([one["gap"] / uniform[one["seed"]] for one in found])
         seconds, steps = np.mean([one["seconds"] for one in found]), np.mean([one["steps"] for one in found])
-        interval = f" ({gap.low:.3f} to {gap.high:.3f})" if gap.n > 1 else ""
+        interval = f" ({gap.low:.3f} to {gap.high:.3f})" if gap.n >= FEWEST_FOR_INTERVAL else ""
         table.add_row(agent, f"{gap.mean:.3f}{interval}", f"{100 * share.mean:.1f}%", f"{steps:,.0f}", f"{seconds:.1f}")
         rows.append(
             {
                 "agent": agent,
-                "gap": {"mean": gap.mean, "interval": [gap.low, gap.high] if gap.n > 1 else None, "seeds": gap.n},
+                "gap": {
+                    "mean": gap.mean,
+                    "interval": [gap.low, gap.high] if gap.n >= FEWEST_FOR_INTERVAL else None,
+                    "seeds": gap.n,
+                },
                 "share_of_uniform": share.mean,
                 "steps": float(steps),
                 "seconds": float(seconds),
@@ -215,5 +220,5 @@ def _score_table(run: RunFolder, config: EStepStudyConfig, console: Console) -> 
         scores = [result.scores[_SCORE] for result in results]
         rows.append({"e_step": name, "seeds": [result.seed for result in results], _SCORE: scores})
     console.print(table)
-    console.print("mean over seeds, 95% bootstrap interval below; differences paired by seed", highlight=False)
+    console.print(f"{interval_note(len(config.study.seeds))}; differences paired by seed", highlight=False)
     return rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 
 from ra3gym.experiments.report.comparison import Comparison, StudyResults
-from ra3gym.experiments.report.formats import format_effect, format_score
+from ra3gym.experiments.report.formats import format_arm_score, format_effect
 from ra3gym.experiments.studies.config import StudyConfig
 from ra3gym.experiments.studies.study import resume_study, start_study
 from ra3gym.runs.folder import RunFolder
@@ -53,9 +53,8 @@ def percent_text(results: StudyResults, arm: str, score: str) -> str:
     found = results.score(arm, score)
     if found is None:
         return "–"
-    estimate = found.estimate
-    interval = f"\n{100 * estimate.low:.1f}–{100 * estimate.high:.1f}" if estimate.n > 1 else ""
-    return format_score(estimate.mean, "share") + interval
+    mean, interval = format_arm_score(found, "share")
+    return f"{mean}\n{interval}" if interval else mean
 
 
 def effect_text(comparison: Comparison | None) -> str:

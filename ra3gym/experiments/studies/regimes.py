@@ -17,6 +17,7 @@ from ra3gym.errors import ConfigError
 from ra3gym.experiments.report.comparison import StudyResults
 from ra3gym.experiments.report.formats import format_score
 from ra3gym.experiments.report.results import load_results
+from ra3gym.experiments.report.tables import interval_note
 from ra3gym.experiments.studies.arms import ARMS
 from ra3gym.experiments.studies.config import StudyConfig, typed_config
 from ra3gym.experiments.studies.grid import Cell, effect_text, is_grid, open_cell, percent_text, run_cells
@@ -114,7 +115,7 @@ def show_regimes(run: RunFolder, console: Console) -> None:
         )
     run.write_summary({"regimes": rows})
     console.print(table)
-    console.print("mean over seeds, 95% bootstrap interval below; differences paired by seed", highlight=False)
+    console.print(f"{interval_note(len(config.study.seeds))}; differences paired by seed", highlight=False)
 
 
 def _run(run: RunFolder, config: RegimesConfig, console: Console) -> RunFolder:

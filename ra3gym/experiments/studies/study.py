@@ -75,9 +75,9 @@ def finish(run: RunFolder, config: StudyConfig, console: Console, threshold: flo
     answer = verdict(results)
     run.write_summary(summarize(results, config.arms, config.evaluation.threshold, answer))
     report = write_report(run, results, answer)
-    console.print(final_table(results))
+    console.print(final_table(results, console.width))
     if len(config.arms) > 1:
-        console.print(paired_table(results))
+        console.print(paired_table(results, console.width))
     for line in answer.lines:
         console.print(line, highlight=False)
     console.print(f"\nReport: {report}", highlight=False, soft_wrap=True)

@@ -58,16 +58,17 @@ def test_a_ratio_axis_holds_its_values_and_one(values: list[float]) -> None:
 
 
 def test_a_chart_draws_the_mean_over_seeds_in_percent_of_the_plot() -> None:
-    curves = {"ntp": [[(0.0, 0.0), (10.0, 0.4)], [(0.0, 0.0), (10.0, 0.8)]], "ra3": []}
+    curves = {"ntp": {3: [(0.0, 0.0), (10.0, 0.4)], 4: [(0.0, 0.0), (10.0, 0.8)]}, "ra3": {}}
     chart = line_chart(curves, ARMS, title="reward", x_title="steps", threshold=0.5)
     assert chart is not None
     assert [line.arm.name for line in chart.lines] == ["ntp"]
     assert chart.y_axis.high == pytest.approx(0.8)
     assert chart.lines[0].path == "M0.00,100.00 L100.00,25.00"
-    assert chart.lines[0].points[-1] == (100.0, 75.0, "60.0% at 10")
+    assert chart.lines[0].points[-1] == (100.0, 75.0, "60.0% (40.0, 80.0) at 10")
+    assert chart.lines[0].seeds == ((3, "M0.00,100.00 L100.00,50.00"), (4, "M0.00,100.00 L100.00,0.00"))
     assert chart.threshold is not None
     assert chart.threshold.position == pytest.approx(62.5)
 
 
 def test_a_chart_without_two_points_is_not_drawn() -> None:
-    assert line_chart({"ntp": [[(0.0, 0.1)]], "ra3": []}, ARMS, title="", x_title="") is None
+    assert line_chart({"ntp": {3: [(0.0, 0.1)]}, "ra3": {}}, ARMS, title="", x_title="") is None

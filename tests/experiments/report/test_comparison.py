@@ -9,8 +9,15 @@ import pytest
 from rich.console import Console
 
 from ra3gym.experiments.report.comparison import StudyResults
-from ra3gym.experiments.report.formats import format_count, format_effect, format_score, format_seconds
+from ra3gym.experiments.report.formats import (
+    format_arm_score,
+    format_count,
+    format_effect,
+    format_score,
+    format_seconds,
+)
 from ra3gym.experiments.report.results import UnitResult, load_results
+from ra3gym.experiments.report.statistics import PairedRatio
 from ra3gym.experiments.report.tables import final_table, paired_table
 from ra3gym.experiments.report.verdict import verdict
 from ra3gym.experiments.studies.arms import ARMS
@@ -65,29 +72,54 @@ def test_one_seed_gets_no_verdict_and_few_seeds_a_caution() -> None:
     assert one.headline == (
         "One seed, so no verdict: RA3 50.0%, Next-token prediction 20.0% pass@1 after mid-training."
     )
-    few = verdict(study({"ntp": [0.2, 0.3], "ra3": [0.5, 0.6]}))
-    assert "2 seeds" in few.lines[-1]
+    two = verdict(study({"ntp": [0.2, 0.3], "ra3": [0.5, 0.7]}))
+    assert two.lines == [
+        "Two seeds, so no verdict: RA3 60.0%, Next-token prediction 25.0% pass@1 after mid-training.",
+        "pass@1 after mid-training: 60.0% against 25.0% for Next-token prediction, +35.0 points "
+        "(the two seeds: +30.0, +40.0).",
+    ]
+    few = verdict(study({"ntp": [0.2, 0.3, 0.2], "ra3": [0.5, 0.6, 0.5]}))
+    assert "3 seeds" in few.lines[-1]
     assert few.lines[1] == (
-        "pass@1 after mid-training: 55.0% against 25.0% for Next-token prediction, +30.0 points "
-        "(95% interval +30.0 to +30.0; better in 2 of 2 seeds)."
+        "pass@1 after mid-training: 53.3% against 23.3% for Next-token prediction, +30.0 points "
+        "(95% interval +30.0 to +30.0; better in 3 of 3 seeds)."
     )
 
 
+def test_rivals_without_rlvr_are_compared_after_mid_training() -> None:
+    units = [UnitResult(seed, "ra3", {"pass@1": 0.5, "pass@1_after": 0.8}) for seed in range(5)]
+    units += [UnitResult(seed, "ntp", {"pass@1": 0.1 + 0.01 * seed}) for seed in range(5)]
+    answer = verdict(among_known_arms(units))
+    assert answer.headline == (
+        "RA3 is ahead of the strongest other arm, Next-token prediction: +38.0 points of pass@1 after mid-training."
+    )
+
+
+def test_two_groups_of_seeds_are_shown_instead_of_an_interval_of_their_mean() -> None:
+    scores = [0.013, 0.004, 0.0, 0.0, 0.005, 0.0, 0.261, 0.318, 0.0, 0.014]
+    bimodal = study({"latents": scores, "ra3": [0.6 + 0.01 * seed for seed in range(10)]})
+    assert format_arm_score(bimodal.score("latents", "pass@1"), "share") == ("6.2", "8× 0.4, 2× 28.9")
+    assert format_arm_score(bimodal.score("ra3", "pass@1"), "share") == ("64.5", "62.3–66.7")
+    assert format_arm_score(study({"ra3": [0.5, 0.7]}).score("ra3", "pass@1"), "share") == ("60.0", "50.0, 70.0")
+
+
 def test_results_without_a_rival_or_a_method_say_so() -> None:
-    assert "nothing to compare" in verdict(study({"ra3": [0.2], "oracle": [0.5]})).headline
+    assert "no other arm to be compared with" in verdict(study({"ra3": [0.2], "oracle": [0.5]})).headline
     assert "nothing to compare" in verdict(study({"ntp": [0.2], "pause": [0.5]})).headline
     assert study({"ntp": [0.2]}).comparisons("pass@1") == []
 
 
 def test_steps_are_compared_as_a_ratio_and_censored_runs_make_it_a_bound() -> None:
-    results = study({"ntp": [40.0, None], "ra3": [20.0, 50.0]}, "steps_to_threshold")
+    results = study({"ntp": [40.0, None, 40.0], "ra3": [20.0, 50.0, 20.0]}, "steps_to_threshold")
     comparison = results.compare("ra3", "ntp", "steps_to_threshold")
     assert comparison is not None
     assert format_effect(comparison)[0] == "≤ 0.50×"
     assert comparison.relation == "ahead"
+    assert isinstance(comparison.effect, PairedRatio)
+    assert comparison.effect.values == pytest.approx((0.5, 0.5, 0.5))
     score = results.score("ntp", "steps_to_threshold")
     assert score is not None
-    assert (score.estimate.mean, score.censored, score.never) == (70.0, 1, False)
+    assert (score.estimate.mean, score.censored, score.never) == (60.0, 1, False)
 
 
 def test_a_bound_on_the_wrong_side_claims_nothing() -> None:
@@ -114,16 +146,24 @@ def test_formats() -> None:
     assert [format_seconds(s) for s in (12, 600, 9_000)] == ["12 s", "10 min", "2.5 h"]
 
 
-@pytest.mark.parametrize("seeds", [(10,), (10, 11, 12), tuple(range(10))])
-def test_tables_fit_one_hundred_columns(make_run: Callable[..., RunFolder], seeds: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("seeds", [(10,), (10, 11), (10, 11, 12), tuple(range(10))])
+def test_tables_lose_columns_but_never_digits(
+    make_run: Callable[..., RunFolder], seeds: tuple[int, ...], width: int
+) -> None:
     results = among_known_arms(load_results(make_run(seeds)))
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(final_table(results))
-    console.print(paired_table(results))
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(final_table(results, width))
+    console.print(paired_table(results, width))
     text = console.export_text()
     assert "…" not in text
-    assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
-    assert "never" in text
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    for arm in results.arms:
+        after_mid_training = results.score(arm.name, "pass@1")
+        assert after_mid_training is not None
+        assert f" {100 * after_mid_training.estimate.mean:.1f}" in text
+    assert ("no room for: time" in text) == (width < 100)
+    assert "never" in text or width < 80
     for arm in results.arms:
         assert arm.name in text
 

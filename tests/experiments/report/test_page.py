@@ -69,7 +69,7 @@ def test_the_page_shows_every_part_of_a_study(make_run: MakeRun) -> None:
     assert path == run.path / "report.html"
     page = read(path)
     assert "RA3 is ahead of the strongest other arm, Pseudo-documentation" in page.text
-    assert "3 seeds these intervals are too narrow" in page.text
+    assert "3 seeds the intervals rest on" in page.text
     arms = {result.arm for result in load_results(run)}
     assert len(arms) == 9
     assert all(ARMS[arm].title in page.text for arm in arms)

@@ -23,7 +23,7 @@ from ra3gym.tasks.idioms import IdiomsDomain
 TRAINED = [arm for arm in ARMS if ARMS[arm].recipe is not None and ARMS[arm].e_step is None]
 EARLY = ["ra3-as-pseudo", "ra3-as-ntp-long"]
 WITH_LATENTS = ["latents", "ra3", "shuffled", "random", "ra3-shuffled", "oracle", *EARLY]
-WITH_PROMPTS = ["pseudo", "ra3", "ra3-shuffled", "oracle", *EARLY]
+WITH_PROMPTS = ["pseudo", "pseudo-pause", "ra3", "ra3-shuffled", "oracle", *EARLY]
 NUM_LATENTS = 32
 
 
@@ -105,7 +105,7 @@ def test_latents_stand_in_these_arms_alone(corpus: Corpus) -> None:
 def test_controls_keep_what_they_control_for(corpus: Corpus) -> None:
     lengths = {arm: [len(ids) for ids in corpus.documents(arm)] for arm in TRAINED}
     assert lengths["pause"] == lengths["random"] == lengths["shuffled"] == lengths["latents"] != lengths["ntp"]
-    assert lengths["ra3"] == lengths["ra3-shuffled"]
+    assert lengths["ra3"] == lengths["ra3-shuffled"] == lengths["pseudo-pause"]
     flat = {arm: [z for latents in corpus.latents(arm) for z in latents] for arm in WITH_LATENTS}
     for control in ("shuffled", "ra3-shuffled"):
         assert flat[control] != flat["latents"]
@@ -113,8 +113,10 @@ def test_controls_keep_what_they_control_for(corpus: Corpus) -> None:
     assert sorted(flat["random"]) != sorted(flat["latents"])
     assert set(flat["random"]) <= set(range(corpus.inferred.num_latents))
     pause = lm.pause_id(corpus.writer.tokenizer)
-    paused = [ids.count(pause) for ids in corpus.documents("pause")]
-    assert paused == [len(path.segment_latents) for path in corpus.inferred.paths]
+    for control in ("pause", "pseudo-pause"):
+        paused = [ids.count(pause) for ids in corpus.documents(control)]
+        assert paused == [len(path.segment_latents) for path in corpus.inferred.paths]
+    assert corpus.texts("pseudo-pause") == corpus.texts("pseudo")
 
 
 def test_documents_follow_the_generator(corpus: Corpus) -> None:
