@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -13,6 +12,7 @@ from ra3gym.abstractions.latents.annotations import Annotations
 from ra3gym.abstractions.latents.path import LatentPath
 from ra3gym.errors import ConfigError, DataError
 from ra3gym.lm import encode_prompt, latent_ids, pause_id
+from ra3gym.lm.rendering import ends_lines, render
 from ra3gym.tasks import ExpertTrace
 from ra3gym.tasks.answers import PAUSE_TOKEN
 
@@ -96,11 +96,12 @@ class Document:
 
 
 class DocumentWriter:
-    """Turns traces into documents; each distinct text is tokenized once."""
+    """Turns traces into documents; where line breaks are tokens of their own, each distinct line is tokenized once."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.latent_ids = latent_ids(tokenizer)
+        self._ends_lines = ends_lines(tokenizer)
         self._ids: dict[str, list[int]] = {}
         self._prompt_ids: dict[str, list[int]] = {}
 
@@ -138,58 +139,49 @@ class DocumentWriter:
     ) -> Document:
         """Return the document of one trace.
 
-        Lines are encoded one by one, which is exact where a line break always ends a token. Comment lines are text like
-        the program's own, so a program with comments is encoded as a whole, as the model will continue it.
+        Prompt and program are encoded as a whole, as the model reads them. A token that joins two parts belongs to the
+        part in which it begins.
 
         Args:
             trace: the trace.
             annotations: latents of the corpus; a document without latents when `None`.
             index: the place of the trace in the annotations.
             prompt: in place of the trace's own.
+
+        Raises:
+            DataError: the tokens do not decode to the text.
         """
         prompt = trace.prompt if prompt is None else prompt
         path = None if annotations is None else annotations.paths[index]
         marks = [""] * len(trace.steps) if annotations is None else annotations.marks(index, trace.steps)
         parts = [part for mark_and_step in zip(marks, trace.steps, strict=True) for part in mark_and_step]
-        prompt_ids = self._encode_prompt(prompt)
-        if annotations is not None and annotations.comments is not None:
-            ids, stops = self._encode_whole(parts)
-        else:
-            pieces = [self._encode(part) for part in parts]
-            ids = [token for piece in pieces for token in piece]
-            stops = list(accumulate(map(len, pieces)))
-        bounds = [len(prompt_ids) + stop for stop in (0, *stops)]
-        spans = list(pairwise(bounds))
+        ids, spans = self._encode(prompt, parts)
         switches = (False,) * len(trace.steps) if path is None else path.switches
         return Document(
             task_id=trace.task.task_id,
             prompt=prompt,
             text=prompt + "".join(parts),
             lines=trace.steps,
-            ids=(*prompt_ids, *ids, self.tokenizer.eos_token_id),
-            prompt_tokens=(0, len(prompt_ids)),
-            latent_tokens=tuple(span for span, switch in zip(spans[::2], switches, strict=True) if switch),
-            line_tokens=tuple(spans[1::2]),
+            ids=(*ids, self.tokenizer.eos_token_id),
+            prompt_tokens=spans[0],
+            latent_tokens=tuple(span for span, switch in zip(spans[1::2], switches, strict=True) if switch),
+            line_tokens=tuple(spans[2::2]),
             path=path,
             gains=None if annotations is None or annotations.gains is None else annotations.gains[index],
         )
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, prompt: str, parts: Sequence[str]) -> tuple[Sequence[int], Sequence[Span]]:
+        """Return the token ids of prompt and parts, and the spans of the prompt and of each part."""
+        if not self._ends_lines or not (prompt.endswith("\n") or not prompt):
+            rendered = render(self.tokenizer, [prompt, *parts])
+            return rendered.ids, rendered.spans
+        if prompt not in self._prompt_ids:
+            self._prompt_ids[prompt] = encode_prompt(self.tokenizer, prompt)
+        pieces = [self._prompt_ids[prompt], *map(self._encode_line, parts)]
+        stops = accumulate(map(len, pieces))
+        return [token for piece in pieces for token in piece], list(pairwise([0, *stops]))
+
+    def _encode_line(self, text: str) -> list[int]:
         if text not in self._ids:
             self._ids[text] = self.tokenizer.encode(text, add_special_tokens=False)
         return self._ids[text]
-
-    def _encode_prompt(self, text: str) -> list[int]:
-        """Return the token ids of a prompt, with the tokenizer's own begin tokens."""
-        if text not in self._prompt_ids:
-            self._prompt_ids[text] = encode_prompt(self.tokenizer, text)
-        return self._prompt_ids[text]
-
-    def _encode_whole(self, parts: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Return the token ids of all parts together, and for each part the number of tokens up to its end.
-
-        A token belongs to the part in which it begins.
-        """
-        encoded = self.tokenizer("".join(parts), add_special_tokens=False, return_offsets_mapping=True)
-        token_starts = [0, *(stop for _, stop in encoded["offset_mapping"][:-1])]
-        return list(encoded["input_ids"]), [bisect_left(token_starts, stop) for stop in accumulate(map(len, parts))]

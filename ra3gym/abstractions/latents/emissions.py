@@ -31,6 +31,7 @@ from ra3gym.abstractions.inference.problem import Float32Array, InferenceProblem
 from ra3gym.abstractions.inference.sticky_prior import StickyPrior
 from ra3gym.errors import ConfigError, DataError, ModelError
 from ra3gym.lm import LoadedModel, encode_prompt, latent_ids
+from ra3gym.lm.rendering import encode_part
 from ra3gym.tasks import ExpertTrace
 
 
@@ -115,7 +116,7 @@ def line_features(
     rows: list[Float32Array] = []
     with _evaluating(model):
         for trace in _nonempty(traces):
-            prompt = [_encode(tokenizer, line) for line in trace.prompt.splitlines(keepends=True)]
+            prompt = [encode_part(tokenizer, line) for line in trace.prompt.splitlines(keepends=True)]
             lines = prompt + _encode_lines(tokenizer, trace)
             bare = not begin and (not prompt or context_lines == 0)
             extra = len(empty) if bare else 0
@@ -234,7 +235,7 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def _encode_lines(tokenizer: Any, trace: ExpertTrace) -> list[list[int]]:
-    lines = [_encode(tokenizer, line) for line in trace.steps]
+    lines = [encode_part(tokenizer, line) for line in trace.steps]
     if not all(lines):
         raise DataError(f"trace {trace.task.task_id!r} has a line without tokens: drop empty steps")
     return lines

@@ -70,13 +70,14 @@ def test_spans_say_what_tokens_are(tokenizer: Any) -> None:
 
 def test_a_token_that_is_joined_belongs_to_the_part_it_begins_in(joining: Any) -> None:
     """Such a program is encoded as a whole; the spans still follow one another."""
-    document = DocumentWriter(joining).write(TRACES[0], COMMENTED, 0)
-    program = document.text.removeprefix(document.prompt)
-    assert program == "    # count up\n    n += 1\n    n += 1\n    return n\n"
-    assert list(document.ids[document.prompt_tokens[1] : -1]) == joining.encode(program, add_special_tokens=False)
-    _, latents, lines = pieces(joining, document)
-    assert latents == ["    # count up\n   ", ""]
-    assert lines == [" n += 1\n   ", " n += 1\n   ", " return n\n"]
+    for comments, latents in ((COMMENTED, [" # count up\n   ", ""]), (None, [])):
+        document = DocumentWriter(joining).write(TRACES[0], comments, 0)
+        assert list(document.ids[:-1]) == joining.encode(document.text, add_special_tokens=False)
+        assert pieces(joining, document) == (
+            "# up twice\ndef f(n):\n   ",
+            latents,
+            [" n += 1\n   ", " n += 1\n   ", " return n\n"],
+        )
 
 
 def test_spans_must_follow_one_another(tokenizer: Any) -> None:
