@@ -124,7 +124,7 @@ def grade_all(name: str, pool: Executor, programs: list[dict[str, Any]], seconds
 
 def serve(name: str) -> None:
     """Grade for the benchmark until its input ends."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # so that output of the peer does not mix with answers
     peer = PEERS[name]
     posed = json.loads(sys.stdin.readline())

@@ -66,7 +66,7 @@ class PeerSystem:
             [str(python or sys.executable), judge_peers.__file__, name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
         posed = {"programs": [program.for_peers() for program in programs], "seconds": seconds}
         self.about = self._ask(json.dumps(posed))

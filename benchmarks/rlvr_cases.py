@@ -250,7 +250,7 @@ def _memory_mb(device: str) -> dict[str, float | None]:
             "peak": torch.cuda.max_memory_allocated() / 2**20,
         }
     try:
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     except OSError:  # only Linux says
         return {"now": None, "peak": None}
     return {name: int(status[key].split()[0]) / 2**10 for name, key in (("now", "VmRSS"), ("peak", "VmHWM"))}
@@ -262,7 +262,7 @@ def _forget_peak(device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
         return
     with suppress(OSError):  # only Linux can; elsewhere no peak is reported
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def set_threads(threads: int) -> None:

@@ -4,9 +4,13 @@ Importing the package registers its environments with Gymnasium and imports noth
 `load_tasks` are imported when they are first used.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ra3gym.envs.registration import register_envs
+
+if TYPE_CHECKING:
+    from ra3gym.tasks import load_tasks
+    from ra3gym.verify import Judge
 
 __version__ = "0.1.0"
 __all__ = ["Judge", "__version__", "load_tasks", "register_envs"]

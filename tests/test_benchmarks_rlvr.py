@@ -125,7 +125,7 @@ def _run(output: Path, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, str(SCRIPT), "--quick", "--output", str(output), *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(output.read_text())
+    found: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     return found
 
 

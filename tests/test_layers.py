@@ -40,7 +40,7 @@ CARRIES_TORCH = {"torch", "transformers", "accelerate", "stable_baselines3", "sb
 def imported_names(path: Path, package: Path) -> Iterator[tuple[int, str]]:
     """Yield `(line number, absolute dotted name)` of everything the file imports, wherever in it."""
     inside = (package.name, *path.relative_to(package).with_suffix("").parts)[:-1]
-    for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

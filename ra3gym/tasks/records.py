@@ -15,6 +15,9 @@ T = TypeVar("T")
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 
+INPUT_ENCODING = "utf-8-sig"
+"""Of text files that users give: UTF-8, with or without the byte order mark that editors on Windows write."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -83,18 +86,22 @@ def read_records(path: Path) -> Iterator[Record]:
 def _json_lines(path: Path) -> Iterator[Record]:
     number = 0
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding=INPUT_ENCODING) as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     place = f"{path}, line {number}"
                     yield Record(place, _json_object(line, place))
-    except (OSError, EOFError, UnicodeDecodeError) as error:  # not gzip, cut off, or not text
+    except UnicodeDecodeError as error:
+        raise _not_utf8(f"{path}, after line {number}", error) from None
+    except (OSError, EOFError) as error:  # not gzip, or cut off
         raise DataError(f"{path}, after line {number}: cannot be read: {error}") from None
 
 
 def _json_list(path: Path) -> Iterator[Record]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding=INPUT_ENCODING))
+    except UnicodeDecodeError as error:
+        raise _not_utf8(str(path), error) from None
     except ValueError as error:
         raise DataError(f"{path}: not JSON: {error}") from None
     if not isinstance(rows, list):
@@ -118,6 +125,13 @@ def _parquet(path: Path) -> Iterator[Record]:
         for row in batch.to_pylist():
             yield Record(f"{path}, row {index}", row)
             index += 1
+
+
+def _not_utf8(place: str, error: UnicodeDecodeError) -> DataError:
+    return DataError(
+        f"{place}: cannot be read as UTF-8: {error}; save it as UTF-8 (`iconv -f UTF-16 -t UTF-8` converts what "
+        "PowerShell writes)"
+    )
 
 
 def _json_object(line: str, place: str) -> dict[str, Any]:

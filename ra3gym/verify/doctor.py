@@ -205,7 +205,7 @@ def check_container(root: Path = Path("/")) -> Check:
 def check_switch(name: str, bad: str, way_out: str, root: Path = Path("/proc/sys")) -> Check:
     """Check a kernel setting that forbids user namespaces to unprivileged users when its value is `bad`."""
     try:
-        value = root.joinpath(*name.split(".")).read_text().strip()
+        value = root.joinpath(*name.split(".")).read_text(encoding="utf-8").strip()
     except OSError:
         return Check(name, None, "this kernel has no such setting")
     return Check(name, value != bad, value, way_out if value == bad else "")
@@ -260,7 +260,13 @@ def _with_sandbox(program: str) -> tuple[bool, str]:
     command = [sys.executable, "-s", "-P", "-S", "-B", "-c", f"import sys; sys.path.insert(0, sys.argv[1]); {program}"]
     try:
         done = subprocess.run(
-            [*command, str(Path(__file__).parent)], env={}, capture_output=True, text=True, check=False, timeout=30.0
+            [*command, str(Path(__file__).parent)],
+            env={},
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=30.0,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return False, str(error)
@@ -293,7 +299,7 @@ def cgroup_limit(controller: str, files: Sequence[str], root: Path = Path("/")) 
     mounted = root / "sys/fs/cgroup"
     places = [mounted, mounted / controller]
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     for line in lines:
@@ -304,7 +310,7 @@ def cgroup_limit(controller: str, files: Sequence[str], root: Path = Path("/")) 
     limits = []
     for file in {place / name for place in places for name in files}:
         try:
-            text = file.read_text().strip()
+            text = file.read_text(encoding="utf-8").strip()
         except OSError:
             continue
         if text.isdecimal() and int(text) < 1 << 60:  # version 1 writes "no limit" as a huge number

@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def records(file: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_run_opens_as_it_was_created(run: RunFolder) -> None:

@@ -187,6 +187,16 @@ def test_one_module_of_a_package() -> None:
     assert (task.entry_point, task.source) == ("scaled", "doctest:samplepkg")
 
 
+@pytest.mark.usefixtures("sample_package")
+@pytest.mark.parametrize(
+    "source", [MORE.encode("utf-8-sig"), f"# -*- coding: latin-1 -*-\n# é\n{MORE}".encode("latin-1")]
+)
+def test_a_module_in_the_encoding_that_it_declares(tmp_path: Path, source: bytes) -> None:
+    (tmp_path / "samplepkg" / "more.py").write_bytes(source)
+    (task,) = load_tasks("doctest:samplepkg.more")
+    assert task.entry_point == "scaled"
+
+
 def test_the_standard_library() -> None:
     tasks = load_tasks("doctest:statistics")
     assert {task.license for task in tasks} == {"PSF-2.0"}

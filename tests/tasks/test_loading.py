@@ -39,7 +39,7 @@ def write(file: Path, *rows: object) -> Path:
     if file.suffix == ".gz":
         file.write_bytes(gzip.compress(text.encode()))
     else:
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
     return file
 
 
@@ -126,6 +126,21 @@ def test_files_whose_content_does_not_match_their_name(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text('{"a": 1}')
     with pytest.raises(DataError, match="must hold a list"):
         load_tasks(tmp_path / "t.json")
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz", "t.json"])
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path, name: str) -> None:
+    content = json.dumps([FUNCTION]) if name.endswith(".json") else json.dumps(FUNCTION) + "\n"
+    marked = content.encode("utf-8-sig")
+    (tmp_path / name).write_bytes(gzip.compress(marked) if name.endswith(".gz") else marked)
+    assert [task.entry_point for task in load_tasks(tmp_path / name)] == ["inc"]
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json"])
+def test_another_encoding_is_named_with_the_way_out(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(json.dumps([FUNCTION]).encode("utf-16"))  # what PowerShell writes
+    with pytest.raises(DataError, match=rf"{name}.*: cannot be read as UTF-8: .*; save it as UTF-8"):
+        load_tasks(tmp_path / name)
 
 
 def test_unknown_names_say_what_is_known(tmp_path: Path) -> None:

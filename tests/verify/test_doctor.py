@@ -128,7 +128,7 @@ def test_a_container_is_known_by_its_marks(tmp_path: Path) -> None:
 
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
 
 
 def test_the_lowest_limit_of_the_control_groups_counts_in_version_2(tmp_path: Path) -> None:

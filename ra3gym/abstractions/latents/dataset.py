@@ -32,7 +32,7 @@ from ra3gym.abstractions.latents.document import Document, Span
 from ra3gym.abstractions.latents.path import LatentPath
 from ra3gym.errors import ConfigError, DataError
 from ra3gym.files import replacing, write_atomic
-from ra3gym.tasks.records import Record, read_records
+from ra3gym.tasks.records import INPUT_ENCODING, Record, read_records
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -251,7 +251,7 @@ def _read_names(file: Path) -> tuple[Names, tuple[str, ...] | None] | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding=INPUT_ENCODING))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: not JSON: {error}; delete it to continue without names") from None
     if not isinstance(content, dict):

@@ -279,7 +279,7 @@ class _Kept:
         """Return what the finished iterations measured, in order."""
         history: list[EMIteration] = []
         while (file := self.checkpoint(len(history) + 1) / "metrics.json").is_file():
-            history.append(EMIteration(**json.loads(file.read_text())))
+            history.append(EMIteration(**json.loads(file.read_text(encoding="utf-8"))))
         return history
 
     def restore(self, iteration: int, stages: _Stages) -> Annotations | None:

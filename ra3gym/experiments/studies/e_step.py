@@ -160,7 +160,8 @@ def _environment_steps(agent: InferenceAgent, problem: InferenceProblem) -> int:
 def show_e_step_study(run: RunFolder, console: Console) -> None:
     """Print both tables of a run and write its `summary.json`."""
     config = typed_config(EStepStudyConfig, run.config, run.path / "config.json")
-    measured = [json.loads(file.read_text()) for file in sorted((run.path / "gaps").glob("*/*.json"))]
+    files = sorted((run.path / "gaps").glob("*/*.json"))
+    measured = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     summary = {"gaps": _gap_table(measured, (_UNIFORM, *config.agents), console)}
     if config.e_steps:
         summary["pass@1"] = _score_table(run, config, console)

@@ -6,6 +6,7 @@ import ast
 import builtins
 import symtable
 import sys
+import tokenize
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ class Package:
         if file is None:
             return None
         try:
-            module = Module(name, file.read_text(encoding="utf-8"), file.name == "__init__.py")
+            with tokenize.open(file) as source:  # in the encoding that the file declares, without a byte order mark
+                module = Module(name, source.read(), file.name == "__init__.py")
             _ = module.tree  # parses it
         except (SyntaxError, ValueError):  # a template, or a file for another version of Python
             return None

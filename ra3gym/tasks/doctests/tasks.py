@@ -178,7 +178,7 @@ def _run(cases: list[Case], hash_seed: int) -> list[bool]:
         [sys.executable, "-s", "-P", "-S", "-B", str(_CHECK)],
         input=json.dumps(cases),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         env={"PYTHONHASHSEED": str(hash_seed), "PYTHONUTF8": "1"},
         cwd="/",
         timeout=60 + len(cases) * (SECONDS + 1),

@@ -181,9 +181,9 @@ def test_a_finished_run_is_resumed_at_once_and_stays_as_it_is(finished: tuple[Pa
 def children(process: int) -> list[tuple[int, str]]:
     """`(process, command line)` of each child that is still there."""
     found = []
-    for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+    for child in Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").split():
         with suppress(FileNotFoundError, ProcessLookupError):  # it is gone already
-            found.append((int(child), Path(f"/proc/{child}/cmdline").read_text()))
+            found.append((int(child), Path(f"/proc/{child}/cmdline").read_text(encoding="utf-8")))
     return found
 
 

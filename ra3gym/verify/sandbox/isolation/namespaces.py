@@ -68,7 +68,7 @@ def _unshare() -> int | None:
     uid, gid = os.geteuid(), os.getegid()
     linux.unshare(_NAMESPACES | linux.CLONE_NEWUSER)
     for name, line in (("setgroups", "deny"), ("uid_map", f"{NOBODY} {uid} 1"), ("gid_map", f"{NOBODY} {gid} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
+        with open(f"/proc/self/{name}", "w", encoding="utf-8") as file:
             file.write(line)
     return None
 
@@ -76,7 +76,7 @@ def _unshare() -> int | None:
 def _mapped(number: int) -> bool:
     """Return whether the present user namespace has this user id and this group id."""
     for name in ("uid_map", "gid_map"):
-        with open(f"/proc/self/{name}") as file:
+        with open(f"/proc/self/{name}", encoding="utf-8") as file:
             ranges = [[int(part) for part in line.split()] for line in file]
         if not any(inside <= number < inside + count for inside, _, count in ranges):
             return False
@@ -91,7 +91,7 @@ def _wait_for(pid: int) -> NoReturn:
 def needed_paths(also_seen: Iterable[str] = ()) -> dict[str, str]:
     """Return the paths that Python needs and `also_seen`, each with its path without symbolic links."""
     paths = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), *_ALSO_SEEN, *also_seen}
-    with open("/proc/self/maps") as maps:
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         paths |= {match[1] for match in map(_SHARED_OBJECT.search, maps) if match}
     paths = {path for path in paths if os.path.isabs(path) and os.path.exists(path)}
     outermost = [path for path in sorted(paths) if not any(path.startswith(other + "/") for other in paths)]
