@@ -200,6 +200,13 @@ def test_a_data_folder_is_searched_by_the_usual_names(tmp_path: Path, monkeypatc
     assert [task.task_id for task in load_tasks("mbpp")] == ["Mbpp/11", "Mbpp/601", "Mbpp/3"]
     assert [task.task_id for task in load_tasks("mbpp", split="train")] == ["Mbpp/601"]
     assert [task.task_id for task in load_tasks("mbpp", split="prompt")] == ["Mbpp/3"]
+    for name in ("3", "Mbpp/3"):
+        write(tmp_path / "mbpp.jsonl", {**MBPP, "task_id": name})
+        assert len(load_tasks("mbpp", split="prompt")) == 1
+    write(tmp_path / "mbpp.jsonl", {**MBPP, "task_id": "three"})
+    with pytest.raises(DataError, match="field 'task_id': must be the problem's number, got 'three'"):
+        load_tasks("mbpp", split="prompt")
+    write(tmp_path / "mbpp.jsonl", MBPP)
     with pytest.raises(DataError, match="'mbpp' holds no tasks"):
         load_tasks("mbpp", split="validation")
     monkeypatch.setenv("RA3GYM_DATA", str(tmp_path / "none"))

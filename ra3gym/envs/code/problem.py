@@ -24,6 +24,7 @@ from ra3gym.lm.stream import end_ids, writable_mask
 from ra3gym.lm.tokenizer import decode_completion
 from ra3gym.tasks import CodeTask, load_tasks
 from ra3gym.tasks.answers import without_latents
+from ra3gym.tasks.ids import IdFinder
 from ra3gym.verify import Judge, Verdict
 from ra3gym.verify.grader import Graded, Grader
 
@@ -114,6 +115,7 @@ class CodeProblem:
         if not self.tasks:
             raise ConfigError(f"tasks={tasks!r} holds no task")
         self.index = {task.task_id: i for i, task in enumerate(self.tasks)}
+        self._ids = IdFinder(self.index)
         self._tasks_name = f"{tasks!r}, split {split!r}," if isinstance(tasks, str) else "the given sequence"
         self._judge_workers = min(2, num_programs) if config.judge_workers is None else config.judge_workers
         self._grader: Grader | None = None
@@ -144,11 +146,12 @@ class CodeProblem:
 
     def task_index(self, task_id: object) -> int:
         """Return the index of a task; `UnknownNameError` with close matches if there is none of that name."""
-        if task_id not in self.index:
+        found = self._ids.find(task_id)
+        if found is None:
             shown = get_close_matches(str(task_id), self.index, n=5) or self.task_ids[:5]
             hint = f"{self._tasks_name} holds {len(self.index)}; env.unwrapped.task_ids lists them all."
             raise UnknownNameError("task", task_id, shown, hint)
-        return self.index[str(task_id)]
+        return self.index[found]
 
     def pick(self, options: Mapping[str, Any], rng: np.random.Generator) -> int:
         """Return the index of the task that `reset(options=...)` asks for, or of a random one."""

@@ -20,6 +20,7 @@ from ra3gym.abstractions.latents.document import Document
 from ra3gym.errors import ConfigError, RunFolderError
 from ra3gym.experiments.report.inspection_page import ranges, write_page
 from ra3gym.experiments.report.latent_legend import LatentInfo, describe_latents
+from ra3gym.tasks.ids import IdFinder
 
 IN_TERMINAL = 3
 """Number of traces that the terminal shows."""
@@ -108,9 +109,10 @@ def select(
     """Return the traces of this task that use this latent; `ConfigError` when there are none."""
     chosen = list(traces)
     if task is not None:
-        chosen = [trace for trace in chosen if trace.task_id == task]
+        ids = dict.fromkeys(trace.task_id for trace in traces)
+        named = IdFinder(ids).find(task)
+        chosen = [trace for trace in chosen if trace.task_id == named]
         if not chosen:
-            ids = dict.fromkeys(trace.task_id for trace in traces)
             close = get_close_matches(task, ids, n=3) or list(ids)[:3]
             raise ConfigError(f"no trace of {file} is of task {task!r}; it has traces of {', '.join(close)}")
     if latent is not None:

@@ -35,6 +35,7 @@ from ra3gym.experiments.report.statistics import estimate_mean
 from ra3gym.files import replacing_text
 from ra3gym.plugins import import_plugins
 from ra3gym.tasks import CodeTask, load_tasks
+from ra3gym.tasks.ids import IdFinder
 from ra3gym.tasks.records import Record, read_records
 from ra3gym.verify import Graded, Grader, Judge, Verdict, pass_at_k
 
@@ -54,7 +55,8 @@ class JudgingConfig:
     Attributes:
         file: a .jsonl or .jsonl.gz file. A line is {"task_id", "completion"}, as in HumanEval, where the completion
             follows the task's prompt, or {"task_id", "solution"}, a whole program, as in EvalPlus. In a line with
-            both, the solution is graded.
+            both, the solution is graded. A number as task_id, or as a string, names the task of that number. Samples of
+            tasks that the set does not hold are left out, with a warning.
         tasks: the tasks that the completions solve: humaneval, humaneval+, mbpp, mbpp-sanitized, mbpp+, livecodebench,
             codeforces, acecode, idioms, doctest:PACKAGE, a file of your own (jsonl:FILE), or a set of a plug-in.
         split: one split of the tasks; by default the whole benchmark, and the evaluation split of idioms.
@@ -106,12 +108,14 @@ class Tally:
     Attributes:
         samples, passes: by task id.
         statuses: samples by status.
+        unknown: samples that are not graded, by their ids, which the set does not hold.
         isolations: the kinds of isolation under which programs ran.
     """
 
     samples: Counter[str] = field(default_factory=Counter)
     passes: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)
     isolations: set[str] = field(default_factory=set)
 
     def add(self, task: CodeTask, verdict: Verdict) -> None:
@@ -142,17 +146,19 @@ def judge_file(config: JudgingConfig, console: Console) -> Tally:
     limits = judge_limits(config.tasks, config.seconds, config.memory_mb)
     _check_files(config)
     tasks = tasks_by_id(load_tasks(config.tasks, split=config.split, path=config.path), config.tasks)
-    with console.status(f"checking {config.file.name}"):
-        total = sum(1 for _ in read_samples(config.file, tasks, config.tasks))
-    if total == 0:
-        raise DataError(f"{config.file} holds no samples: give one JSON object per line, with task_id and completion")
     tally = Tally()
+    with console.status(f"checking {config.file.name}"):
+        total = sum(1 for _ in read_samples(config.file, tasks, tally.unknown))
+    if total == 0 and not tally.unknown:
+        raise DataError(f"{config.file} holds no samples: give one JSON object per line, with task_id and completion")
+    if total == 0:
+        raise DataError(f"{config.file}: {_unknown(next(iter(tally.unknown)), tasks, config.tasks)}, nor any other")
     with (
         replacing_text(config.results) as results,
         Judge(workers=config.workers, limits=limits, isolation=config.isolation) as judge,
         GradingProgress(total, console) as progress,
     ):
-        samples = read_samples(config.file, tasks, config.tasks)
+        samples = read_samples(config.file, tasks)
         for record, task, verdict in graded(samples, Grader(judge), _BATCH_PER_WORKER * config.workers):
             fields = {
                 "passed": verdict.passed,
@@ -167,15 +173,28 @@ def judge_file(config: JudgingConfig, console: Console) -> Tally:
     return tally
 
 
-def read_samples(file: Path, tasks: Mapping[str, CodeTask], name: str) -> Iterator[Sample]:
-    """Yield the samples of a file; `DataError` names file, line and field of one that cannot be graded."""
+def read_samples(file: Path, tasks: Mapping[str, CodeTask], unknown: Counter[str] | None = None) -> Iterator[Sample]:
+    """Yield the samples of a file, without those of tasks that the set does not hold.
+
+    Args:
+        file: a .jsonl or .jsonl.gz file.
+        tasks: by id. A number names its task too, see `ra3gym.tasks.ids`.
+        unknown: counts the samples that are left out, by their ids.
+
+    Raises:
+        DataError: a sample cannot be graded; the message names file, line and field.
+    """
+    finder = IdFinder(tasks)
     for record in read_records(file):
-        task_id = record.text("task_id")
-        task = tasks.get(task_id)
-        if task is None:
-            close = get_close_matches(task_id, tasks, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"its ids are like {next(iter(tasks))!r}"
-            raise record.wrong("task_id", f"{name!r} has no task {task_id[:80]!r}; {hint}")
+        given = record.fields.get("task_id")
+        if isinstance(given, bool) or not isinstance(given, str | int | float):
+            _ = record.text("task_id")  # raises
+        task_id = finder.find(given)
+        if task_id is None:
+            if unknown is not None:
+                unknown[str(given)] += 1
+            continue
+        task = tasks[task_id]
         if "solution" in record:
             yield record, task, record.text("solution")
         elif "completion" in record:
@@ -275,6 +294,14 @@ def show_tally(tally: Tally, config: JudgingConfig, tasks: Mapping[str, CodeTask
             f"({fewest} has {tally.samples[fewest]})"
         )
     say("samples: " + ", ".join(f"{status} {number:,}" for status, number in tally.statuses.most_common()))
+    if tally.unknown:
+        count = tally.unknown.total()
+        say(
+            f"warning: {count:,} {'sample is' if count == 1 else 'samples are'} not graded and without a verdict: "
+            f"{_unknown(next(iter(tally.unknown)), tasks, config.tasks)}"
+            + (f"; unknown too: {', '.join(list(tally.unknown)[1:5])}" if len(tally.unknown) > 1 else "")
+            + (", ..." if len(tally.unknown) > 5 else "")
+        )
     without = [name for name in tasks if name not in tally.samples]
     if without:
         say(
@@ -286,6 +313,13 @@ def show_tally(tally: Tally, config: JudgingConfig, tasks: Mapping[str, CodeTask
     for isolation in sorted(tally.isolations - {"namespaces"}):
         say(f"programs ran with isolation={isolation!r}, which protects less than namespaces: see docs/judge.md")
     say(f"\nVerdicts: {config.results}")
+
+
+def _unknown(task_id: str, tasks: Mapping[str, CodeTask], name: str) -> str:
+    """Return what is wrong with an id that the set does not hold."""
+    close = get_close_matches(task_id, tasks, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"its ids are like {next(iter(tasks))!r}"
+    return f"{name!r} has no task {task_id[:80]!r} ({hint})"
 
 
 def _check_files(config: JudgingConfig) -> None:

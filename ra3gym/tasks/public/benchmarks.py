@@ -122,10 +122,10 @@ _MBPP_SPLITS = {"prompt": range(1, 11), "test": range(11, 511), "validation": ra
 
 
 def _in_mbpp_split(record: Record, split: str) -> bool:
-    number = record.fields.get("task_id")
-    if not isinstance(number, int):
-        raise record.wrong("task_id", f"must be the problem's number, got {number!r}")
-    return number in _MBPP_SPLITS[split]
+    number = str(record.fields.get("task_id")).removeprefix("Mbpp/")
+    if not number.isdecimal():
+        raise record.wrong("task_id", f"must be the problem's number, got {record.fields.get('task_id')!r}")
+    return int(number) in _MBPP_SPLITS[split]
 
 
 _MBPP = Benchmark(

@@ -73,9 +73,7 @@ def test_verdicts_come_in_order_beside_the_fields_of_the_file(folder: Path) -> N
 
     tasks = tasks_by_id(load_tasks(folder / "small.jsonl"), "small")
     with Judge(workers=1) as direct:
-        verdicts = direct.grade(
-            [(task, program) for _, task, program in read_samples(folder / "samples.jsonl", tasks, "small")]
-        )
+        verdicts = direct.grade([(task, program) for _, task, program in read_samples(folder / "samples.jsonl", tasks)])
     assert [[result[name] for name in told] for result in results] == [
         [verdict.passed, verdict.status, verdict.message, verdict.score] for verdict in verdicts
     ]
@@ -136,13 +134,14 @@ GOOD = json.dumps(sample(0))
         (f"{GOOD}\n{{", ("bad.jsonl, line 2", "not JSON")),
         (f"{GOOD}\n[1]\n", ("bad.jsonl, line 2", "must be a JSON object, got list")),
         (f'{GOOD}\n\n{{"completion": ""}}\n', ("bad.jsonl, line 3", "'task_id' is missing")),
-        ('{"task_id": 3, "completion": ""}', ("line 1", "'task_id': must be a string, got int")),
+        ('{"task_id": [3], "completion": ""}', ("line 1", "'task_id': must be a string, got list")),
+        ('{"task_id": true, "completion": ""}', ("line 1", "'task_id': must be a string, got bool")),
         ('{"task_id": "small/0"}', ("line 1", "'completion'", "'solution'")),
         ('{"task_id": "small/0", "completion": null}', ("line 1", "'completion'")),
         ('{"task_id": "small/0", "completion": ["x"]}', ("line 1", "'completion': must be a string, got list")),
         ('{"task_id": "small/0", "solution": 1}', ("line 1", "'solution': must be a string, got int")),
-        ('{"task_id": "smal/2", "completion": ""}', ("line 1", "no task 'smal/2'", "did you mean 'small/2'?")),
-        ('{"task_id": "", "completion": ""}', ("line 1", "no task ''", "its ids are like 'small/0'")),
+        ('{"task_id": "smal/2", "completion": ""}', ("bad.jsonl", "no task 'smal/2'", "did you mean 'small/2'?")),
+        ('{"task_id": "", "completion": ""}', ("bad.jsonl", "no task ''", "its ids are like 'small/0'")),
         ("", ("bad.jsonl holds no samples",)),
         (b"\xff\xfe", ("bad.jsonl", "cannot be read")),
     ],
@@ -187,6 +186,27 @@ def assert_one_line(done: subprocess.CompletedProcess[str], named: Sequence[str]
         assert part in done.stderr
 
 
+def test_samples_of_unknown_tasks_are_left_out_with_a_warning(folder: Path) -> None:
+    write_jsonl(folder / "samples.jsonl", [sample(0), sample(7), sample(7), sample(1, WRONG), sample(8)])
+    done = judge(folder, "samples.jsonl", "--k", "1")
+    assert done.returncode == 0, done.stderr
+    assert [line["task_id"] for line in read_jsonl(folder / "samples_results.jsonl")] == ["small/0", "small/1"]
+    assert "warning: 3 samples are not graded and without a verdict: 'small.jsonl' has no task 'small/7'" in done.stdout
+    assert "unknown too: small/8" in done.stdout
+    assert "2 samples of 2 tasks" in done.stdout
+
+
+@pytest.mark.parametrize("given", [1, "1", "own/1", 1.0])
+@pytest.mark.parametrize("of_task", [1, "1", "own/1"])
+def test_a_task_goes_by_its_number(folder: Path, of_task: Any, given: Any) -> None:
+    task = {"task_id": of_task, "prompt": "def inc(x):\n", "entry_point": "inc", "inputs": [[1]], "outputs": [2]}
+    write_jsonl(folder / "own.jsonl", [task])
+    write_jsonl(folder / "samples.jsonl", [{"task_id": given, "completion": "    return x + 1\n"}])
+    tasks = tasks_by_id(load_tasks(folder / "own.jsonl"), "own")
+    ((_, found, _),) = read_samples(folder / "samples.jsonl", tasks)
+    assert [found] == list(tasks.values())
+
+
 def test_interrupted_it_leaves_nothing_behind(folder: Path) -> None:
     write_jsonl(folder / "samples.jsonl", [sample(0, f"    while True: pass  # {n}\n") for n in range(2000)])
     running = subprocess.Popen(command("samples.jsonl", "--seconds", 0.3), cwd=folder, stderr=subprocess.PIPE)
@@ -205,7 +225,7 @@ def test_few_samples_are_read_ahead_of_those_graded(folder: Path) -> None:
 
     def counted() -> Iterator[Sample]:
         nonlocal read
-        for one in read_samples(folder / "samples.jsonl", tasks, "small"):
+        for one in read_samples(folder / "samples.jsonl", tasks):
             read += 1
             yield one
 
