@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ra3gym.lm.model import LoadedModel
+from ra3gym.lm.rendering import ForcedText, completion_text, cut_prompt
 from ra3gym.lm.sampling import generate
 from ra3gym.lm.stream import end_ids
-from ra3gym.lm.tokenizer import decode_completion, encode_prompt
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,9 @@ class Completions:
     """G completions of each of P prompts; row r belongs to prompt `r // G`.
 
     Attributes:
-        ids: token ids, end token included where there is one.
-        texts: the same as text, with latents and other special tokens but without the end token.
+        ids: token ids, end token included where there is one. Where a prompt was cut back to the last place that ends
+            a token whatever follows (`ra3gym.lm.rendering`), they begin with its end.
+        texts: what follows the prompt, with latents and other special tokens but without the end token.
     """
 
     ids: tuple[list[int], ...]
@@ -44,10 +45,10 @@ def complete(
         ModelError: there is no end token.
     """
     ends = end_ids(LoadedModel(model, tokenizer))
-    prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    cut = [cut_prompt(tokenizer, prompt) for prompt in prompts]
     samples = generate(
         model,
-        prompt_ids,
+        [prompt.ids for prompt in cut],
         group_size=group_size,
         max_new_tokens=max_new_tokens,
         eos_id=ends,
@@ -55,8 +56,9 @@ def complete(
         generator=generator,
         temperature=temperature or 1.0,
         greedy=temperature == 0,
+        forced=ForcedText.of(tokenizer, cut),
     )
     ids = samples.completions()
     written = [row[:-1] if row and row[-1] in ends else row for row in ids]
-    texts = (decode_completion(tokenizer, prompt_ids[r // group_size], row) for r, row in enumerate(written))
+    texts = (completion_text(tokenizer, cut[r // group_size], row) for r, row in enumerate(written))
     return Completions(tuple(ids), tuple(texts))

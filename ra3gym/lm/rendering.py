@@ -259,6 +259,23 @@ def completion_text(tokenizer: Any, prompt: Prompt, ids: Sequence[int]) -> str:
 
 
 @dataclass(frozen=True)
+class FirstChoice:
+    """Where a completion's decisions begin.
+
+    Attributes:
+        column: the first token that is a decision; those before it belong to the prompt.
+        allowed_V: bool, the tokens that it is chosen from; all that may be sampled when `None`.
+    """
+
+    column: int = 0
+    allowed_V: Tensor | None = None
+
+
+UNFORCED = FirstChoice()
+"""Of a completion whose prompt forces nothing."""
+
+
+@dataclass(frozen=True)
 class ForcedText:
     """The texts that the completions of P prompts must begin with.
 
@@ -279,22 +296,28 @@ class ForcedText:
         texts = tuple(prompt.forced for prompt in prompts)
         return cls(texts, token_texts(tokenizer)) if any(texts) else None
 
-    def split(self, prompt: int, completion: Sequence[int]) -> tuple[int, str]:
-        """Return how many tokens of a completion belong to the prompt, and what the next token had to agree with."""
+    def first_choice(self, prompt: int, completion: Sequence[int], vocab_size: int) -> FirstChoice:
+        """Return the first decision of a completion of this prompt."""
         rest = self.texts[prompt]
-        for count, token in enumerate(completion):
+        if not rest:
+            return UNFORCED
+        for column, token in enumerate(completion):
             after = self.vocabulary.rest(rest, token)
             if not after:
-                return count, rest
+                return FirstChoice(column, self.vocabulary.compatible_V(rest, vocab_size))
             rest = after
-        return len(completion), rest
+        return FirstChoice(len(completion))
+
+    def rows(self, group_size: int) -> ForcedRows:
+        """Return what the rows of a batch have to write, `group_size` for each prompt."""
+        return ForcedRows(self.vocabulary, [text for text in self.texts for _ in range(group_size)])
 
 
 class ForcedRows:
     """The forced text that is still to be written in each of R rows."""
 
-    def __init__(self, forced: ForcedText, rests: Sequence[str]) -> None:
-        self._vocabulary = forced.vocabulary
+    def __init__(self, vocabulary: TokenTexts, rests: Sequence[str]) -> None:
+        self._vocabulary = vocabulary
         self.rests = list(rests)
 
     @property
@@ -303,12 +326,12 @@ class ForcedRows:
         return any(self.rests)
 
     def allowed_BV(self, rows: Sequence[int], allowed_V: Tensor) -> Tensor:
-        """Return the tokens that these rows may continue with, bool, of those in `allowed_V`, on its device.
+        """Return the tokens that these rows may continue with: bool, of those in `allowed_V`, on its device.
 
         Raises:
             ConfigError: none of them agrees with a row's forced text.
         """
-        allowed_BV = allowed_V.expand(len(rows), -1).clone()
+        allowed_BV = allowed_V.repeat(len(rows), 1)
         for b, row in enumerate(rows):
             if self.rests[row]:
                 allowed_BV[b] &= self._vocabulary.compatible_V(self.rests[row], len(allowed_V)).to(allowed_V.device)

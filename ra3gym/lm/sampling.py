@@ -17,6 +17,7 @@ from ra3gym.errors import ConfigError
 from ra3gym.lm.fast.llama_decoder import LlamaDecoder
 from ra3gym.lm.fast.llama_graph import GraphedLlamaDecoder, wants_graphs
 from ra3gym.lm.fast.llama_layers import supports
+from ra3gym.lm.rendering import ForcedRows, ForcedText
 from ra3gym.lm.stopping import StopRule
 
 _SHRINK_AT = {"cpu": 0.8}
@@ -41,7 +42,7 @@ class Samples:
         prompt_ids: the P prompts.
         tokens_RT: int64; the padding id after the end. T is the length of the longest completion.
         logp_RT: float32, nats; log-probability under the distribution that was sampled from (after temperature and
-            allowed tokens).
+            allowed tokens); 0 at tokens that leave forced text unwritten, which belong to the prompt.
         mask_RT: bool, true at real tokens, the end token included.
         finished_R: bool, true where an end token or the stop rule ended the row, false where `max_new_tokens` did.
     """
@@ -93,6 +94,7 @@ def generate(
     allowed_mask_V: Tensor | None = None,
     greedy: bool = False,
     stop: StopRule | None = None,
+    forced: ForcedText | None = None,
 ) -> Samples:
     """Sample `group_size` completions of each prompt.
 
@@ -115,6 +117,8 @@ def generate(
         greedy: take the likeliest token instead; `logp_RT` is still that of the sampling distribution.
         stop: ends rows because of their content. The token after which it does so is the last of its row, as an end
             token is.
+        forced: the texts that completions must begin with, where prompts were cut back
+            (`ra3gym.lm.rendering.cut_prompt`): first tokens are sampled from those that agree with them.
 
     Raises:
         ConfigError: an empty prompt, a value out of range, or more tokens than the model has positions.
@@ -140,13 +144,18 @@ def generate(
         stopper = None if stop is None else _Stopper(stop, num_rows, decoder.logits_BV)
         rows = torch.arange(num_rows, device=device)
         active_B = torch.ones_like(rows, dtype=torch.bool)
+        forcing = None if forced is None else forced.rows(group_size)
         length = 0
         for length in range(1, max_new_tokens + 1):
             t = length - 1
-            prob_BV = distribution(decoder.logits_BV, temperature, banned_V)
+            banned = banned_V if forcing is None else _banned_by(forcing, rows, banned_V, decoder.logits_BV)
+            prob_BV = distribution(decoder.logits_BV, temperature, banned)
             token_B = prob_BV.argmax(-1) if greedy else inverse_cdf(prob_BV, uniform_RT[rows, t])
             tokens_RT[rows, t] = torch.where(active_B, token_B, pad_id)
-            logp_RT[rows, t] = prob_BV.gather(1, token_B[:, None])[:, 0].log().masked_fill(~active_B, 0.0)
+            counts_B = active_B if forcing is None else active_B & ~_leaves_forced(forcing, rows, token_B)
+            logp_RT[rows, t] = prob_BV.gather(1, token_B[:, None])[:, 0].log().masked_fill(~counts_B, 0.0)
+            if forcing is not None and not forcing.waits:
+                forcing = None
             length_R[rows] += active_B
             ended_B = is_end_V[token_B] if stopper is None else is_end_V[token_B] | stopper(rows, token_B, active_B)
             ended_B &= active_B
@@ -223,6 +232,18 @@ def _banned_tokens(allowed_mask_V: Tensor, logits_BV: Tensor) -> Tensor:
     if not bool(allowed_mask_V.any()):
         raise ConfigError("allowed_mask_V allows no token")
     return ~allowed_mask_V.to(logits_BV.device)
+
+
+def _banned_by(forcing: ForcedRows, rows: Tensor, banned_V: Tensor | None, logits_BV: Tensor) -> Tensor:
+    """Return `banned_BV`, bool: tokens that do not agree with the forced text of each row, and those of `banned_V`."""
+    everything_V = torch.ones(logits_BV.shape[1], dtype=torch.bool, device=logits_BV.device)
+    return ~forcing.allowed_BV(rows.tolist(), everything_V if banned_V is None else ~banned_V)
+
+
+def _leaves_forced(forcing: ForcedRows, rows: Tensor, token_B: Tensor) -> Tensor:
+    """Note the newest token of each row; return bool, true where forced text is still to be written."""
+    leaves = [forcing.write(row, token) for row, token in zip(rows.tolist(), token_B.tolist(), strict=True)]
+    return torch.tensor(leaves, device=token_B.device)
 
 
 def distribution(logits_BV: Tensor, temperature: float, banned_V: Tensor | None) -> Tensor:

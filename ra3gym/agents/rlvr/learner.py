@@ -128,7 +128,7 @@ class Learner:
     def _prepare(self, rollouts: Rollouts) -> _Fixed:
         """Score the rows with the policy before its updates, and compute advantages over the batches of all ranks."""
         algorithm, device = self._algorithm, self._accelerator.device
-        marks = self._scope.mark(rollouts.completions)
+        marks = self._marks(rollouts)
         sampled_logp_RT = rollouts.logp_RT[:, : marks.acts_RT.shape[1]]
         single = algorithm.updates_per_batch * algorithm.minibatches == 1
         old_logp_RT = None if single else sampled_logp_RT
@@ -172,6 +172,14 @@ class Learner:
             return_RT=None if all_return_RT is None else of_this_rank(all_return_RT),
             all_decisions_R=whole.acts_RT.sum(1),
         )
+
+    def _marks(self, rollouts: Rollouts) -> Marks:
+        """Return the decisions of the rows: not the tokens that write text which a prompt forces."""
+        marks = self._scope.mark(rollouts.completions)
+        for row, choice in enumerate(rollouts.first_choices):
+            for of_row_RT in (marks.acts_RT, marks.weight_RT, marks.duration_RT):
+                of_row_RT[row, : choice.column] = 0
+        return marks
 
     def _gathered(self, local: RolloutBatch) -> RolloutBatch:
         """Return the batch of all ranks, in the order of the ranks."""
@@ -319,6 +327,7 @@ class Learner:
             temperature=self._config.temperature,
             allowed_mask_V=self._allowed_mask_V,
             entropy=bool(self._algorithm.entropy_coefficient) and torch.is_grad_enabled(),
+            first_choices=[rollouts.first_choices[row] for row in rows] if rollouts.first_choices else (),
         )
 
     def _micro_batches(self, rollouts: Rollouts, rows: Sequence[int]) -> Iterator[list[int]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ra3gym.errors import ConfigError
 from ra3gym.lm import group_scores, latent_ids
+from ra3gym.lm.rendering import FirstChoice
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class ScoreRequest:
         temperature: of the distribution that the tokens are scored under.
         allowed_mask_V: bool, the tokens that this distribution is over; all when `None`.
         entropy: also return the distribution's entropy at each token.
+        first_choices: for each row, its first decision; none where no prompt forces text.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -33,6 +35,7 @@ class ScoreRequest:
     temperature: float
     allowed_mask_V: Tensor | None = None
     entropy: bool = False
+    first_choices: Sequence[FirstChoice] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Policy(nn.Module):
                 allowed_mask_V=request.allowed_mask_V,
                 entropy=request.entropy,
                 hidden=self.value_head is not None,
+                first_choices=request.first_choices,
             )
         value_RT = None
         if self.value_head is not None:

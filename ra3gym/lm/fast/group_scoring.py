@@ -19,6 +19,7 @@ from ra3gym.errors import ConfigError
 from ra3gym.lm.fast.cpu_attention import plain_attention
 from ra3gym.lm.fast.linear_scores import linear_scores, log_softmax
 from ra3gym.lm.loss import LINEAR_HEAD
+from ra3gym.lm.rendering import FirstChoice
 
 _MAX_PASSES = 4
 _PASS_TOKENS = 128
@@ -53,6 +54,7 @@ def group_scores(
     allowed_mask_V: Tensor | None = None,
     entropy: bool = False,
     hidden: bool = False,
+    first_choices: Sequence[FirstChoice] = (),
 ) -> CompletionScores:
     """Score completions given their prompts, with gradient where gradients are enabled.
 
@@ -74,6 +76,8 @@ def group_scores(
             log-probability of other tokens is minus infinity.
         entropy: whether to return the entropy of each token's distribution.
         hidden: whether to return the state before each token, for a value head.
+        first_choices: for each completion, its first decision, where prompts force text (`ra3gym.lm.rendering`): it is
+            scored among the tokens that it was chosen from.
 
     Raises:
         ConfigError: an empty prompt, not one prompt per completion, or a mask of the wrong type or size.
@@ -89,6 +93,17 @@ def group_scores(
     mask_RT = torch.arange(num_columns, device=device) < length_R1
     target_C = ids_RT.to(device)[row_C, column_C]
     logp_C, entropy_C = states.scores(output_C, target_C, temperature, allowed_mask_V, entropy)
+    if any(choice.allowed_V is not None for choice in first_choices):
+        columns = [-1 if choice.allowed_V is None else choice.column for choice in first_choices]
+        at = (column_C == torch.tensor(columns, device=device)[row_C]).nonzero()[:, 0]
+        masks = [first_choices[row].allowed_V for row in row_C[at].tolist()]
+        allowed_BV = torch.stack([mask_V for mask_V in masks if mask_V is not None]).to(device)
+        first_B, first_entropy_B = states.choice_scores(
+            output_C[at], target_C[at], temperature, allowed_mask_V, allowed_BV, entropy
+        )
+        logp_C = logp_C.index_put((at,), first_B.to(logp_C.dtype))
+        if entropy_C is not None and first_entropy_B is not None:
+            entropy_C = entropy_C.index_put((at,), first_entropy_B.to(entropy_C.dtype))
 
     def as_rows(x: Tensor) -> Tensor:
         empty = x.new_zeros((*mask_RT.shape, *x.shape[1:]))
@@ -188,13 +203,35 @@ class _States:
         if self._head is not None:
             options: dict[str, Any] = {"temperature": temperature, "banned_V": banned_V, "entropy": entropy}
             return linear_scores(output_C, self._head.weight, self._head.bias, target_C, **options)
-        logp_CV = log_softmax(output_C, temperature, banned_V)
-        logp_C = logp_CV.gather(1, target_C[:, None])[:, 0]
-        if not entropy:
-            return logp_C, None
-        # Replace the logarithm of banned tokens: the gradient of the product would be 0 times infinity.
-        log_or_zero_CV = logp_CV if banned_V is None else logp_CV.masked_fill(banned_V, 0.0)
-        return logp_C, -(logp_CV.exp() * log_or_zero_CV).sum(-1)
+        return _scores_of_logits(output_C, target_C, temperature, banned_V, entropy)
+
+    def choice_scores(
+        self,
+        output_B: Tensor,
+        target_B: Tensor,
+        temperature: float,
+        allowed_mask_V: Tensor | None,
+        allowed_BV: Tensor,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the same for tokens that were chosen from `allowed_BV`, each from its own."""
+        banned_BV = ~allowed_BV
+        if allowed_mask_V is not None:
+            banned_BV = banned_BV | _banned(allowed_mask_V, allowed_BV.shape[1], self.device)
+        return _scores_of_logits(self.logits(output_B), target_B, temperature, banned_BV, entropy)
+
+
+def _scores_of_logits(
+    logits_CV: Tensor, target_C: Tensor, temperature: float, banned: Tensor | None, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return log-probabilities, and entropies if wanted, both `(C,)`; `banned` is bool, `(V,)` or `(C, V)`."""
+    logp_CV = log_softmax(logits_CV, temperature, banned)
+    logp_C = logp_CV.gather(1, target_C[:, None])[:, 0]
+    if not entropy:
+        return logp_C, None
+    # Replace the logarithm of banned tokens: the gradient of the product would be 0 times infinity.
+    log_or_zero_CV = logp_CV if banned is None else logp_CV.masked_fill(banned, 0.0)
+    return logp_C, -(logp_CV.exp() * log_or_zero_CV).sum(-1)
 
 
 Part = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -19,6 +19,7 @@ from ra3gym.agents.rlvr.policy import Policy
 from ra3gym.agents.rlvr.rollouts.rollouts import Rollouts, RolloutSettings, TaskOrder, roll_out
 from ra3gym.agents.rlvr.rollouts.sampler import ModelSampler
 from ra3gym.lm import LoadedModel
+from ra3gym.lm.rendering import cut_prompt
 from ra3gym.tasks import CodeTask, FunctionTests
 from ra3gym.verify import Grader, Judge, Limits
 
@@ -118,7 +119,7 @@ def judged(model: Any, tokenizer: Any, tasks: list[CodeTask], judge: Judge, rows
     sampler = ModelSampler()
     sampler.update(model)
     settings = RolloutSettings(group_size=32, max_new_tokens=12, temperature=1.0, rows_per_sample=rows_per_sample)
-    prompts = [lm.encode_prompt(tokenizer, task.prompt) for task in tasks]
+    prompts = [cut_prompt(tokenizer, task.prompt) for task in tasks]
     loaded = lm.LoadedModel(model, tokenizer)
     return roll_out(sampler, loaded, tasks, prompts, range(len(tasks)), Grader(judge), settings)
 

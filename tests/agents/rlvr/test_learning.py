@@ -28,6 +28,7 @@ from ra3gym.agents.rlvr import (
 )
 from ra3gym.agents.rlvr.rollouts.rollouts import RolloutSettings, roll_out, stream_seed
 from ra3gym.lm import LoadedModel
+from ra3gym.lm.rendering import cut_prompt
 from ra3gym.tasks import CodeTask, load_tasks
 from ra3gym.verify import Grader, Judge, Limits
 
@@ -61,7 +62,7 @@ def pass_rates(loaded: LoadedModel, tasks: list[CodeTask], judge: Judge, samples
     sampler = ModelSampler()
     sampler.update(loaded.model)
     seeds = [stream_seed(stream, index) for index in range(len(tasks))]
-    prompts = [lm.encode_prompt(loaded.tokenizer, task.prompt) for task in tasks]
+    prompts = [cut_prompt(loaded.tokenizer, task.prompt) for task in tasks]
     programs = roll_out(sampler, loaded, tasks, prompts, seeds, Grader(judge), settings)
     rates: list[float] = programs.passed_R.view(len(tasks), samples).float().mean(1).tolist()
     return rates

@@ -14,7 +14,8 @@ from ra3gym.agents.rlvr.config import RLVRConfig
 from ra3gym.agents.rlvr.rollouts.rewards import Reward
 from ra3gym.agents.rlvr.rollouts.rollouts import Rollouts, RolloutSettings, TaskOrder, roll_out, stream_seed
 from ra3gym.agents.rlvr.rollouts.sampler import Sampler
-from ra3gym.lm import LoadedModel, encode_prompt
+from ra3gym.lm import LoadedModel
+from ra3gym.lm.rendering import Prompt, cut_prompt
 from ra3gym.tasks import CodeTask
 
 
@@ -66,7 +67,7 @@ class Collector:
         self._tasks, self._sampler, self._reward, self._loaded = tasks, sampler, reward, loaded
         self._settings, self._algorithm, self._config, self._seed = settings, algorithm, config, seed
         self._order = TaskOrder(len(tasks), seed)
-        self._prompts: dict[int, list[int]] = {}
+        self._prompts: dict[int, Prompt] = {}
         count = config.tasks_per_step // num_ranks
         self._places = range(count * rank, count * (rank + 1))
 
@@ -105,8 +106,8 @@ class Collector:
         )
         return replace(rollouts, reward_R=rollouts.reward_R + punishment_R)
 
-    def _prompt(self, index: int) -> list[int]:
-        """Return a task's prompt as token ids, encoded once per run."""
+    def _prompt(self, index: int) -> Prompt:
+        """Return a task's prompt as tokens, encoded once per run."""
         if index not in self._prompts:
-            self._prompts[index] = encode_prompt(self._loaded.tokenizer, self._tasks[index].prompt)
+            self._prompts[index] = cut_prompt(self._loaded.tokenizer, self._tasks[index].prompt)
         return self._prompts[index]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from ra3gym.lm.tokenizer import decode_completion
+from ra3gym.lm.rendering import Prompt, completion_text
 from ra3gym.tasks import CodeTask, StdioTests
 from ra3gym.tasks.answers import cut_completion, strip_latents, top_level_statements
 
@@ -53,14 +53,13 @@ class FunctionEnd:
     Args:
         tokenizer: the model's.
         tasks: of the batch, in its order.
-        prompts: their token ids.
+        prompts: theirs.
         group_size: rows of each task.
     """
 
-    def __init__(
-        self, tokenizer: Any, tasks: Sequence[CodeTask], prompts: Sequence[Sequence[int]], group_size: int
-    ) -> None:
-        self._tokenizer, self._tasks, self._prompts, self._group_size = tokenizer, tasks, prompts, group_size
+    def __init__(self, tokenizer: Any, tasks: Sequence[CodeTask], prompts: Sequence[Prompt], group_size: int) -> None:
+        self._tokenizer, self._tasks, self._group_size = tokenizer, tasks, group_size
+        self._prompt_ends = [Prompt(prompt.ids[-4:], prompt.forced) for prompt in prompts]
         self._pieces = _pieces(tokenizer, len(tokenizer))
         self.watched_ids = _watched(tokenizer, len(tokenizer))
         """Tokens that may begin a statement at column 0, or end the name of what it defines."""
@@ -73,7 +72,7 @@ class FunctionEnd:
             return False
         if not self._may_decide(task, completion):
             return False
-        text = decode_completion(self._tokenizer, self._prompts[group][-4:], completion)
+        text = completion_text(self._tokenizer, self._prompt_ends[group], completion)
         return function_ended(task, strip_latents(text).rstrip(_UNFINISHED))
 
     def _may_decide(self, task: CodeTask, completion: Sequence[int]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from ra3gym.agents.rlvr.rollouts.rewards import Reward
 from ra3gym.agents.rlvr.rollouts.sampler import Sampler
 from ra3gym.errors import DataError
 from ra3gym.lm import LoadedModel, Samples
+from ra3gym.lm.rendering import UNFORCED, FirstChoice, ForcedText, Prompt, completion_text
 from ra3gym.lm.stopping import StopRule
 from ra3gym.lm.stream import end_ids
-from ra3gym.lm.tokenizer import decode_completion
 from ra3gym.tasks import CodeTask
 from ra3gym.verify import Graded
 
@@ -43,6 +43,8 @@ class Rollouts:
         reward_R: float32.
         passed_R: bool.
         finished_R: bool; false when `max_new_tokens` cut the completion off.
+        first_choices: for each row, its first decision: tokens before it write text that the prompt forces
+            (`ra3gym.lm.rendering`), and belong to the prompt. Empty where no prompt forces text.
     """
 
     tasks: tuple[CodeTask, ...]
@@ -54,6 +56,7 @@ class Rollouts:
     reward_R: Tensor
     passed_R: Tensor
     finished_R: Tensor
+    first_choices: list[FirstChoice] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -83,6 +86,7 @@ class Rollouts:
             self.reward_R[rows],
             self.passed_R[rows],
             self.finished_R[rows],
+            [self.first_choices[row] for row in rows] if self.first_choices else [],
         )
 
     @classmethod
@@ -102,7 +106,14 @@ class Rollouts:
             torch.cat([part.reward_R for part in parts]),
             torch.cat([part.passed_R for part in parts]),
             torch.cat([part.finished_R for part in parts]),
+            _joined_choices(parts),
         )
+
+
+def _joined_choices(parts: Sequence[Rollouts]) -> list[FirstChoice]:
+    if not any(part.first_choices for part in parts):
+        return []
+    return [choice for part in parts for choice in part.first_choices or [UNFORCED] * len(part.completions)]
 
 
 @dataclass(frozen=True)
@@ -123,29 +134,32 @@ class RolloutSettings:
     temperature: float
     rows_per_sample: int
     allowed_mask_V: Tensor | None = None
-    make_stop: Callable[[Sequence[CodeTask], Sequence[list[int]], int], StopRule] | None = None
+    make_stop: Callable[[Sequence[CodeTask], Sequence[Prompt], int], StopRule] | None = None
 
 
 def roll_out(
     sampler: Sampler,
     loaded: LoadedModel,
     tasks: Sequence[CodeTask],
-    prompts: Sequence[list[int]],
+    prompts: Sequence[Prompt],
     seeds: Sequence[int],
     reward: Reward,
     settings: RolloutSettings,
 ) -> Rollouts:
-    """Sample and grade programs for these tasks; task i has the token ids `prompts[i]` and the seed `seeds[i]`."""
+    """Sample and grade programs for these tasks; task i has the prompt `prompts[i]` and the seed `seeds[i]`."""
     tokenizer: Any = loaded.tokenizer
     ends = end_ids(loaded)
     pad = min(ends) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     group_size = settings.group_size
     count = max(1, settings.rows_per_sample // group_size)
-    waiting: list[tuple[Sequence[CodeTask], Samples, list[list[int]], list[str], Future[list[Graded]]]] = []
+    waiting: list[
+        tuple[Sequence[CodeTask], Samples, list[list[int]], list[str], Future[list[Graded]], list[FirstChoice]]
+    ] = []
     for start in range(0, len(tasks), count):
         chosen, chosen_prompts = tasks[start : start + count], prompts[start : start + count]
+        forced = ForcedText.of(tokenizer, chosen_prompts)
         samples = sampler.sample(
-            chosen_prompts,
+            [prompt.ids for prompt in chosen_prompts],
             group_size=group_size,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
@@ -154,16 +168,22 @@ def roll_out(
             pad_id=pad,
             allowed_mask_V=settings.allowed_mask_V,
             stop=None if settings.make_stop is None else settings.make_stop(chosen, chosen_prompts, group_size),
+            **({} if forced is None else {"forced": forced}),
         )
         completions = samples.completions()
         texts = []
         for row, ids in enumerate(completions):
             written = ids[:-1] if ids and ids[-1] in ends else ids
-            texts.append(decode_completion(tokenizer, chosen_prompts[row // group_size], written))
+            texts.append(completion_text(tokenizer, chosen_prompts[row // group_size], written))
         graded = reward.submit([task for task in chosen for _ in range(group_size)], texts)
-        waiting.append((chosen, samples, completions, texts, graded))
+        first_choices = []
+        if forced is not None:
+            vocab_size = int(loaded.model.config.get_text_config().vocab_size)
+            rows = enumerate(completions)
+            first_choices = [forced.first_choice(row // group_size, ids, vocab_size) for row, ids in rows]
+        waiting.append((chosen, samples, completions, texts, graded, first_choices))
     parts = []
-    for chosen, samples, completions, texts, future in waiting:
+    for chosen, samples, completions, texts, future, first_choices in waiting:
         grades = future.result()
         _check_rewards(chosen, grades, group_size)
         part = Rollouts(
@@ -176,6 +196,7 @@ def roll_out(
             reward_R=torch.tensor([grade.reward for grade in grades]),
             passed_R=torch.tensor([grade.passed for grade in grades]),
             finished_R=samples.finished_R.cpu(),
+            first_choices=first_choices,
         )
         parts.append(part)
     return Rollouts.joined(parts)

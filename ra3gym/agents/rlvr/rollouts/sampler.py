@@ -12,6 +12,7 @@ from torch import Tensor
 from ra3gym.lm import Samples, generate
 
 if TYPE_CHECKING:
+    from ra3gym.lm.rendering import ForcedText
     from ra3gym.lm.stopping import StopRule
 
 
@@ -39,8 +40,12 @@ class Sampler(Protocol):
         pad_id: int,
         allowed_mask_V: Tensor | None = None,
         stop: StopRule | None = None,
+        forced: ForcedText | None = None,
     ) -> Samples:
-        """Return `group_size` completions of each prompt; the same generators and weights give the same ones."""
+        """Return `group_size` completions of each prompt; the same generators and weights give the same ones.
+
+        `forced` holds the texts that they must begin with, and is given only where a prompt forces text.
+        """
         ...
 
     def close(self) -> None:
@@ -86,6 +91,7 @@ class ModelSampler:
         pad_id: int,
         allowed_mask_V: Tensor | None = None,
         stop: StopRule | None = None,
+        forced: ForcedText | None = None,
     ) -> Samples:
         """See `Sampler.sample` and `ra3gym.lm.generate`."""
         assert self._model is not None, "update comes before the first sample"
@@ -100,6 +106,7 @@ class ModelSampler:
             temperature=temperature,
             allowed_mask_V=allowed_mask_V,
             stop=stop,
+            forced=forced,
         )
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from ra3gym.errors import ConfigError, SamplerError
 from ra3gym.lm import Samples, completion_logprobs
 
 if TYPE_CHECKING:
+    from ra3gym.lm.rendering import ForcedText
     from ra3gym.lm.stopping import StopRule
 
 _PROBES, _PROBE_LENGTH, _PROBE_SAMPLES = 4, 8, 8
@@ -125,12 +127,14 @@ class VLLMSampler:
         pad_id: int,
         allowed_mask_V: Tensor | None = None,
         stop: StopRule | None = None,
+        forced: ForcedText | None = None,
     ) -> Samples:
         """See `Sampler.sample`; tensors are on the policy's device.
 
         Each prompt is one request, with a seed from the generator, or from its own generator. vLLM samples the same
         tokens for the same seed if its kernels do not depend on the rest of the batch. `stop` is applied to the
-        returned completions; the server samples their discarded ends, too.
+        returned completions; the server samples their discarded ends, too. Forced text takes a request of one token for
+        each row, mostly one, and then a request for the rest of the row.
 
         Raises:
             ConfigError: a value out of range, or more tokens than the server has positions.
@@ -148,7 +152,10 @@ class VLLMSampler:
             )
             for prompt, seed in zip(prompt_ids, seeds, strict=True)
         ]
-        rows = self._complete(requests)
+        if forced is None:
+            rows = self._complete(requests)
+        else:
+            rows = self._complete_forced(requests, forced, allowed_mask_V)
         if stop is not None:
             rows = [row.ended_by(stop, index) for index, row in enumerate(rows)]
         return _samples(prompt_ids, rows, pad_id, self._device)
@@ -169,6 +176,45 @@ class VLLMSampler:
 
         groups = self._client.post_all("/v1/completions", [request.body() for request in requests], read)
         return [row for group in groups for row in group]
+
+    def _complete_forced(
+        self, requests: Sequence[CompletionRequest], forced: ForcedText, allowed_mask_V: Tensor | None
+    ) -> list[Row]:
+        """Return the rows of all requests, whose first tokens must agree with the forced text of their prompts."""
+        group_size, longest = requests[0].group_size, requests[0].max_new_tokens
+        singles = [
+            replace(request, group_size=1, seed=request.seed + g) for request in requests for g in range(group_size)
+        ]
+        forcing = forced.rows(group_size)
+        everything_V = torch.ones(self._vocab_size, dtype=torch.bool)
+        allowed_V = everything_V if allowed_mask_V is None else allowed_mask_V.cpu()
+        rows = [Row([], [], False) for _ in singles]
+
+        def continued(index: int, **options: Any) -> CompletionRequest:
+            written = rows[index].tokens
+            # Each token takes a seed that no other sample of the prompt has.
+            seed = singles[index].seed + group_size * len(written)
+            return replace(singles[index], prompt=[*singles[index].prompt, *written], seed=seed, **options)
+
+        for _ in range(longest):
+            waiting = [index for index, rest in enumerate(forcing.rests) if rest]
+            if not waiting:
+                break
+            allowed_BV = forcing.allowed_BV(waiting, allowed_V)
+            asked = [
+                continued(index, max_new_tokens=1, allowed_ids=mask_V.nonzero()[:, 0].tolist())
+                for index, mask_V in zip(waiting, allowed_BV, strict=True)
+            ]
+            for index, answer in zip(waiting, self._complete(asked), strict=True):
+                leaves = forcing.write(index, answer.tokens[0])
+                rows[index].tokens.append(answer.tokens[0])
+                rows[index].logp.append(0.0 if leaves else answer.logp[0])
+        unfinished = [index for index, row in enumerate(rows) if len(row.tokens) < longest]
+        asked = [continued(index, max_new_tokens=longest - len(rows[index].tokens)) for index in unfinished]
+        for index, answer in zip(unfinished, self._complete(asked) if asked else [], strict=True):
+            tokens, logp, _ = rows[index]
+            rows[index] = Row(tokens + answer.tokens, logp + answer.logp, answer.finished)
+        return rows
 
     def _push(self, model: Any, weights: dict[str, Tensor] | None) -> list[Row]:
         """Have the server load the weights; return what it then samples for the probes."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ra3gym import lm
 from ra3gym.agents.rlvr.rollouts.function_end import FunctionEnd, function_ended
+from ra3gym.lm.rendering import cut_prompt
 from ra3gym.tasks import CodeTask
 from ra3gym.tasks.answers import cut_completion
 from ra3gym.tasks.task import AssertTests, StdioTests
@@ -102,7 +103,7 @@ def test_the_rule_ends_a_row_as_soon_as_decoding_at_each_watched_token_would(
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)) | {0, len(text)})
     parts = [text[a:b] for a, b in pairwise(cuts)]
     ids = [token for part in parts for token in tokenizer.encode(part, add_special_tokens=False)]
-    prompts = [lm.encode_prompt(tokenizer, one.prompt) for one in (INSIDE, task)]
+    prompts = [cut_prompt(tokenizer, one.prompt) for one in (INSIDE, task)]
     rule = FunctionEnd(tokenizer, [INSIDE, task], prompts, 2)
     told = next(n for n in count(1) if n > len(ids) or (ids[n - 1] in rule.watched_ids and rule.ends(2, ids[:n])))
 
@@ -119,13 +120,20 @@ def test_sampled_programs_end_there_and_are_graded_alike(loaded: lm.LoadedModel)
         CodeTask(name, f'def {name}(xs):\n    """Return the {name} of xs."""\n', name, TESTS)
         for name in ("largest", "total")
     ]
-    prompts = [lm.encode_prompt(tokenizer, task.prompt) for task in tasks]
+    prompts = [cut_prompt(tokenizer, task.prompt) for task in tasks]
+    ids = [prompt.ids for prompt in prompts]
     banned = {tokenizer.eos_token_id, tokenizer.pad_token_id}  # they go on and on
     allowed_V = torch.tensor([i not in banned for i in range(loaded.model.config.vocab_size)])
     options: dict[str, Any] = {"group_size": 8, "max_new_tokens": 120, "eos_id": tokenizer.eos_token_id, "pad_id": 1}
     options |= {"allowed_mask_V": allowed_V}
     whole, ended = (
-        lm.generate(loaded.model, prompts, generator=torch.Generator().manual_seed(0), stop=stop, **options)
+        lm.generate(
+            loaded.model,
+            ids,
+            generator=torch.Generator().manual_seed(0),
+            stop=stop,
+            **options,
+        )
         for stop in (None, FunctionEnd(tokenizer, tasks, prompts, 8))
     )
     assert ended.finished_R.sum() > 4

@@ -20,7 +20,10 @@ from ra3gym.agents.rlvr.rollouts.sampler import Sampler
 from ra3gym.agents.rlvr.vllm.client import VLLMClient
 from ra3gym.agents.rlvr.vllm.sampler import VLLMSampler
 from ra3gym.errors import ConfigError, SamplerError
+from ra3gym.lm.rendering import ForcedText, cut_prompt
 from tests.agents.rlvr.vllm.vllm_server import Answers, Drops, Fault, Hangs, Refuses, VLLMServer
+from tests.lm.tokenizer_kinds import PROMPTS as PROMPT_TEXTS
+from tests.lm.tokenizer_kinds import make_tokenizer
 
 VOCAB = 48
 PROMPTS = [[5, 6, 7, 8, 9], [11], [3, 4, 30], [11]]
@@ -208,6 +211,35 @@ def test_only_allowed_tokens_and_their_own_distribution(sampler: VLLMSampler, po
         logits_V = policy(torch.tensor([PROMPTS[0]])).logits[0, -1]
     expected_R = logits_V[samples.tokens_RT[:, 0]] - logits_V[allowed].logsumexp(0)
     torch.testing.assert_close(samples.logp_RT[:, 0], expected_R, rtol=0, atol=1e-5)
+
+
+def test_forced_text_begins_each_completion(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer("gpt2")
+    prompts = [cut_prompt(tokenizer, prompt) for prompt in PROMPT_TEXTS]
+    forced = ForcedText.of(tokenizer, prompts)
+    assert forced is not None
+    ids = [prompt.ids for prompt in prompts]
+    policy = make_policy(vocab_size=len(tokenizer))
+    policy.save_pretrained(tmp_path / "served")
+    (tmp_path / "weights").mkdir()
+    with VLLMServer(tmp_path / "served") as server:
+        sampler = connect(server, tmp_path / "weights")
+        sampler.update(policy)
+        samples, again = (sample(sampler, ids, forced=forced, max_new_tokens=6) for _ in range(2))
+        sampler.close()
+    completions = samples.completions()
+    assert completions == again.completions()
+    assert samples.prompt_ids == ids
+    choices = [forced.first_choice(row // 4, row_ids, len(tokenizer)) for row, row_ids in enumerate(completions)]
+    scores = lm.group_scores(policy, ids, completions, [row // 4 for row in range(16)], first_choices=choices)
+    for row, row_ids in enumerate(completions):
+        assert tokenizer.decode(row_ids).startswith(prompts[row // 4].forced)
+        assert len(row_ids) == 6 or row_ids[-1] in END
+        first = choices[row].column
+        assert not samples.logp_RT[row, :first].any()
+        torch.testing.assert_close(
+            samples.logp_RT[row, first : len(row_ids)], scores.logp_RT[row, first : len(row_ids)], rtol=0, atol=1e-4
+        )
 
 
 def test_a_mask_that_allows_all_is_not_sent(sampler: VLLMSampler, server: VLLMServer) -> None:
