@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import get_args
 
 from ra3gym.errors import JudgeError, Ra3GymError, SandboxUnavailable, UnknownNameError
+from ra3gym.tasks.interpreter import ISOLATED, fresh_environment, why_not_started
 from ra3gym.tasks.task import CodeTask, FunctionTests
 from ra3gym.verify.judge import Judge
 from ra3gym.verify.run import Limits
@@ -106,11 +108,14 @@ def diagnose() -> Diagnosis:
     chosen = os.environ.get(ISOLATION_VARIABLE) or "namespaces"
     if chosen not in get_args(Isolation):
         raise UnknownNameError(f"{ISOLATION_VARIABLE}", chosen, get_args(Isolation))
+    interpreter = check_python()
+    if not interpreter.ok:  # everything else would fail too, and blame the kernel
+        return Diagnosis((interpreter,), False, f"Judge() cannot start Python: {interpreter.detail}")
     namespaces = check_namespaces()
     environment = [
         check_platform(),
         check_kernel(platform.release()),
-        check_python(),
+        interpreter,
         check_user(),
         check_container(),
         *(check_switch(name, bad, way_out) for name, bad, way_out in _USER_NAMESPACE_SWITCHES),
@@ -182,8 +187,16 @@ def check_kernel(release: str) -> Check:
 
 
 def check_python() -> Check:
-    """Report the interpreter that programs run in, which is this one."""
-    return Check("Python", True, f"{platform.python_implementation()} {platform.python_version()}")
+    """Check that the interpreter that programs run in, which is this one, starts with the judge's environment."""
+    version = f"{platform.python_implementation()} {platform.python_version()}"
+    why_not = why_not_started()
+    if why_not is None:
+        return Check("Python", True, version)
+    way_out = (
+        "the judge starts it without your environment but for LD_LIBRARY_PATH and PYTHONHOME: set them so that "
+        f"`{shlex.join([sys.executable, *ISOLATED])}` starts"
+    )
+    return Check("Python", False, f"{version} does not start: {why_not}", way_out)
 
 
 def check_user() -> Check:
@@ -257,11 +270,11 @@ def check_landlock(needed: bool) -> Check:
 
 def _with_sandbox(program: str) -> tuple[bool, str]:
     """Run a line of Python that imports from `sandbox`; returns whether it succeeded, and the last line it printed."""
-    command = [sys.executable, "-s", "-P", "-S", "-B", "-c", f"import sys; sys.path.insert(0, sys.argv[1]); {program}"]
+    command = [sys.executable, *ISOLATED, "-c", f"import sys; sys.path.insert(0, sys.argv[1]); {program}"]
     try:
         done = subprocess.run(
             [*command, str(Path(__file__).parent)],
-            env={},
+            env=fresh_environment(),
             capture_output=True,
             encoding="utf-8",
             errors="replace",

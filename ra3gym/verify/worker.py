@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from ra3gym.errors import JudgeError, SandboxUnavailable
+from ra3gym.tasks.interpreter import ISOLATED, fresh_environment
 from ra3gym.verify.run import Outcome, Run
 
 Isolation = Literal["namespaces", "process", "process-as-root"]
 Role = Literal["program", "tests"]
 
 _START = Path(__file__).with_name("sandbox") / "start.py"
-# -I would ignore PYTHONHASHSEED as well; with this environment -s -P -S isolates as much, and verdicts repeat.
-_FLAGS = ("-s", "-P", "-S", "-B", "-u")
-_ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
 _START_SECONDS = 30.0
 _GRACE_SECONDS = 10.0
 _PROCESS = "process-as-root" if os.geteuid() == 0 else "process"
@@ -54,7 +52,7 @@ class ServerProcess:
 
     def __init__(self, role: Role, isolation: Isolation) -> None:
         kind = "zygote" if isolation == "namespaces" else "spawner"
-        command = [sys.executable, *_FLAGS, str(_START), kind, role]
+        command = [sys.executable, *ISOLATED, "-u", str(_START), kind, role]
         self._command = shlex.join(command)
         self._channel, its_channel = socket.socketpair()
         self._unread = bytearray()
@@ -64,7 +62,7 @@ class ServerProcess:
                 stdin=its_channel.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env=_ENVIRONMENT,
+                env=fresh_environment(),
                 cwd="/",
                 start_new_session=True,
             )

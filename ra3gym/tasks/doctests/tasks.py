@@ -19,6 +19,7 @@ from pathlib import Path
 from ra3gym.errors import DataError
 from ra3gym.tasks.doctests.check import SECONDS
 from ra3gym.tasks.doctests.package_source import Module, NotSelfContained, Package
+from ra3gym.tasks.interpreter import ISOLATED, fresh_environment
 from ra3gym.tasks.task import AssertTests, CodeTask
 
 _CHECK = Path(__file__).with_name("check.py")
@@ -175,11 +176,11 @@ def _indentation(task: CodeTask) -> str:
 
 def _run(cases: list[Case], hash_seed: int) -> list[bool]:
     done = subprocess.run(
-        [sys.executable, "-s", "-P", "-S", "-B", str(_CHECK)],
+        [sys.executable, *ISOLATED, str(_CHECK)],
         input=json.dumps(cases),
         capture_output=True,
         encoding="utf-8",
-        env={"PYTHONHASHSEED": str(hash_seed), "PYTHONUTF8": "1"},
+        env=fresh_environment(hash_seed),
         cwd="/",
         timeout=60 + len(cases) * (SECONDS + 1),
         check=False,

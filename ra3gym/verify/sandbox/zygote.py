@@ -1,6 +1,6 @@
 """The process that programs are forked from: isolated and warmed up once, then one child for each run.
 
-`start.py` starts it, with a socket to the judge as its stdin and an environment of two variables. Only the child reads
+`start.py` starts it, with a socket to the judge as its stdin and an environment of few variables. Only the child reads
 what it runs, so no program finds another one in the memory it was forked from.
 """
 
