@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ra3gym"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("files", "plugins"),
+    ("files", "kernels", "plugins"),
     ("tasks", "runs"),
     ("lm", "verify"),
     ("abstractions",),
@@ -33,7 +33,7 @@ MAY_IMPORT["abstractions"] -= {"verify"}  # what actions are says nothing of how
 MAY_IMPORT["__init__"] = {"envs", "tasks", "verify"}  # registers the environments; the rest is imported on first use
 """Room to the rooms it may import from. Every room may import from itself."""
 
-WITHOUT_TORCH = {"errors", "files", "plugins", "tasks", "verify", "__init__"}
+WITHOUT_TORCH = {"errors", "files", "kernels", "plugins", "tasks", "verify", "__init__"}
 CARRIES_TORCH = {"torch", "transformers", "accelerate", "stable_baselines3", "sb3_contrib", "tianshou", "peft", "trl"}
 
 

@@ -22,12 +22,12 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+from numba import extending, types
+
+from ra3gym.kernels import njit
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -71,7 +71,7 @@ _LOWEST = -708.0
 """Below this, exp(x) is no normal number any more and is taken as 0."""
 
 
-@intrinsic
+@extending.intrinsic
 def _bits_of(typing_context: Any, number: Any) -> Any:
     """Return the int64 with the bits of a float64."""
 
@@ -81,7 +81,7 @@ def _bits_of(typing_context: Any, number: Any) -> Any:
     return types.int64(types.float64), generate
 
 
-@intrinsic
+@extending.intrinsic
 def _float_of(typing_context: Any, bits: Any) -> Any:
     """Return the float64 with the bits of an int64."""
 
@@ -91,7 +91,7 @@ def _float_of(typing_context: Any, bits: Any) -> Any:
     return types.float64(types.int64), generate
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@njit(nogil=True, error_model="numpy", fastmath={"contract"})
 def exp_in_place(values: FloatArray) -> None:
     """Exponentiate numbers that are at most 0 (or `-inf`), to 1 unit in the last place; 0 below -708."""
     for i in range(len(values)):
@@ -106,7 +106,7 @@ def exp_in_place(values: FloatArray) -> None:
         values[i] = series * power if x >= _LOWEST else 0.0
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})
+@njit(nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})
 def _highest(row_K: FloatArray) -> float:
     highest = -np.inf
     for k in range(len(row_K)):
@@ -114,7 +114,7 @@ def _highest(row_K: FloatArray) -> float:
     return highest
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def _relative(log_K: FloatArray, out_K: FloatArray) -> float:
     """Fill `out_K` with the differences to the highest, which is returned; do not read `out_K` where that is `-inf`."""
     highest = _highest(log_K)
@@ -123,7 +123,7 @@ def _relative(log_K: FloatArray, out_K: FloatArray) -> float:
     return highest
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def exponentiate(log_UK: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return `(exp(log_UK - highest), highest_U)` for `ChainArrays`; this pays when several lines share a row."""
     table_UK = np.empty_like(log_UK)
@@ -137,7 +137,7 @@ def exponentiate(log_UK: FloatArray) -> tuple[FloatArray, FloatArray]:
 # --- forward ----------------------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def _load_emissions(chain: ChainArrays, m: int, emission_TK: FloatArray) -> float:
     """Fill a trace's emissions, each over its line's highest; return the sum of their logs (-inf: impossible)."""
     emission_UK, highest_U, exponentiated, row_N = chain[:4]  # names are quicker than fields within loops
@@ -158,7 +158,7 @@ def _load_emissions(chain: ChainArrays, m: int, emission_TK: FloatArray) -> floa
     return total
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=_SUMS)
+@njit(nogil=True, error_model="numpy", fastmath=_SUMS)
 def _filter_line(
     carried: float, before_K: FloatArray, fresh: float, fresh_K: FloatArray, emission_K: FloatArray, out_K: FloatArray
 ) -> float:
@@ -172,7 +172,7 @@ def _filter_line(
     return total
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def _filter_trace(
     chain: ChainArrays, m: int, emission_TK: FloatArray, joint_TK: FloatArray, scale_T: FloatArray
 ) -> float:
@@ -202,7 +202,7 @@ def _filter_trace(
     return evidence + float(np.log(likelihood))
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def _longest(offsets: IntArray, first: int, last: int) -> int:
     longest = 0
     for m in range(first, last):
@@ -210,7 +210,7 @@ def _longest(offsets: IntArray, first: int, last: int) -> int:
     return longest
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def forward(chain: ChainArrays, first: int, last: int, log_evidence_M: FloatArray) -> None:
     """Fill the log evidence of the traces `first` to `last - 1`; `forward_backward` takes a range likewise."""
     T, K = _longest(chain.offsets, first, last), chain.emission_UK.shape[1]
@@ -222,7 +222,7 @@ def forward(chain: ChainArrays, first: int, last: int, log_evidence_M: FloatArra
 # --- forward-backward -------------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=_SUMS)
+@njit(nogil=True, error_model="numpy", fastmath=_SUMS)
 def _smooth_line(
     keep: float,
     drawn: float,
@@ -249,7 +249,7 @@ def _smooth_line(
     return mean
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def forward_backward(
     chain: ChainArrays,
     first: int,
@@ -287,7 +287,7 @@ def forward_backward(
 # --- sampling, Viterbi, soft values -----------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def sample(
     chain: ChainArrays, uniform_N2: FloatArray, log_evidence_M: FloatArray, latent_N: IntArray, switch_N: BoolArray
 ) -> None:
@@ -324,7 +324,7 @@ def sample(
                 draw = switch_N[n]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def viterbi(
     log_emission_UK: FloatArray,
     row_N: IntArray,
@@ -367,7 +367,7 @@ def viterbi(
     return log_joint_M, latent_N, switch_N
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def soft_values(
     log_emission_UK: FloatArray,
     row_N: IntArray,

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax
 
 from ra3gym.abstractions.inference.posterior import FloatArray, IntArray, LatentChain, log_evidence
 from ra3gym.errors import DataError
+from ra3gym.kernels import njit
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -126,7 +126,7 @@ class InferenceProblem:
         return _rewards_of(*chain.arrays[:4], chain.fresh_row_M[self.trace_N[line_B]], line_B, previous_B, latent_B)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@njit(error_model="numpy")
 def _rewards_of(
     log_emission_UK: FloatArray,
     row_N: IntArray,
@@ -146,7 +146,7 @@ def _rewards_of(
     return reward_B
 
 
-@numba.njit(cache=True, error_model="numpy")
+@njit(error_model="numpy")
 def _log_priors(
     keep_N: FloatArray, fresh_PK: FloatArray, fresh_row_B: IntArray, line_B: IntArray, previous_B: IntArray
 ) -> FloatArray:

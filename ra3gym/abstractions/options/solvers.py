@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numba
 import numpy as np
 
 from ra3gym.abstractions.options.mdp import ActionModel, Actions, BoolArray, FloatArray, IntArray, OptionMDP
 from ra3gym.errors import ConfigError
+from ra3gym.kernels import njit
 
 MAX_ITERATIONS = 1_000_000
 """The most sweeps of value iteration; at gamma = 0.999 it needs about 20,000 for six digits."""
@@ -119,7 +119,7 @@ def _arrays(model: ActionModel) -> tuple[FloatArray, FloatArray, BoolArray]:
     return model.reward_ZS, model.next_ZSS, model.legal_ZS
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _policy_iteration(reward_ZS: FloatArray, next_ZSS: FloatArray, legal_ZS: BoolArray) -> tuple[FloatArray, IntArray]:
     """Return V* and, per state, an optimal row of the tables; -1 where no action is legal (value 0)."""
     Z, S = reward_ZS.shape
@@ -149,7 +149,7 @@ def _policy_iteration(reward_ZS: FloatArray, next_ZSS: FloatArray, legal_ZS: Boo
             return value_S, choice_S
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _iterate(
     reward_ZS: FloatArray,
     next_ZSS: FloatArray,

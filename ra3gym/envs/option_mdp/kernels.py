@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from ra3gym.abstractions.options.mdp import BoolArray, FloatArray, IntArray
 from ra3gym.envs.option_mdp.instance import StepTables
+from ra3gym.kernels import njit
 
 DRAWN = 512
 """How many uniform numbers are drawn ahead for an environment at once, so that generators are rarely called."""
@@ -85,7 +85,7 @@ class Outcome(NamedTuple):
         )
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _draw(cumulative: FloatArray, uniform: float) -> int:
     """Return `searchsorted(cumulative, uniform, side="right")`."""
     low, high = 0, len(cumulative)
@@ -98,7 +98,7 @@ def _draw(cumulative: FloatArray, uniform: float) -> int:
     return low
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def step_all(
     tables: StepTables,
     state: State,

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from ra3gym.abstractions.inference.posterior import BoolArray, FloatArray, IntArray
 from ra3gym.abstractions.inference.problem import NO_LATENT, Float32Array, InferenceProblem
+from ra3gym.kernels import njit
 
 Int8Array = npt.NDArray[np.int8]
 
@@ -129,7 +129,7 @@ def _plain(array: npt.NDArray[Any], dtype: type) -> npt.NDArray[Any]:
 # rest of the loop. So tuples are unpacked before the loops, and no loop calls a function.
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def begin_chosen(tables: Tables, state: State, chosen_E: BoolArray, pinned_E: IntArray) -> None:
     """Begin traces in the chosen environments: those of `pinned_E`, or the next ones drawn ahead where it is -1."""
     offsets, drawn_traces, cursor_E = tables.offsets, state.drawn_traces, state.cursor_E
@@ -148,7 +148,7 @@ def begin_chosen(tables: Tables, state: State, chosen_E: BoolArray, pinned_E: In
             ended_E[e] = False
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def observe_all(tables: Tables, state: State, obs_ED: Float32Array, mask_EK: Int8Array) -> None:
     """Write the current observations and masks of all environments."""
     known_ND, some_N = tables.known_ND, tables.some_N
@@ -175,7 +175,7 @@ def observe_all(tables: Tables, state: State, obs_ED: Float32Array, mask_EK: Int
                         mask_EK[e, k] = 1
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def step_all(
     tables: Tables,
     state: State,

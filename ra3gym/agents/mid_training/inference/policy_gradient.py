@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import torch
 
@@ -35,6 +34,7 @@ from ra3gym.abstractions.inference.posterior import FloatArray, IntArray
 from ra3gym.abstractions.inference.problem import InferenceProblem
 from ra3gym.agents.mid_training.inference.posteriors import PathPosterior
 from ra3gym.errors import ConfigError
+from ra3gym.kernels import njit
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _network(features: int, latents: int, hidden: int, seed: int) -> torch.nn.Se
         return torch.nn.Sequential(torch.nn.Linear(features, hidden), torch.nn.ReLU(), output)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@njit(error_model="numpy")
 def _policy_gradient(
     log_emission_UK: FloatArray,
     row_N: IntArray,
