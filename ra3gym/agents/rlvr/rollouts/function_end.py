@@ -77,13 +77,13 @@ class FunctionEnd:
 
     def _may_decide(self, task: CodeTask, completion: Sequence[int]) -> bool:
         """Return whether the newest token begins a line at column 0, or continues one that was undecided."""
-        newest = self._pieces[completion[-1]]
+        newest = self._piece(completion[-1])
         if _NEW_LINE_OF_CODE.search(newest):
             return True
         line = ""  # the text of the line before the newest token
         asked = 0  # characters of it up to the last watched token
         for token in reversed(completion[:-1]):
-            piece = self._pieces[token]
+            piece = self._piece(token)
             begin = piece.rfind("\n") + 1
             line = piece[begin:] + line
             asked = asked + len(piece) - begin if asked or token in self.watched_ids else 0
@@ -95,6 +95,10 @@ class FunctionEnd:
         if (line + newest)[:1].strip() in ("", "#"):
             return False
         return _BEGUN_DEFINITION.fullmatch(line[:asked].rstrip(_UNFINISHED)) is not None
+
+    def _piece(self, token: int) -> str:
+        """Return the text of a token; "" for an id that only the model's padded vocabulary has."""
+        return self._pieces[token] if token < len(self._pieces) else ""
 
 
 @lru_cache(maxsize=2)

@@ -143,3 +143,15 @@ def test_sampled_programs_end_there_and_are_graded_alike(loaded: lm.LoadedModel)
         assert long[: len(short)] == short
         assert bool(ended.finished_R[row]) == (len(short) < len(long) or function_ended(task, texts[1]))
         assert cut_completion(task, texts[0]) == cut_completion(task, texts[1])
+
+
+def test_ids_beyond_the_tokenizer_have_no_text(loaded: lm.LoadedModel) -> None:
+    """Vocabularies are often padded to a round size, and a model samples padding now and then."""
+    tokenizer: Any = loaded.tokenizer
+    rule = FunctionEnd(tokenizer, [INSIDE], [lm.encode_prompt(tokenizer, INSIDE.prompt)], 1)
+    beyond = len(tokenizer) + 3
+    for text, ends in (("    return x\n\np", True), ("    return x\n    y", False)):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        for at in range(len(ids)):
+            assert rule.ends(0, [*ids[:at], beyond, *ids[at:]]) == rule.ends(0, ids) == ends
+        assert not rule.ends(0, [beyond])
