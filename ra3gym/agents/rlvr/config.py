@@ -109,9 +109,9 @@ class RLVRConfig:
     def rate_at(self, step: int) -> float:
         """Return the learning rate of step 1, 2, ...; call `for_model` first."""
         assert self.learning_rate is not None
-        rate = self.learning_rate * min(1.0, step / max(1, self.warmup_steps))
-        rest = max(1, self.steps - self.warmup_steps)
-        done = min(1.0, max(0.0, (step - 1 - self.warmup_steps) / rest))
+        peak = max(1, self.warmup_steps)  # the step that has the full rate
+        rate = self.learning_rate * min(1.0, step / peak)
+        done = min(1.0, max(0.0, (step - peak) / max(1, self.steps - peak)))
         if self.schedule == "linear":
             return rate * (1 - done)
         return rate * (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else rate

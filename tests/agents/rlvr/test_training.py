@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -253,9 +254,20 @@ def test_schedules() -> None:
     config = RLVRConfig(steps=12, warmup_steps=2, learning_rate=1.0)
     assert [config.rate_at(step) for step in (1, 2, 3, 12)] == [0.5, 1.0, 1.0, 1.0]
     linear = replace(config, schedule="linear")
-    assert [round(linear.rate_at(step), 6) for step in (2, 3, 8, 12)] == [1.0, 1.0, 0.5, 0.1]
+    assert [round(linear.rate_at(step), 6) for step in (1, 2, 3, 7, 12)] == [0.5, 1.0, 0.9, 0.5, 0.0]
     cosine = replace(config, schedule="cosine")
-    assert cosine.rate_at(8) == pytest.approx(0.5)
+    assert cosine.rate_at(7) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("warmup_steps", [0, 1, 5])
+def test_a_falling_rate_ends_at_0(schedule: Any, warmup_steps: int) -> None:
+    config = RLVRConfig(steps=20, warmup_steps=warmup_steps, schedule=schedule, learning_rate=1.0)
+    rates = [config.rate_at(step) for step in range(1, 21)]
+    assert max(rates) == rates[max(1, warmup_steps) - 1] == 1.0
+    assert rates[-1] == pytest.approx(0.0, abs=1e-12)
+    assert all(before > after for before, after in pairwise(rates[max(1, warmup_steps) - 1 :]))
+    assert replace(config, steps=1, warmup_steps=0).rate_at(1) == 1.0, "a single step trains"
 
 
 def test_what_suits_the_model() -> None:
