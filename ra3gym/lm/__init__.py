@@ -1,7 +1,7 @@
 """Language models: make, load, sample from, score and train one; any causal language model of transformers."""
 
 from ra3gym.lm.allocator import keep_freed_memory
-from ra3gym.lm.completion import Completions, complete
+from ra3gym.lm.completion import Completions, complete, token_budgets
 from ra3gym.lm.fast.group_scoring import CompletionScores, group_logits, group_scores
 from ra3gym.lm.loss import training_loss
 from ra3gym.lm.model import LoadedModel, load, quiet_libraries, save, tiny_llama
@@ -44,6 +44,7 @@ __all__ = [
     "split_latents",
     "strip_latents",
     "tiny_llama",
+    "token_budgets",
     "token_logprobs",
     "train_tokenizer",
     "training_loss",

@@ -62,3 +62,12 @@ def complete(
     written = [row[:-1] if row and row[-1] in ends else row for row in ids]
     texts = (completion_text(tokenizer, cut[r // group_size], row) for r, row in enumerate(written))
     return Completions(tuple(ids), tuple(texts))
+
+
+def token_budgets(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -> list[int]:
+    """Return the longest completion of each prompt, in tokens: `max_new_tokens`, or what the model's context leaves."""
+    positions = getattr(loaded.model.config, "max_position_embeddings", None)
+    if positions is None:
+        return [max_new_tokens] * len(prompts)
+    lengths = [len(encode_prompt(loaded.tokenizer, prompt)) for prompt in prompts]
+    return [max(0, min(max_new_tokens, positions - length)) for length in lengths]

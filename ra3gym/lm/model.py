@@ -201,6 +201,16 @@ def _without_quantization(model: Any, dtype: torch.dtype) -> Any:
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    plain = type(model)(config).to(dtype)
+    plain = cast_weights(type(model)(config), dtype)
     plain.load_state_dict(model.state_dict())
     return plain
+
+
+def cast_weights(model: Any, dtype: torch.dtype) -> Any:
+    """Cast a model's parameters in place, and return it. Its buffers keep their precision.
+
+    `model.to(dtype)` would round the frequencies of the rotary embedding, and so move every token.
+    """
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    return model

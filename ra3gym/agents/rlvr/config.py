@@ -23,7 +23,10 @@ class RLVRConfig:
         schedule: of the rate after the warmup: constant, or falling to 0 at the last step.
         weight_decay: of AdamW; 0 to 0.1.
         max_grad_norm: gradients are clipped to this norm.
-        max_new_tokens: longest completion; a program cut off there fails.
+        max_new_tokens: longest completion.
+        truncated: what becomes of a program that is cut off there. "graded": its reward is that of the text as it is,
+            so it passes if the function was complete already; "failed": it fails, with reward 0; "masked": it is
+            left out of the update and of its group's baseline.
         temperature: of the sampling, 0.6 to 1.
         reward: "passed" is 1 for all tests passed, else 0; "score" is the fraction passed (partial credit).
         stop_at_function_end: end a completion with the task's function and grade it up to there, as base models
@@ -40,7 +43,10 @@ class RLVRConfig:
         tokens_per_forward: tokens of one training pass; lower it when memory runs out. The result does not depend
             on it, up to rounding. `None` takes 4,096 on a CPU, 16,384 elsewhere.
         max_resamples: with dynamic sampling, how often a step may sample new tasks to replace groups without signal.
-        checkpoint_every: steps between checkpoints, in a run with a folder.
+        max_ungraded: stop once more than this share of a step's programs has no reward, as the reward raised or gave
+            no finite number; fewer are left out of the update. 0 stops at the first one.
+        checkpoint_every: steps between checkpoints, in a run with a folder. A run that ends, is stopped or fails leaves
+            a checkpoint of its last whole step, too.
         keep_checkpoints: number of checkpoints to keep, the newest.
         min_entropy: stop once the policy's entropy (nats per token) has been below this for `patience` steps while
             tasks are left to solve; 0 never stops.
@@ -56,6 +62,7 @@ class RLVRConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     max_new_tokens: int = 224
+    truncated: Literal["graded", "failed", "masked"] = "graded"
     temperature: float = 1.0
     reward: Literal["passed", "score"] = "passed"
     stop_at_function_end: bool = True
@@ -68,6 +75,7 @@ class RLVRConfig:
     rows_per_sample: int = 64
     tokens_per_forward: int | None = None
     max_resamples: int = 3
+    max_ungraded: float = 0.25
     checkpoint_every: int = 20
     keep_checkpoints: int = 2
     min_entropy: float = 1e-3
@@ -88,6 +96,10 @@ class RLVRConfig:
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ConfigError(f"{name}={value}: give 0 or a positive number")
+        if not 0 <= self.max_ungraded <= 1:
+            raise ConfigError(f"max_ungraded={self.max_ungraded}: give a share from 0 to 1")
+        if self.truncated not in ("graded", "failed", "masked"):
+            raise ConfigError(f"truncated={self.truncated!r}: give 'graded', 'failed' or 'masked'")
         if self.freeze_decoder and self.weight_decay:
             raise ConfigError(f"freeze_decoder with weight_decay={self.weight_decay} would shrink frozen rows: give 0")
         if self.freeze_decoder and self.act_on not in ("latents", "decisions"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from ra3gym.agents.rlvr.config import RLVRConfig
+from ra3gym.agents.rlvr.rollouts.collecting import Collected
 from ra3gym.agents.rlvr.steps import RLVRStep
-from ra3gym.errors import TrainingDiverged
+from ra3gym.errors import DataError, TrainingDiverged
 
 _SOLVED = 0.95
 """From this pass rate on, low entropy is no failure."""
@@ -48,6 +49,24 @@ def not_finite(step: int, problem: object, last: RLVRStep | None) -> TrainingDiv
         "learning_rate or max_grad_norm, raise warmup_steps, or use precision='float32'; resume=True continues from "
         "the last checkpoint"
     )
+
+
+class TooFewRewards(DataError):
+    """More programs of a step than `max_ungraded` allows have no reward."""
+
+
+def check_graded(
+    collected: Collected, step: int, most: float, sums_over_ranks: Callable[..., dict[str, float]]
+) -> None:
+    """Raise `TooFewRewards`, on all ranks, when more than the share `most` of a step's programs has no reward."""
+    total = sums_over_ranks(ungraded=len(collected.ungraded), rows=collected.rows)
+    if total["ungraded"] > most * total["rows"]:
+        place = f"the first is for task {collected.ungraded[0]!r}" if collected.ungraded else "of other processes"
+        raise TooFewRewards(
+            f"step {step}: {total['ungraded']:.0f} of {total['rows']:.0f} programs have no reward, more than "
+            f"max_ungraded={most:g} of them; {place}. The reward raised an exception (see the warning) or gave None, "
+            "NaN or an infinity: rewards are finite numbers"
+        )
 
 
 class StopRequest:

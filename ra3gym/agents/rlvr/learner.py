@@ -23,27 +23,9 @@ from ra3gym.agents.rlvr.algorithms.objectives import truncated_importance_weight
 from ra3gym.agents.rlvr.algorithms.registry import Algorithm, RolloutBatch, token_weights
 from ra3gym.agents.rlvr.algorithms.scope import Marks, Scope
 from ra3gym.agents.rlvr.config import RLVRConfig
+from ra3gym.agents.rlvr.measures import UpdateMetrics, UpdateSums
 from ra3gym.agents.rlvr.policy import Policy, PolicyScores, ScoreRequest
 from ra3gym.agents.rlvr.rollouts.rollouts import Rollouts
-
-
-@dataclass(frozen=True)
-class UpdateMetrics:
-    """Measurements of a batch's updates: means over the decisions of all ranks and updates.
-
-    Attributes:
-        loss: of the policy and the value head together.
-        grad_norm: largest over the updates, before clipping; 0 if there was nothing to learn.
-        clip_fraction: share of the decisions whose gradient the objective's clipping removed.
-        kl: estimate of the divergence to the reference, nats per decision; `None` without a reference.
-        value_loss: of the value head; `None` without one.
-    """
-
-    loss: float
-    grad_norm: float
-    clip_fraction: float
-    kl: float | None
-    value_loss: float | None
 
 
 @dataclass(frozen=True)
@@ -53,6 +35,7 @@ class _Fixed:
     Attributes:
         old_logp_RT: `None` when a batch gets a single update, whose own log-probabilities are the old ones.
         all_decisions_R: number of decisions in each row, of all ranks.
+        kl_sum: of a KL in the reward, over the decisions of this rank, nats.
     """
 
     marks: Marks
@@ -63,6 +46,7 @@ class _Fixed:
     old_value_RT: Tensor | None
     return_RT: Tensor | None
     all_decisions_R: Tensor
+    kl_sum: float
 
 
 class Learner:
@@ -98,12 +82,14 @@ class Learner:
         self._reference = reference
         self._allowed_mask_V = allowed_mask_V
         self._on_policy_logp = on_policy_logp
+        self.updates = 0
+        """Number of optimizer steps so far."""
 
     def step(self, rollouts: Rollouts) -> UpdateMetrics:
         """Update the policy on one batch; `NonFiniteError` for a gradient that is not finite, without that update."""
         fixed = self._prepare(rollouts)
         algorithm = self._algorithm
-        totals = torch.zeros(4, dtype=torch.float64)
+        totals = UpdateSums()
         grad_norm = 0.0
         self._policy.train()
         for _ in range(algorithm.updates_per_batch):
@@ -116,13 +102,18 @@ class Learner:
         self._policy.eval()
         count = algorithm.updates_per_batch * algorithm.minibatches
         decisions = max(1.0, float(fixed.all_decisions_R.sum())) * algorithm.updates_per_batch
-        loss, clipped, kl, value = self._sum_over_ranks(totals).tolist()
+        kl_updates = algorithm.updates_per_batch if algorithm.kl_place == "reward" else 1
+        total = (totals + UpdateSums(kl=fixed.kl_sum * kl_updates)).over_ranks(self._accelerator)
+        compared = None if self._on_policy_logp else max(1.0, total.compared)
         return UpdateMetrics(
-            loss=loss / count,
+            loss=total.loss / count,
             grad_norm=grad_norm,
-            clip_fraction=clipped / decisions,
-            kl=None if self._reference is None else kl / decisions,
-            value_loss=value / decisions if algorithm.needs_value else None,
+            clip_fraction=total.clipped / decisions,
+            kl=None if self._reference is None else total.kl / decisions,
+            value_loss=total.value / decisions if algorithm.needs_value else None,
+            mismatch=None if compared is None else total.gap / compared,
+            mismatch_max=None if compared is None else total.gap_max,
+            mismatch_cut=None if compared is None else total.cut / compared,
         )
 
     def _prepare(self, rollouts: Rollouts) -> _Fixed:
@@ -131,19 +122,21 @@ class Learner:
         marks = self._marks(rollouts)
         sampled_logp_RT = rollouts.logp_RT[:, : marks.acts_RT.shape[1]]
         single = algorithm.updates_per_batch * algorithm.minibatches == 1
-        old_logp_RT = None if single else sampled_logp_RT
+        kl_in_reward = self._reference is not None and algorithm.kl_place == "reward"
+        # Where the sampler's arithmetic is not the trainer's, the old log-probabilities are from a pass of the trainer.
+        own_pass = not self._on_policy_logp and (kl_in_reward or not single)
+        logp_RT = sampled_logp_RT
         kl_RT, value_RT, reference_RT = None, None, None
-        if algorithm.needs_value or not (single or self._on_policy_logp):
+        if algorithm.needs_value or own_pass:
             before = self._score(self._policy, rollouts)
             value_RT = before.value_RT
-            if not (single or self._on_policy_logp):
-                old_logp_RT = before.logp_RT
+            logp_RT = before.logp_RT if own_pass else sampled_logp_RT
         if self._reference is not None:
             reference_RT = self._score(self._reference, rollouts).logp_RT
-            if algorithm.kl_place == "reward":
-                kl_RT = kl_estimate(sampled_logp_RT, reference_RT, algorithm.kl_estimator) * marks.acts_RT
+            if kl_in_reward:
+                kl_RT = kl_estimate(logp_RT, reference_RT, algorithm.kl_estimator) * marks.acts_RT
         local = RolloutBatch(
-            reward_R=rollouts.reward_R,
+            reward_R=rollouts.neutral_rewards(),
             group_size=rollouts.group_size,
             acts_RT=marks.acts_RT,
             duration_RT=marks.duration_RT,
@@ -166,16 +159,17 @@ class Learner:
             marks=Marks(marks.acts_RT.to(device), marks.weight_RT.to(device), marks.duration_RT.to(device)),
             advantage_RT=of_this_rank(all_advantage_RT),
             sampled_logp_RT=sampled_logp_RT.to(device),
-            old_logp_RT=here(old_logp_RT),
+            old_logp_RT=None if single else here(logp_RT),
             reference_logp_RT=here(reference_RT),
             old_value_RT=here(value_RT),
             return_RT=None if all_return_RT is None else of_this_rank(all_return_RT),
             all_decisions_R=whole.acts_RT.sum(1),
+            kl_sum=0.0 if kl_RT is None else float(kl_RT.sum()),
         )
 
     def _marks(self, rollouts: Rollouts) -> Marks:
-        """Return the decisions of the rows: not the tokens that write text which a prompt forces."""
-        marks = self._scope.mark(rollouts.completions)
+        """Return the decisions of the rows: not masked rows, nor tokens that write text which a prompt forces."""
+        marks = self._scope.mark(rollouts.completions).without(rollouts.masked_R)
         for row, choice in enumerate(rollouts.first_choices):
             for of_row_RT in (marks.acts_RT, marks.weight_RT, marks.duration_RT):
                 of_row_RT[row, : choice.column] = 0
@@ -227,7 +221,7 @@ class Learner:
             stacked([part.mask_RT for part in parts]),
         )
 
-    def _update(self, rollouts: Rollouts, fixed: _Fixed, rows: Sequence[int]) -> tuple[Tensor, float]:
+    def _update(self, rollouts: Rollouts, fixed: _Fixed, rows: Sequence[int]) -> tuple[UpdateSums, float]:
         """Take an optimizer step on some rows of every rank; return this rank's sums and the gradient's norm.
 
         The sums are those of `_loss`.
@@ -245,7 +239,7 @@ class Learner:
         )
         if not self._every_row_counts():
             rows = [row for row in rows if bool(fixed.advantage_RT[row].any())]
-        sums = torch.zeros(4, dtype=torch.float64)
+        sums = UpdateSums()
         batches = self._as_many_on_every_rank(list(self._micro_batches(rollouts, rows)))
         if not batches:
             return sums, 0.0  # there is nothing to learn on any rank
@@ -259,22 +253,22 @@ class Learner:
                 sums += parts
         norm = float(accelerator.clip_grad_norm_(self._policy.parameters(), self._config.max_grad_norm))
         if not torch.isfinite(torch.tensor(norm)):
-            raise NonFiniteError(norm, float(sums[0]))
+            raise NonFiniteError(norm, sums.loss)
         self._optimizer.step()
+        self.updates += 1
         return sums, norm
 
-    def _loss(self, rollouts: Rollouts, fixed: _Fixed, weight_RT: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return the loss of a micro-batch, and the sums of loss, clipped decisions, KL and value loss.
-
-        Without rows the loss is 0.
-        """
+    def _loss(
+        self, rollouts: Rollouts, fixed: _Fixed, weight_RT: Tensor, rows: Sequence[int]
+    ) -> tuple[Tensor, UpdateSums]:
+        """Return the loss of a micro-batch, and what it measured. Without rows the loss is 0."""
         algorithm = self._algorithm
         scores: PolicyScores = self._policy(self._request(rollouts, rows or [0]))
         if not rows:  # other ranks have rows, and data-parallel wrappers communicate in every pass
             zero = scores.logp_RT.sum() * 0.0
             if scores.value_RT is not None:
                 zero = zero + scores.value_RT.sum() * 0.0
-            return zero, torch.zeros(4, dtype=torch.float64)
+            return zero, UpdateSums()
         T = scores.logp_RT.shape[1]
         at = torch.tensor(rows, device=weight_RT.device)
 
@@ -284,17 +278,18 @@ class Learner:
         acts_BT, weight_BT = cut(fixed.marks.acts_RT), cut(weight_RT)
         old_logp_BT = scores.logp_RT.detach() if fixed.old_logp_RT is None else cut(fixed.old_logp_RT)
         loss_BT, clipped_BT = algorithm.token_losses(scores.logp_RT, old_logp_BT, cut(fixed.advantage_RT), acts_BT)
-        if not self._on_policy_logp and algorithm.off_policy_cap is not None:
-            loss_BT = loss_BT * truncated_importance_weights(
-                old_logp_BT, cut(fixed.sampled_logp_RT), algorithm.off_policy_cap
-            )
+        measured = UpdateSums()
+        if not self._on_policy_logp:
+            sampled_logp_BT = cut(fixed.sampled_logp_RT)
+            measured = _mismatch(old_logp_BT, sampled_logp_BT, acts_BT, algorithm.off_policy_cap)
+            if algorithm.off_policy_cap is not None:
+                loss_BT = loss_BT * truncated_importance_weights(old_logp_BT, sampled_logp_BT, algorithm.off_policy_cap)
         kl_sum, value_sum = 0.0, 0.0
-        if fixed.reference_logp_RT is not None:
+        if fixed.reference_logp_RT is not None and algorithm.kl_place == "loss":
             reference_logp_BT = cut(fixed.reference_logp_RT)
             kl_BT = kl_estimate(scores.logp_RT, reference_logp_BT, algorithm.kl_estimator) * acts_BT
             kl_sum = float(kl_BT.detach().sum())
-            if algorithm.kl_place == "loss":
-                loss_BT = loss_BT + algorithm.kl_coefficient * kl_BT
+            loss_BT = loss_BT + algorithm.kl_coefficient * kl_BT
         if scores.entropy_RT is not None:
             loss_BT = loss_BT - algorithm.entropy_coefficient * scores.entropy_RT
         loss = (weight_BT * loss_BT).sum()
@@ -306,7 +301,7 @@ class Learner:
             value_sum = float(value_BT.detach().sum())
             loss = loss + algorithm.value_coefficient * (weight_BT * value_BT).sum()
         clipped = float((clipped_BT & acts_BT).sum())
-        return loss, torch.tensor([float(loss.detach()), clipped, kl_sum, value_sum], dtype=torch.float64)
+        return loss, measured + UpdateSums(float(loss.detach()), clipped, kl_sum, value_sum)
 
     def _every_row_counts(self) -> bool:
         """Return whether rows without advantage have a gradient, too."""
@@ -356,11 +351,17 @@ class Learner:
         most = int(self._accelerator.gather(count).max())
         return batches + [[] for _ in range(most - len(batches))]
 
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        if self._accelerator.num_processes == 1:
-            return values
-        reduced: Tensor = self._accelerator.reduce(values.float().to(self._accelerator.device), reduction="sum")
-        return reduced.double().cpu()
+
+def _mismatch(old_logp_BT: Tensor, sampled_logp_BT: Tensor, acts_BT: Tensor, cap: float | None) -> UpdateSums:
+    """Compare the trainer's log-probabilities before its updates with the sampler's."""
+    log_ratio = (old_logp_BT - sampled_logp_BT)[acts_BT]
+    gap = log_ratio.abs()
+    return UpdateSums(
+        gap=float(gap.sum()),
+        cut=0.0 if cap is None else float((log_ratio.exp() > cap).sum()),
+        compared=len(gap),
+        gap_max=float(gap.max()) if len(gap) else 0.0,
+    )
 
 
 class NonFiniteError(ArithmeticError):

@@ -14,10 +14,10 @@ class RLVRStep:
 
     Attributes:
         step: number of the step, from 1.
-        reward: mean reward of the programs, after shaping.
-        pass_rate: share of the programs that passed.
-        informative: share of the tasks whose programs have different rewards; with a group baseline only these have a
-            gradient.
+        reward: mean reward of the programs that have one, after shaping.
+        pass_rate: share of these programs that passed.
+        informative: share of the tasks whose programs were graded differently, before shaping; with a group baseline
+            and no shaping only these have a gradient.
         tokens: number of sampled tokens.
         decisions: number of tokens that RL acts on.
         length: mean length of the completions, in tokens.
@@ -29,7 +29,12 @@ class RLVRStep:
         learning_rate: of the step.
         kl: divergence to the reference, nats per decision; `None` without a reference.
         value_loss: of the value head; `None` without one.
-        sample_seconds: time of sampling and grading.
+        ungraded: share of the sampled programs without a reward, which are left out of the update.
+        mismatch: mean absolute difference between the trainer's and the sampler's log-probabilities, nats per decision;
+            `None` where the sampler's arithmetic is the trainer's.
+        mismatch_max: the largest such difference.
+        mismatch_cut: share of the decisions whose importance weight `off_policy_cap` cut.
+        sample_seconds: time of sampling and grading; the weights are given to the sampler in it.
         train_seconds: time of the updates.
     """
 
@@ -48,5 +53,9 @@ class RLVRStep:
     learning_rate: float
     kl: float | None = None
     value_loss: float | None = None
+    ungraded: float = 0.0
+    mismatch: float | None = None
+    mismatch_max: float | None = None
+    mismatch_cut: float | None = None
     sample_seconds: float
     train_seconds: float

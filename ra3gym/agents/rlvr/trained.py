@@ -50,6 +50,10 @@ class TrainedPolicy:
             self._whole.load_state_dict({name: weights[f"model.{name}"] for name in names}, strict=False)
         return self.exported.model
 
+    def is_finite(self) -> bool:
+        """Whether no weight that is kept in this process is NaN or infinite."""
+        return all(bool(weight.isfinite().all()) for weight in self.exported.model.parameters())
+
     def state(self) -> dict[str, Any]:
         """Return the `training_state` to store. Every rank must call this."""
         return training_state(self.policy, self._plain_optimizer)

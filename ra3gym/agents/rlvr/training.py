@@ -23,8 +23,10 @@ from ra3gym.agents.rlvr.algorithms.registry import algorithm as find_algorithm
 from ra3gym.agents.rlvr.algorithms.scope import Scope
 from ra3gym.agents.rlvr.checkpoint import open_run, past_steps, reference_model, save_checkpoint
 from ra3gym.agents.rlvr.config import RLVRConfig
-from ra3gym.agents.rlvr.health import Health, StopRequest, not_finite
-from ra3gym.agents.rlvr.learner import Learner, NonFiniteError, UpdateMetrics
+from ra3gym.agents.rlvr.fit import check_fit, check_room
+from ra3gym.agents.rlvr.health import Health, StopRequest, TooFewRewards, check_graded, not_finite
+from ra3gym.agents.rlvr.learner import Learner, NonFiniteError
+from ra3gym.agents.rlvr.measures import UpdateMetrics
 from ra3gym.agents.rlvr.policy import Policy, freeze_decoder
 from ra3gym.agents.rlvr.rollouts.collecting import Collected, Collector
 from ra3gym.agents.rlvr.rollouts.function_end import FunctionEnd
@@ -33,7 +35,7 @@ from ra3gym.agents.rlvr.rollouts.rollouts import RolloutSettings, stream_seed
 from ra3gym.agents.rlvr.rollouts.sampler import ModelSampler, Sampler
 from ra3gym.agents.rlvr.steps import RLVRStep
 from ra3gym.agents.rlvr.trained import TrainedPolicy, start_policy
-from ra3gym.errors import ConfigError, DataError
+from ra3gym.errors import ConfigError, DataError, TrainingDiverged
 from ra3gym.lm import LoadedModel, load, save
 from ra3gym.runs.folder import RunFolder
 from ra3gym.tasks import CodeTask
@@ -80,7 +82,7 @@ def train(
         algorithm: a name (`algorithm_names()`), or an `Algorithm`: `algorithm("grpo", clip_high=0.28)` changes one.
         config: `RLVRConfig()` when `None`.
         reward: a judge or a `Grader` for unit tests, a function of (task, text), or a `Reward`; `None` starts a judge
-            for the duration of the run.
+            for the duration of the run. A program for which it gives no finite number is left out of the update.
         sampler: samples the programs, and is closed by the caller; the model itself when `None`.
         allowed_mask_V: bool, the only tokens that may be sampled (a pruned action space).
         seed: the same seed gives the same run, interrupted or not; on the CPU to the last bit.
@@ -92,8 +94,9 @@ def train(
             ends with its `free_memory()` and `end_training()`: an open process group can abort the exit.
 
     Raises:
-        DataError: no tasks.
-        ConfigError: values that do not fit each other, the model or the number of processes.
+        DataError: no tasks, or more than `config.max_ungraded` of a step's programs have no reward.
+        ConfigError: values that do not fit each other, the model or the number of processes; a prompt that leaves no
+            room for `config.max_new_tokens`.
         UnknownNameError: no such algorithm or scope.
         RunFolderError: `folder` holds another run, or (with `resume`) no run.
         TrainingDiverged: a gradient that is not finite, or a policy that has collapsed.
@@ -109,6 +112,7 @@ def train(
     config = (config or RLVRConfig()).for_model(loaded.model)
     accelerator = accelerator or _make_accelerator(loaded)
     scope = check_fit(chosen, config, loaded, accelerator.num_processes)
+    check_room(loaded, tasks, config.max_new_tokens)
     compute = _compute_dtype(config, accelerator)
     with ExitStack() as stack:
         on_gpu = accelerator.device.type == "cuda"
@@ -164,7 +168,13 @@ def train(
 
 @dataclass(kw_only=True)
 class _Loop:
-    """The steps of a run, given its parts; `run` is its folder."""
+    """The steps of a run, given its parts; `run` is its folder.
+
+    Attributes:
+        history: the steps that are done.
+        saved: the step of the newest checkpoint; 0 without one.
+        whole: number of the learner's updates at the end of the last whole step.
+    """
 
     trained: TrainedPolicy
     sampler: Sampler
@@ -176,26 +186,31 @@ class _Loop:
     accelerator: Any
     run: RunFolder | None
     history: list[RLVRStep]
+    saved: int = 0
+    whole: int = 0
 
     def run_steps(self, on_step: Callable[[RLVRStep], None]) -> RLVRResult:
         """Run the remaining steps; see `train`."""
         health, request = Health(self.config), StopRequest()
-        self.sampler.update(self.trained.current_model())
+        self.saved = len(self.history)
         with ExitStack() as stack:
             if self.run is not None:
                 stack.enter_context(request.listening())
+                stack.push(self._save_after_failure)
             for step in range(len(self.history) + 1, self.config.steps + 1):
                 record = self._step(step)
                 self.history.append(record)
+                self.whole = self.learner.updates
                 if self.run is not None and self.accelerator.is_main_process:
                     self.run.metrics.append(dataclasses.asdict(record))
                 on_step(record)
                 health.check(record)
-                stop = self._any_rank(request.asked) and step < self.config.steps
-                if self.run is not None and (step % self.config.checkpoint_every == 0 or stop):
+                last = step == self.config.steps or self._any_rank(request.asked)
+                if self.run is not None and (step % self.config.checkpoint_every == 0 or last):
                     self._save(self.run, step)
-                if stop:
+                if last:
                     break
+            self.sampler.update(self.trained.current_model())
         finished = len(self.history) == self.config.steps
         exported = self.trained.exported
         exported.model.eval()
@@ -212,15 +227,17 @@ class _Loop:
         torch.manual_seed(stream_seed(self.seed, step, self.accelerator.process_index, 1 << 20))
         last = self.history[-1] if self.history else None
         started = time.perf_counter()
+        self.sampler.update(self.trained.current_model())
         collected = self.collector.collect(step)
         sampled = time.perf_counter()
-        if not bool(collected.rollouts.logp_RT.isfinite().all()):
+        check_graded(collected, step, self.config.max_ungraded, self._sums_over_ranks)
+        if self._any_rank(not bool(collected.rollouts.logp_RT.isfinite().all())):
             raise not_finite(step, "the log-probability of a sampled token", last)
         try:
             update = self.learner.step(collected.rollouts)
         except NonFiniteError as error:
             raise not_finite(step, error, last) from None
-        self.sampler.update(self.trained.current_model())
+        self.trained.current_model()
         seconds = sampled - started, time.perf_counter() - sampled
         return self._record(step, rate, collected, update, seconds)
 
@@ -231,7 +248,8 @@ class _Loop:
         first = collected.first
         total = self._sums_over_ranks(
             rows=len(first.completions),
-            reward=float(first.reward_R.sum()),
+            graded=float((~first.graded_R.isnan()).sum()),
+            reward=float(first.reward_R.nansum()),
             passed=float(first.passed_R.sum()),
             informative=len(first.informative),
             tokens=first.num_tokens,
@@ -239,12 +257,14 @@ class _Loop:
             truncated=float((~first.finished_R).sum()),
             surprise=-float(first.logp_RT.sum()),
             sampled=collected.tokens,
+            sampled_rows=collected.rows,
+            ungraded=len(collected.ungraded),
         )
-        rows = total["rows"]
+        rows, graded = total["rows"], max(1.0, total["graded"])
         return RLVRStep(
             step=step,
-            reward=total["reward"] / rows,
-            pass_rate=total["passed"] / rows,
+            reward=total["reward"] / graded,
+            pass_rate=total["passed"] / graded,
             informative=total["informative"] / self.config.tasks_per_step,
             tokens=round(total["sampled"]),
             decisions=round(total["decisions"]),
@@ -257,6 +277,10 @@ class _Loop:
             learning_rate=rate,
             kl=update.kl,
             value_loss=update.value_loss,
+            ungraded=total["ungraded"] / total["sampled_rows"],
+            mismatch=update.mismatch,
+            mismatch_max=update.mismatch_max,
+            mismatch_cut=update.mismatch_cut,
             sample_seconds=seconds[0],
             train_seconds=seconds[1],
         )
@@ -265,43 +289,29 @@ class _Loop:
         sums = torch.tensor([float(value) for value in values.values()], device=self.accelerator.device)
         return dict(zip(values, self.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
 
-    def _save(self, run: RunFolder, step: int) -> None:
+    def _save_after_failure(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """Write a checkpoint of the last whole step when the run fails after it, unless an update has begun since.
+
+        Saving needs all ranks: with several, only failures that all of them meet are followed by a checkpoint.
+        """
+        if error is None or self.run is None or self.saved == len(self.history):
+            return
+        if self.accelerator.num_processes > 1 and not isinstance(error, (TrainingDiverged, TooFewRewards)):
+            return
+        if self.learner.updates == self.whole and self.trained.is_finite():
+            # The older checkpoints stay: what has failed may have to begin again from one of them.
+            self._save(self.run, len(self.history), keep=self.config.keep_checkpoints + 1)
+
+    def _save(self, run: RunFolder, step: int, *, keep: int | None = None) -> None:
+        self.saved = step
         state = self.trained.state()
         if self.accelerator.is_main_process:
-            save_checkpoint(run, step, self.trained.exported, state, keep=self.config.keep_checkpoints)
+            save_checkpoint(run, step, self.trained.exported, state, keep=keep or self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
-    def _any_rank(self, asked: bool) -> bool:
-        """Whether any process was asked to stop: all of them must agree on where the run ends."""
-        return self._sums_over_ranks(asked=float(asked))["asked"] > 0
-
-
-def check_fit(algorithm: Algorithm, config: RLVRConfig, loaded: LoadedModel, num_processes: int) -> Scope:
-    """Check that algorithm, configuration, model and processes fit each other; return the scope that RL acts in.
-
-    Raises:
-        ConfigError: too small a group for the algorithm, tasks that cannot be shared evenly among the processes
-            or are fewer than the minibatches, a negative weight, or a scope that the model has no tokens for.
-        UnknownNameError: no such scope.
-    """
-    if algorithm.compares_samples and config.group_size < 2:
-        raise ConfigError(
-            f"group_size={config.group_size}: {algorithm.name!r} compares the samples of a task, give at least 2"
-        )
-    if config.tasks_per_step % num_processes:
-        raise ConfigError(f"tasks_per_step={config.tasks_per_step} is not a multiple of the {num_processes} processes")
-    if algorithm.minibatches > (share := config.tasks_per_step // num_processes):
-        raise ConfigError(
-            f"minibatches={algorithm.minibatches}: each needs at least one task of every process, and tasks_per_step="
-            f"{config.tasks_per_step} gives a process {share}"
-        )
-    return Scope(
-        config.act_on,
-        loaded.tokenizer,
-        latent_weight=config.latent_weight,
-        comment_weight=config.comment_weight,
-        code_weight=config.code_weight,
-    )
+    def _any_rank(self, here: bool) -> bool:
+        """Whether this holds in any process: all of them must agree on where the run ends."""
+        return self._sums_over_ranks(ranks=float(here))["ranks"] > 0
 
 
 def _reward(
@@ -335,6 +345,7 @@ def _rollout_settings(config: RLVRConfig, tokenizer: Any, allowed_mask_V: Tensor
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         rows_per_sample=config.rows_per_sample,
+        truncated=config.truncated,
         allowed_mask_V=allowed_mask_V,
         make_stop=partial(FunctionEnd, tokenizer) if config.stop_at_function_end else None,
     )
@@ -353,7 +364,3 @@ def _compute_dtype(config: RLVRConfig, accelerator: Any) -> torch.dtype | None:
         launched = accelerator.mixed_precision == "bf16"
         chosen = "bfloat16" if launched or accelerator.device.type == "cuda" else "float32"
     return torch.bfloat16 if chosen == "bfloat16" else None
-
-
-def _is_sharded(accelerator: Any) -> bool:
-    return str(accelerator.distributed_type).endswith("FSDP")

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ra3gym.errors import ConfigError
-from ra3gym.experiments.commands.task_sets import judge_limits, tasks_by_id, token_budgets
+from ra3gym.experiments.commands.task_sets import judge_limits, task_budgets, tasks_by_id
 from ra3gym.experiments.report.statistics import estimate_mean
 from ra3gym.experiments.studies.evaluation import graded_batches
 from ra3gym.experiments.studies.progress import StudyProgress
@@ -154,7 +154,7 @@ def _evaluate(
     console: Console,
 ) -> dict[str, Any]:
     """Sample and grade all tasks, and write each batch at once; return the summary."""
-    room = token_budgets(loaded, tasks, config.max_new_tokens)
+    room = task_budgets(loaded, tasks, config.max_new_tokens)
     done: Counter[str] = Counter()
     correct: Counter[str] = Counter()
     statuses: Counter[str] = Counter()

@@ -28,11 +28,11 @@ from rich.table import Table
 from ra3gym.abstractions.pruning import PrunedActions
 from ra3gym.agents.rlvr import Algorithm, RLVRConfig, RLVRStep, algorithm, train
 from ra3gym.agents.rlvr.checkpoint import RUN_KIND, step_of
+from ra3gym.agents.rlvr.fit import check_fit
 from ra3gym.agents.rlvr.rollouts.sampler import Sampler
-from ra3gym.agents.rlvr.training import check_fit
 from ra3gym.errors import ConfigError, MissingExtraError, UnknownNameError
 from ra3gym.experiments.commands.settings import parse_setting
-from ra3gym.experiments.commands.task_sets import judge_limits, tasks_by_id, token_budgets
+from ra3gym.experiments.commands.task_sets import judge_limits, task_budgets, tasks_by_id
 from ra3gym.experiments.commands.token_pruning import prune_to_expert, report_line, token_mask
 from ra3gym.experiments.studies.config import typed_config
 from ra3gym.experiments.studies.progress import StudyProgress
@@ -269,7 +269,7 @@ def _training_split(name: str) -> str | None:
 
 def _with_room(tasks: Sequence[CodeTask], loaded: LoadedModel, max_new_tokens: int, console: Console) -> list[CodeTask]:
     """Return the tasks whose prompts leave room for a whole completion in the model's context."""
-    room = token_budgets(loaded, tasks, max_new_tokens)
+    room = task_budgets(loaded, tasks, max_new_tokens)
     kept = [task for task in tasks if room[task.task_id] == max_new_tokens]
     if len(kept) < len(tasks):
         console.print(

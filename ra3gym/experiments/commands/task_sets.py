@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ra3gym.errors import DataError
-from ra3gym.lm import LoadedModel, encode_prompt
+from ra3gym.lm import LoadedModel, token_budgets
 from ra3gym.tasks import CodeTask
 from ra3gym.verify import Limits
 
@@ -35,10 +35,7 @@ def tasks_by_id(tasks: Sequence[CodeTask], names: str) -> dict[str, CodeTask]:
     return by_id
 
 
-def token_budgets(loaded: LoadedModel, tasks: Sequence[CodeTask], max_new_tokens: int) -> dict[str, int]:
+def task_budgets(loaded: LoadedModel, tasks: Sequence[CodeTask], max_new_tokens: int) -> dict[str, int]:
     """Return the longest completion by task id, in tokens: `max_new_tokens`, or what the model's context leaves."""
-    positions = getattr(loaded.model.config, "max_position_embeddings", None)
-    if positions is None:
-        return {task.task_id: max_new_tokens for task in tasks}
-    lengths = {task.task_id: len(encode_prompt(loaded.tokenizer, task.prompt)) for task in tasks}
-    return {task_id: max(0, min(max_new_tokens, positions - length)) for task_id, length in lengths.items()}
+    rooms = token_budgets(loaded, [task.prompt for task in tasks], max_new_tokens)
+    return {task.task_id: room for task, room in zip(tasks, rooms, strict=True)}

@@ -64,9 +64,11 @@ def rollouts_of(prompts: list[list[int]], completions: list[list[int]], rewards:
         completions=completions,
         logp_RT=torch.zeros(len(completions), longest),
         texts=[""] * len(completions),
+        graded_R=torch.tensor(rewards),
         reward_R=torch.tensor(rewards),
         passed_R=torch.tensor(rewards) > 0,
         finished_R=torch.ones(len(completions), dtype=torch.bool),
+        masked_R=torch.zeros(len(completions), dtype=torch.bool),
     )
 
 

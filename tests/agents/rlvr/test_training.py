@@ -241,11 +241,12 @@ def test_refusals() -> None:
         train(tiny(), TASKS, config=replace(QUICK, group_size=1), reward=writes_an_a)
     with pytest.raises(ConfigError, match="folder"):
         train(tiny(), TASKS, config=QUICK, reward=writes_an_a, resume=True)
-    with pytest.raises(DataError, match="bandit/"):
-        train(tiny(), TASKS, config=QUICK, reward=lambda task, text: float("nan"))
     for wrong in ({"steps": -1}, {"learning_rate": 0.0}, {"temperature": float("nan")}, {"group_size": 1.5}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             Config(**wrong)
+    long = [replace(task, prompt="a" * 70) if index % 2 else task for index, task in enumerate(TASKS)]
+    with pytest.raises(ConfigError, match=r"2 of 4 prompts, that of task 'bandit/1' first, leave less than max_new_t"):
+        train(tiny(), long, config=QUICK, reward=writes_an_a)
     with pytest.raises(ConfigError, match="freeze_decoder"):
         RLVRConfig(freeze_decoder=True)
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from ra3gym import lm
 from ra3gym.agents.rlvr import RLVRConfig, RLVRStep, algorithm, train
 from ra3gym.agents.rlvr.algorithms import composition
-from ra3gym.agents.rlvr.training import check_fit
+from ra3gym.agents.rlvr.fit import check_fit
 from ra3gym.cli import main
 from ra3gym.errors import ConfigError, DataError, RunFolderError
 from ra3gym.experiments.commands.rlvr import PostTrainingConfig, resume_post_training, start_post_training
@@ -149,8 +149,8 @@ def test_a_whole_run(tiny_model_folder: Path, folder: Path, capsys: pytest.Captu
         *("config.json", "manifest.json", "metrics.jsonl", "summary.json", ".lock"),
         *("tensorboard", "checkpoints", "model"),
     }
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000004"]
-    assert {path.name for path in (run / "checkpoints" / "step-000004").iterdir()} == {"model", "state.pt"}
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000005"]
+    assert {path.name for path in (run / "checkpoints" / "step-000005").iterdir()} == {"model", "state.pt"}
     config = json.loads((run / "config.json").read_text())
     assert config["tasks"] == ["jsonl:guess.jsonl"]
     assert config["training"]["tasks_per_step"] == 4
@@ -417,7 +417,7 @@ def test_a_tokenizer_without_pad_token(tiny_model_folder: Path, folder: Path) ->
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), None])
 def test_rewards_of_ones_own_are_checked(tiny_model_folder: Path, folder: Path, wrong: float | None) -> None:
-    """Not finite, or (`None`) one too few."""
+    """Not finite: left out, up to `max_ungraded`. One too few (`None`): the reward is broken."""
 
     class Wrong:
         def submit(self, tasks: Sequence[CodeTask], texts: Sequence[str]) -> Future[list[Graded]]:
@@ -427,9 +427,12 @@ def test_rewards_of_ones_own_are_checked(tiny_model_folder: Path, folder: Path, 
             return graded
 
     tasks = load_tasks("jsonl:guess.jsonl")
-    expected = "graded 15 programs of 16" if wrong is None else rf"task 'guess/\d' is {wrong}: rewards are finite"
+    expected = "graded 15 programs of 16" if wrong is None else r"1 of 16 programs have no reward.* task 'guess/\d'"
     with pytest.raises(DataError, match=expected):
-        train(str(tiny_model_folder), tasks, config=TRAINING, reward=Wrong())
+        train(str(tiny_model_folder), tasks, config=replace(TRAINING, max_ungraded=0.0), reward=Wrong())
+    if wrong is not None:
+        history = train(str(tiny_model_folder), tasks, config=TRAINING, reward=Wrong()).history
+        assert [step.ungraded for step in history] == [1 / 16] * 5
 
 
 def test_completions_that_end_at_once(tiny_model_folder: Path, folder: Path) -> None:

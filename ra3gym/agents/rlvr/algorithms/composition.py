@@ -89,8 +89,9 @@ class Algorithm:
         kl_place: "loss" adds the KL to the token's loss; "reward" subtracts it from the decision's reward.
         entropy_coefficient: weight of the mean entropy of the decisions, in nats, as a bonus; 0 to 0.01. A higher value
             explores more.
-        off_policy_cap: bound on the importance weight between the trainer's policy and the sampler's, for a sampler
-            that is not exactly the trainer's model; about 2. None: no such weight.
+        off_policy_cap: bound on the importance weight between the trainer's policy and the sampler's, about 2. It acts
+            where the sampler's arithmetic is not the trainer's (a vLLM server, sampling in bfloat16). None: no such
+            weight.
         dynamic_sampling: replace groups whose rewards are all equal, and so have no gradient, by groups of other tasks;
             this costs more sampling.
         overlong_buffer: tokens before the length limit over which the reward falls linearly to -1 (int), or a share of
@@ -118,7 +119,7 @@ class Algorithm:
     kl_estimator: KLEstimator = "k3"
     kl_place: KLPlace = "loss"
     entropy_coefficient: float = 0.0
-    off_policy_cap: float | None = None
+    off_policy_cap: float | None = 2.0
     dynamic_sampling: bool = False
     overlong_buffer: int | float = 0
     gamma: float = 1.0

@@ -83,6 +83,15 @@ class Marks:
     weight_RT: Tensor
     duration_RT: Tensor
 
+    def without(self, masked_R: Tensor) -> Marks:
+        """Return the marks with no decision in these rows."""
+        masked_R1 = masked_R[:, None]
+        return Marks(
+            self.acts_RT & ~masked_R1,
+            self.weight_RT.masked_fill(masked_R1, 0.0),
+            self.duration_RT.masked_fill(masked_R1, 0.0),
+        )
+
 
 class Scope:
     """Marks the decisions of completions.

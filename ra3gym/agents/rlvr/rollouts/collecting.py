@@ -27,11 +27,15 @@ class Collected:
         rollouts: to train on.
         first: as first sampled for the step's tasks; differs from `rollouts` only with dynamic sampling.
         tokens: number of sampled tokens, replaced rollouts included.
+        rows: number of sampled programs, likewise.
+        ungraded: for each of them without a reward, the id of its task.
     """
 
     rollouts: Rollouts
     first: Rollouts
     tokens: int
+    rows: int
+    ungraded: tuple[str, ...]
 
 
 class Collector:
@@ -77,8 +81,8 @@ class Collector:
         chosen = [self._order[begin + place] for place in self._places]
         first = self._roll_out(chosen, [stream_seed(self._seed, step, place) for place in self._places])
         if not self._algorithm.dynamic_sampling:
-            return Collected(first, first, first.num_tokens)
-        count, tokens, informative = len(chosen), first.num_tokens, first.informative
+            return Collected(first, first, first.num_tokens, len(first.completions), first.ungraded)
+        count, informative, sampled = len(chosen), first.informative, [first]
         kept = first.select(informative)
         for attempt in range(1, self._config.max_resamples + 1):
             missing = count - len(kept.tasks)
@@ -89,11 +93,17 @@ class Collector:
                 rng.integers(len(self._tasks), size=missing).tolist(),
                 [stream_seed(self._seed, step, place, attempt) for place in self._places[:missing]],
             )
-            tokens += fresh.num_tokens
+            sampled.append(fresh)
             kept = Rollouts.joined([kept, fresh.select(fresh.informative)])
         others = [group for group in range(count) if group not in informative]
         rest = first.select(others[: count - len(kept.tasks)])
-        return Collected(Rollouts.joined([kept, rest]), first, tokens)
+        return Collected(
+            Rollouts.joined([kept, rest]),
+            first,
+            tokens=sum(part.num_tokens for part in sampled),
+            rows=sum(len(part.completions) for part in sampled),
+            ungraded=tuple(task for part in sampled for task in part.ungraded),
+        )
 
     def _roll_out(self, chosen: Sequence[int], seeds: Sequence[int]) -> Rollouts:
         tasks = [self._tasks[index] for index in chosen]

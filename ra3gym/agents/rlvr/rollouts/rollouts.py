@@ -7,18 +7,17 @@ state to restore.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ra3gym.agents.rlvr.rollouts.rewards import Reward
+from ra3gym.agents.rlvr.rollouts.rewards import Reward, usable_reward
 from ra3gym.agents.rlvr.rollouts.sampler import Sampler
 from ra3gym.errors import DataError
 from ra3gym.lm import LoadedModel, Samples
@@ -40,9 +39,11 @@ class Rollouts:
         completions: R lists of token ids; the token that ended a completion is included.
         logp_RT: float32, nats, on the CPU; the sampler's log-probability of each token, 0 after the end.
         texts: of the completions; latents are included, the end token is not.
-        reward_R: float32.
+        graded_R: float32, the reward as graded; NaN where grading gave none.
+        reward_R: float32, `graded_R` after shaping (the punishment of long completions).
         passed_R: bool.
         finished_R: bool; false when `max_new_tokens` cut the completion off.
+        masked_R: bool; true at rows that nothing is learned from: no reward, or cut off where those are masked.
         first_choices: for each row, its first decision: tokens before it write text that the prompt forces
             (`ra3gym.lm.rendering`), and belong to the prompt. Empty where no prompt forces text.
     """
@@ -53,9 +54,11 @@ class Rollouts:
     completions: list[list[int]]
     logp_RT: Tensor
     texts: list[str]
+    graded_R: Tensor
     reward_R: Tensor
     passed_R: Tensor
     finished_R: Tensor
+    masked_R: Tensor
     first_choices: list[FirstChoice] = field(default_factory=list)
 
     @property
@@ -65,9 +68,35 @@ class Rollouts:
 
     @property
     def informative(self) -> list[int]:
-        """Indices of the tasks whose programs have different rewards."""
+        """Indices of the tasks whose programs were graded differently; shaping and masked rows do not count.
+
+        DAPO (arXiv 2503.14476, equation 11) looks at whether programs are right: if all of them are, they have nothing
+        to teach, however long they are.
+        """
+        graded_PG = self.graded_R.view(-1, self.group_size)
+        masked_PG = self.masked_R.view(-1, self.group_size)
+        highest_P = graded_PG.masked_fill(masked_PG, -torch.inf).amax(1)
+        lowest_P = graded_PG.masked_fill(masked_PG, torch.inf).amin(1)
+        return [int(index) for index in (highest_P > lowest_P).nonzero()[:, 0]]
+
+    def neutral_rewards(self) -> Tensor:
+        """Return `reward_R` with the mean of a group's other rows in its masked rows, 0 if all are masked.
+
+        So a masked row does not move the mean that its group is compared with.
+        """
         reward_PG = self.reward_R.view(-1, self.group_size)
-        return [int(index) for index in (reward_PG != reward_PG[:, :1]).any(1).nonzero()[:, 0]]
+        masked_PG = self.masked_R.view(-1, self.group_size)
+        if not bool(masked_PG.any()):
+            return self.reward_R
+        count_P1 = (~masked_PG).sum(1, keepdim=True)
+        mean_P1 = reward_PG.masked_fill(masked_PG, 0.0).sum(1, keepdim=True) / count_P1.clamp(min=1)
+        return torch.where(masked_PG, mean_P1, reward_PG).flatten()
+
+    @property
+    def ungraded(self) -> tuple[str, ...]:
+        """For each program without a reward, the id of its task."""
+        rows = self.graded_R.isnan().nonzero()[:, 0].tolist()
+        return tuple(self.tasks[row // self.group_size].task_id for row in rows)
 
     def rows_of(self, group: int) -> range:
         """Return the rows of one task."""
@@ -83,9 +112,11 @@ class Rollouts:
             [self.completions[row] for row in rows],
             self.logp_RT[rows],
             [self.texts[row] for row in rows],
+            self.graded_R[rows],
             self.reward_R[rows],
             self.passed_R[rows],
             self.finished_R[rows],
+            self.masked_R[rows],
             [self.first_choices[row] for row in rows] if self.first_choices else [],
         )
 
@@ -103,9 +134,11 @@ class Rollouts:
             [ids for part in parts for ids in part.completions],
             pad_sequence(logp_rows, batch_first=True),
             [text for part in parts for text in part.texts],
+            torch.cat([part.graded_R for part in parts]),
             torch.cat([part.reward_R for part in parts]),
             torch.cat([part.passed_R for part in parts]),
             torch.cat([part.finished_R for part in parts]),
+            torch.cat([part.masked_R for part in parts]),
             _joined_choices(parts),
         )
 
@@ -126,6 +159,7 @@ class RolloutSettings:
         temperature: of the sampling.
         rows_per_sample: completions to sample at once.
         allowed_mask_V: bool, the only tokens that may be sampled; all when `None`.
+        truncated: what becomes of a completion that is cut off: "graded", "failed" or "masked" (`RLVRConfig`).
         make_stop: from the tasks of a call, their prompts and G to a rule that ends completions early.
     """
 
@@ -134,6 +168,7 @@ class RolloutSettings:
     temperature: float
     rows_per_sample: int
     allowed_mask_V: Tensor | None = None
+    truncated: Literal["graded", "failed", "masked"] = "graded"
     make_stop: Callable[[Sequence[CodeTask], Sequence[Prompt], int], StopRule] | None = None
 
 
@@ -185,7 +220,16 @@ def roll_out(
     parts = []
     for chosen, samples, completions, texts, future, first_choices in waiting:
         grades = future.result()
-        _check_rewards(chosen, grades, group_size)
+        if len(grades) != len(completions):
+            raise DataError(f"the reward graded {len(grades)} programs of {len(completions)}: it must grade each")
+        finished_R = samples.finished_R.cpu()
+        graded_R = torch.tensor([usable_reward(grade) for grade in grades], dtype=torch.float32)
+        passed_R = torch.tensor([grade.passed for grade in grades])
+        if settings.truncated == "failed":
+            graded_R, passed_R = graded_R.masked_fill(~finished_R, 0.0), passed_R & finished_R
+        masked_R = graded_R.isnan()
+        if settings.truncated == "masked":
+            masked_R = masked_R | ~finished_R
         part = Rollouts(
             tasks=tuple(chosen),
             group_size=group_size,
@@ -193,23 +237,15 @@ def roll_out(
             completions=completions,
             logp_RT=samples.logp_RT.float().cpu(),
             texts=texts,
-            reward_R=torch.tensor([grade.reward for grade in grades]),
-            passed_R=torch.tensor([grade.passed for grade in grades]),
-            finished_R=samples.finished_R.cpu(),
+            graded_R=graded_R,
+            reward_R=graded_R,
+            passed_R=passed_R,
+            finished_R=finished_R,
+            masked_R=masked_R,
             first_choices=first_choices,
         )
         parts.append(part)
     return Rollouts.joined(parts)
-
-
-def _check_rewards(tasks: Sequence[CodeTask], grades: Sequence[Graded], group_size: int) -> None:
-    """Raise `DataError` unless each program has a finite reward: one NaN would spoil the whole step's gradient."""
-    if len(grades) != len(tasks) * group_size:
-        raise DataError(f"the reward graded {len(grades)} programs of {len(tasks) * group_size}: it must grade each")
-    for row, grade in enumerate(grades):
-        if not math.isfinite(grade.reward):
-            name = tasks[row // group_size].task_id
-            raise DataError(f"the reward of a program for task {name!r} is {grade.reward}: rewards must be finite")
 
 
 def stream_seed(seed: int, step: int, *place: int) -> int:

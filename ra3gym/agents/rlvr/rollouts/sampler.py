@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ra3gym.lm import Samples, generate
+from ra3gym.lm.model import cast_weights
 
 if TYPE_CHECKING:
     from ra3gym.lm.rendering import ForcedText
@@ -21,7 +22,7 @@ class Sampler(Protocol):
 
     on_policy_logp: bool
     """Whether `Samples.logp_RT` is what the trainer would compute. If not, the trainer computes its own values and
-    weights each token by the ratio of the two.
+    weights each token by the ratio of the two (`Algorithm.off_policy_cap`).
     """
 
     def update(self, model: Any) -> None:
@@ -59,11 +60,16 @@ class ModelSampler:
     Args:
         dtype: sample from a copy of the weights in this precision, made anew after each update; `None` samples from the
             weights themselves.
+
+    Attributes:
+        on_policy_logp: false with a `dtype`. The trainer keeps float32 weights and rounds in other places (autocast),
+            so log-probabilities differ by hundredths of a nat.
     """
 
-    on_policy_logp = True
+    on_policy_logp: bool
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
+        self.on_policy_logp = dtype is None
         self._dtype = dtype
         self._model: Any = None
 
@@ -73,7 +79,7 @@ class ModelSampler:
             self._model = model
             return
         if self._model is None:
-            self._model = copy.deepcopy(model).to(self._dtype).requires_grad_(False).eval()
+            self._model = cast_weights(copy.deepcopy(model).requires_grad_(False).eval(), self._dtype)
             return
         with torch.no_grad():
             for ours, theirs in zip(self._model.parameters(), model.parameters(), strict=True):
