@@ -12,6 +12,7 @@ from ra3gym.lm.model import LoadedModel
 from ra3gym.lm.rendering import ForcedText, completion_text, cut_prompt
 from ra3gym.lm.sampling import generate
 from ra3gym.lm.stream import end_ids
+from ra3gym.lm.tokenizer import encode_prompt
 
 
 @dataclass(frozen=True)
