@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
+
+ValueEquality = Literal["strict", "json"]
+TextEquality = Literal["words", "numbers"]
 
 
 @dataclass(frozen=True)
@@ -14,12 +17,15 @@ class FunctionTests:
     Attributes:
         inputs: the arguments of each call.
         outputs: the expected value of each call.
-        float_tolerance: absolute and relative; 0 compares exactly, with strict types.
+        float_tolerance: absolute and relative; 0 compares exactly.
+        equality: "strict" compares types as well, at any depth. "json" compares as Python does between values that came
+            from JSON: 1, 1.0 and True are equal. A tuple that is returned then counts as a list.
     """
 
     inputs: tuple[tuple[Any, ...], ...]
     outputs: tuple[Any, ...]
     float_tolerance: float = 0.0
+    equality: ValueEquality = "strict"
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -48,18 +54,21 @@ class AssertTests:
 
 @dataclass(frozen=True)
 class StdioTests:
-    """Run the whole program with `inputs[i]` on stdin; compare the words on stdout with those of `outputs[i]`.
+    """Run the whole program with `inputs[i]` on stdin; compare what is on stdout with `outputs[i]`.
 
     Attributes:
         inputs: the text on stdin of each run.
         outputs: the expected text on stdout of each run.
         checker: for problems with several right answers: `checker(input, expected output, program's output)` returns
             whether the output is right. It runs in the trainer and must not trust the program's output.
+        equality: without a checker. "words" compares the words, wherever the lines end. "numbers" compares the lines;
+            two lines of numbers are equal if the numbers are (2.0 and 2).
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     checker: Callable[[str, str, str], bool] | None = None
+    equality: TextEquality = "words"
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -80,6 +89,7 @@ class CodeTask:
         canonical_solution: the completion of the reference solution, `None` if there is none.
         source: the data set that the task is from.
         license: of the data set.
+        preamble: code that runs before each program, in its namespace, as the benchmark's grader has it (imports).
     """
 
     task_id: str
@@ -89,6 +99,7 @@ class CodeTask:
     canonical_solution: str | None = None
     source: str = ""
     license: str = ""
+    preamble: str = ""
 
     @property
     def canonical_program(self) -> str:

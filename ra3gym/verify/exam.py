@@ -80,7 +80,11 @@ def prepare_exam(task: CodeTask, limits: Limits, stop_early: bool = False) -> Ex
     else:
         code = _test_code(task, tests) | {"stop_early": stop_early}
         jobs = [{"kind": "calls", "names": code["names"]}]
-    decisive = [jobs, code, expected, getattr(tests, "float_tolerance", 0.0), repr(getattr(tests, "checker", None))]
+    if task.preamble:
+        _parsed(task, task.preamble)
+        jobs = [job | {"preamble": task.preamble} for job in jobs]
+    comparison = [repr(getattr(tests, name, None)) for name in ("float_tolerance", "equality", "checker")]
+    decisive = [jobs, code, expected, comparison]
     return Exam(
         task=task,
         limits=limits,

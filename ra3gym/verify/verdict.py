@@ -10,7 +10,7 @@ from typing import Any
 
 from ra3gym.errors import JudgeError
 from ra3gym.tasks.task import AssertTests, CheckTests, FunctionTests, StdioTests
-from ra3gym.verify.compare import same, shown
+from ra3gym.verify.compare import same_text, same_value, shown
 from ra3gym.verify.exam import Exam
 from ra3gym.verify.run import Outcome
 from ra3gym.verify.sandbox.encoding import DecodeError, parse
@@ -116,7 +116,7 @@ def _stdio_result(outcome: Outcome, exam: Exam, index: int) -> _Result:
         return _ending(outcome)
     expected, printed = tests.outputs[index], outcome.stdout
     if tests.checker is None:
-        correct = printed.split() == expected.split()
+        correct = same_text(printed, expected, tests.equality)
     else:
         try:
             correct = tests.checker(tests.inputs[index], expected, printed)
@@ -135,8 +135,8 @@ def _report_result(report: _Report, exam: Exam, index: int) -> _Result:
     if "ok" in report and isinstance(tests, AssertTests | CheckTests):
         return Status.PASSED, ""
     if "wrong" in report:
-        text = tests.asserts[index] if isinstance(tests, AssertTests) else str(report["wrong"])
-        return Status.WRONG_ANSWER, text or "an assertion failed"
+        line = tests.asserts[index] if isinstance(tests, AssertTests) else report.get("line", "")
+        return Status.WRONG_ANSWER, str(report["wrong"] or line) or "an assertion failed"
     return _failure(report)
 
 
@@ -163,7 +163,7 @@ def _value_result(value: Any, exam: Exam, index: int) -> _Result:
     expected = exam.expected[index]
     try:
         got = parse(value) if isinstance(value, str) else None
-        if same(got, expected, tests.float_tolerance):
+        if same_value(got, expected, tests.equality, tests.float_tolerance):
             return Status.PASSED, ""
         answer = shown(got)
     except DecodeError as error:

@@ -15,6 +15,8 @@ import pytest
 
 from ra3gym.errors import DataError
 from ra3gym.tasks import CodeTask, FunctionTests, StdioTests, load_tasks
+from ra3gym.tasks.public.benchmarks import BENCHMARKS
+from ra3gym.tasks.public.graders import GRADERS
 from ra3gym.verify import Judge, Limits
 
 CASE = {"input": "1 2\n", "output": "3\n", "testtype": "stdin"}
@@ -61,7 +63,7 @@ def livecodebench(**fields: Any) -> dict[str, Any]:
 def test_livecodebench_stdin(tmp_path: Path, judge: Judge) -> None:
     (task,) = loaded("livecodebench", tmp_path, livecodebench())
     assert task.task_id == "LiveCodeBench/abc001_a"
-    assert task.tests == StdioTests(("1 2\n", "20 30"), ("3\n", "50"))
+    assert task.tests == StdioTests(("1 2\n", "20 30"), ("3\n", "50"), equality="numbers")
     assert passes(judge, task, "print(sum(map(int, input().split())))\n")
     assert not passes(judge, task, "print(3)\n")
 
@@ -80,6 +82,82 @@ def test_livecodebench_method(tmp_path: Path, judge: Judge) -> None:
     assert task.tests.inputs[0] == ([1, 2], "ab")
     assert passes(judge, task, "return [2 * x for x in xs] + [len(s)]\n")
     assert not passes(judge, task, "return xs\n")
+
+
+def method_task(folder: Path, annotation: str, output: object) -> CodeTask:
+    """Return a task whose method `get(n)` is called with 2."""
+    row = livecodebench(
+        starter_code=f"class Solution:\n    def get(self, n: int) -> {annotation}:\n        ",
+        public_test_cases=json.dumps([{"input": "2", "output": json.dumps(output), "testtype": "functional"}]),
+        private_test_cases="[]",
+        metadata=json.dumps({"func_name": "get"}),
+    )
+    (task,) = loaded("livecodebench", folder, row)
+    return task
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return [gcd(n, 4), Counter([n])[n]]",
+        "return [len(deque([n, n])), math.floor(1.5)]",
+        "go = lambda k: 0 if k == 0 else 1 + go(k - 1)\n        return [2, go(20000) - 19999]",
+    ],
+)
+def test_programs_for_livecodebench_get_its_graders_imports(tmp_path: Path, judge: Judge, body: str) -> None:
+    task = method_task(tmp_path, "List[int]", [2, 1])  # the starter code names List and imports nothing
+    assert passes(judge, task, body)
+    assert judge.grade([(task, f"class Solution:\n    def get(self, n):\n        {body}\n")])[0].passed
+
+
+def test_scripts_for_livecodebench_get_its_graders_imports(tmp_path: Path, judge: Judge) -> None:
+    (task,) = loaded("livecodebench", tmp_path, livecodebench())
+    assert passes(judge, task, "print(reduce(add, map(int, stdin.read().split())))\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "output", "same"),
+    [
+        ("(1, n)", [1, 2], True),
+        ("[(1, n)]", [[1, 2]], False),
+        ("[True, 2.0]", [1, 2], True),
+        ("1 - n % 2", True, True),
+        ("'2'", 2, False),
+        ("0.1 + 0.2", 0.3, False),
+        ("{'a': [n]}", {"a": [2.0]}, True),
+        ("None", None, True),
+    ],
+)
+def test_livecodebench_compares_values_as_its_grader(
+    tmp_path: Path, judge: Judge, answer: str, output: object, same: bool
+) -> None:
+    assert passes(judge, method_task(tmp_path, "object", output), f"return {answer}") is same
+
+
+@pytest.mark.parametrize(
+    ("printed", "output", "same"),
+    [
+        ("2.0 3", "2  3.00", True),
+        (" 2\n", "2", True),
+        ("2\n3", "2 3", False),
+        ("1e1000000000", "1", False),
+        ("a  b", "a b", False),
+        ("50000000000000000", "50000000000000001", False),
+        ("nan", "NaN", False),
+        ("snan", "1", False),
+    ],
+)
+def test_livecodebench_compares_lines_as_its_grader(
+    tmp_path: Path, judge: Judge, printed: str, output: str, same: bool
+) -> None:
+    case = {"input": "", "output": output, "testtype": "stdin"}
+    row = livecodebench(public_test_cases=json.dumps([case]), private_test_cases="[]")
+    (task,) = loaded("livecodebench", tmp_path, row)
+    assert passes(judge, task, f"print({printed!r})\n") is same
+
+
+def test_each_benchmark_has_a_row_in_the_table_of_graders() -> None:
+    assert set(GRADERS) == set(BENCHMARKS)
 
 
 def test_private_cases_may_be_plain_json(tmp_path: Path) -> None:

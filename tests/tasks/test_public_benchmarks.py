@@ -72,3 +72,18 @@ def test_the_task_that_humaneval_plus_poses_wrongly(judge: Judge) -> None:
     task = next(task for task in tasks_of("humaneval+") if task.entry_point == "find_zero")
     assert failing(judge, [task]) == []
     assert do_not_pass(judge, [task], "    return 0.5\n")
+
+
+# Whatever a benchmark's own tests forget to assert, one of these would pass. None of them reads its arguments.
+STUBS = ("return None", "return object()", "raise ValueError")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["humaneval", "humaneval+", "mbpp", "mbpp-sanitized", "mbpp+"])
+def test_no_stub_passes_any_task(name: str) -> None:
+    tasks = tasks_of(name)
+    with Judge(workers=2, limits=Limits(seconds=60.0, memory_mb=4096)) as judge:
+        for stub in STUBS:
+            stubs = [(task, f"def {task.entry_point}(*arguments, **named):\n    {stub}\n") for task in tasks]
+            passed = [task.task_id for task, verdict in zip(tasks, judge.grade(stubs), strict=True) if verdict.passed]
+            assert passed == [], stub

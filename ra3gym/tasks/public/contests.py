@@ -14,11 +14,12 @@ import zlib
 from typing import Any
 
 from ra3gym.errors import DataError
+from ra3gym.tasks.public.graders import GRADERS
 from ra3gym.tasks.public.prompts import docstring
 from ra3gym.tasks.records import Record
 from ra3gym.tasks.task import CodeTask, FunctionTests, StdioTests
 
-_FLOAT_TOLERANCE = 1e-9  # writers of JSON do not keep 2 and 2.0 apart
+_LIVECODEBENCH = GRADERS["livecodebench"]
 
 
 def livecodebench(record: Record) -> CodeTask:
@@ -40,9 +41,11 @@ def livecodebench(record: Record) -> CodeTask:
         if not isinstance(method, str):
             raise record.wrong("metadata", "names no 'func_name' for the functional test cases")
         entry_point = f"Solution.{method}" if "class Solution" in starter else method
-        return CodeTask(task_id, prompt + starter, entry_point, FunctionTests(inputs, outputs, _FLOAT_TOLERANCE))
-    tests = StdioTests(tuple(case["input"] for case in cases), tuple(case["output"] for case in cases))
-    return CodeTask(task_id, prompt + starter, "", tests)
+        calls = FunctionTests(inputs, outputs, equality=_LIVECODEBENCH.values)
+        return CodeTask(task_id, prompt + starter, entry_point, calls, preamble=_LIVECODEBENCH.preamble)
+    given, wanted = (tuple(case[name] for case in cases) for name in ("input", "output"))
+    tests = StdioTests(given, wanted, equality=_LIVECODEBENCH.text)
+    return CodeTask(task_id, prompt + starter, "", tests, preamble=_LIVECODEBENCH.preamble)
 
 
 def codeforces(record: Record) -> CodeTask | None:
@@ -65,7 +68,8 @@ def codeforces(record: Record) -> CodeTask | None:
     for case in record.items("examples", [])[:3]:
         shown_input, shown_output = _example(record, "examples", case)
         sections.append(f"Example input\n{shown_input}\nExample output\n{shown_output}")
-    tests = StdioTests(tuple(case[0] for case in cases), tuple(case[1] for case in cases))
+    inputs, outputs = (tuple(case[part] for case in cases) for part in (0, 1))
+    tests = StdioTests(inputs, outputs, equality=GRADERS["codeforces"].text)
     return CodeTask(f"Codeforces/{record.text('id')}", docstring(*sections, separator="\n\n"), "", tests)
 
 

@@ -7,31 +7,13 @@ from __future__ import annotations
 
 import ast
 import builtins
-import re
 import warnings
 
 from ra3gym.errors import DataError
+from ra3gym.tasks.public.evalplus import split_at_loop, with_evalplus_rules
 from ra3gym.tasks.public.prompts import docstring
 from ra3gym.tasks.records import Record
 from ra3gym.tasks.task import AssertTests, CheckTests, CodeTask, FunctionTests
-
-# EvalPlus' tests use numpy for one comparison; the judge runs programs without site-packages.
-_NUMPY_STAND_IN = '''\
-class np:
-    """The names of numpy that EvalPlus' tests use."""
-
-    class ndarray:
-        pass
-
-    @staticmethod
-    def allclose(a, b, rtol, atol):
-        if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-            return len(a) == len(b) and all(np.allclose(x, y, rtol, atol) for x, y in zip(a, b))
-        return a == b or abs(a - b) <= atol + rtol * abs(b)
-'''
-# HumanEval+ tests find_zero (HumanEval/32) with _poly(*candidate(*inp), inp), which no solution passes.
-_FIND_ZERO = ("_poly(*candidate(*inp), inp)", "abs(_poly(*inp, candidate(*inp)))")
-_NUMPY_IMPORT = re.compile(r"^import numpy as np$", re.MULTILINE)
 
 
 def humaneval(record: Record) -> CodeTask:
@@ -43,7 +25,7 @@ def humaneval(record: Record) -> CodeTask:
         task_id=_task_id(record, "HumanEval"),
         prompt=record.text("prompt"),
         entry_point=_identifier(record, "entry_point"),
-        tests=CheckTests(_NUMPY_IMPORT.sub(_NUMPY_STAND_IN, test).replace(*_FIND_ZERO)),
+        tests=CheckTests(with_evalplus_rules(test)),
         canonical_solution=record.text("canonical_solution", "") or None,
     )
 
@@ -69,12 +51,13 @@ def mbpp_plus(record: Record) -> CodeTask:
     """Convert MBPP+, which has one `test` with many inputs; the prompt shows the first assert, as in EvalPlus."""
     examples = _statements(record, "test_list")
     code, entry_point = _mbpp_code(record, examples)
-    test = _NUMPY_IMPORT.sub(_NUMPY_STAND_IN, record.text("test"))
+    test = "\n".join([*record.texts("test_imports", []), record.text("test")])
+    definitions, loop = split_at_loop(with_evalplus_rules(test, entry_point))
     return CodeTask(
         task_id=_task_id(record, "Mbpp"),
         prompt=docstring(record.text("prompt"), examples[0]),
         entry_point=entry_point,
-        tests=AssertTests((test,), "\n".join(record.texts("test_imports", []))),
+        tests=AssertTests((loop,), definitions) if loop else AssertTests((definitions,)),
         canonical_solution=code,
     )
 

@@ -22,10 +22,12 @@ def run(job: dict[str, Any]) -> bool:
     code = _compiled(job["source"])
     if code is None:
         return False
+    preamble = compile(job.get("preamble", ""), "<preamble>", "exec", dont_inherit=True)
     if job["kind"] == "script":
-        return _run_script(code)
+        return _run_script(preamble, code)
     module = types.ModuleType("solution")
     sys.modules["solution"] = module
+    exec(preamble, module.__dict__)
     if job["kind"] == "function":
         exec(code, module.__dict__)
         return _answer_inputs(module.__dict__, job["entry_point"], job["inputs"])
@@ -46,9 +48,10 @@ def _compiled(source: str) -> types.CodeType | None:
         return None
 
 
-def _run_script(code: types.CodeType) -> bool:
+def _run_script(preamble: types.CodeType, code: types.CodeType) -> bool:
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
+    exec(preamble, main.__dict__)
     try:
         exec(code, main.__dict__)
     except SystemExit as end:  # a usual end of a whole program

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from . import calls, child, encoding
 
 _FILE = "<tests>"
+_MESSAGE_CHARS = 500
 # Raised by a call inside a loop, these would end the loop silently.
 _ENDS_LOOPS = (StopIteration, StopAsyncIteration)
 
@@ -97,7 +98,7 @@ def _result(statement: types.CodeType, namespace: dict[str, Any], tests: Tests, 
             raise program.gone from None
         raised: str | None = getattr(error, "raised_by_program", None)
         if raised is None and isinstance(error, AssertionError):
-            return {"wrong": str(error)[:300] or _line_of(error, tests)}
+            return {"wrong": str(error)[:_MESSAGE_CHARS], "line": _line_of(error, tests)}
         return {"error": raised or child.described(error)}
     if program.gone is not None:  # the test has a bare `except`
         raise program.gone
