@@ -102,17 +102,31 @@ def rlvr(arguments: Sequence[str], console: Console) -> int:
     class Resume:
         resume: Path
         """The run folder, as `ra3gym rlvr` printed it."""
+        steps: int | None = None
+        """Continue to this step: a stopped or finished run goes on, where its learning rate is constant."""
+        checkpoint_every: int | None = None
+        """Steps between checkpoints."""
+        workers: int | None = None
+        """Processes that run the tests."""
+        device: str | None = None
+        """Where the model runs."""
 
     prog = "ra3gym rlvr"
     quiet_libraries()
     keep_freed_memory()
     if any(argument.partition("=")[0] == "--resume" for argument in arguments):
-        allowed = ("--resume", "-h", "--h")
-        if others := [name for name in arguments if name.startswith("-") and not name.startswith(allowed)]:
-            raise ConfigError(f"--resume continues under the run's own configuration: leave {others[0]} out")
-        description = "Continue a run under its own configuration."
+        may_change = ("--steps", "--checkpoint-every", "--workers", "--device")
+        allowed = ("--resume", "-h", "--h", *may_change)
+        options = [name.replace("_", "-") for name in arguments if name.startswith("-")]
+        if others := [name for name in options if not name.startswith(allowed)]:
+            raise ConfigError(
+                f"--resume continues under the run's own configuration: leave {others[0]} out. It may change what does "
+                f"not change the past: {', '.join(may_change)}"
+            )
+        description = "Continue a run under its own configuration; some settings may change."
         chosen = parse(Resume, arguments, prog=prog, description=description)
-        finished = resume_post_training(chosen.resume, console)
+        changes = {name: value for name, value in vars(chosen).items() if name != "resume" and value is not None}
+        finished = resume_post_training(chosen.resume, console, **changes)
     else:
         finished = start_post_training(parse(PostTrainingConfig, arguments or ["--help"], prog=prog), console)
     return 0 if finished else INTERRUPTED

@@ -17,7 +17,7 @@ import dataclasses
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -51,6 +51,7 @@ class RunFolder:
         self.manifest = manifest
         self.kind = str(manifest["kind"])
         self.metrics = MetricsFile(path / "metrics.jsonl")
+        self._changes: dict[str, Any] = {}
 
     @classmethod
     def create(cls, root: Path, kind: str, config: Config) -> Self:
@@ -105,14 +106,34 @@ class RunFolder:
         return cls(path, contents["config.json"], manifest)
 
     @classmethod
-    def resume(cls, path: Path, kind: str, config: Config) -> Self:
+    def resume(cls, path: Path, kind: str, config: Config, *, may_change: Collection[str] = ()) -> Self:
         """Return the run at `path` to continue it: hold it with `exclusive`, then call `record_resume`.
 
-        `RunFolderError` names the values of the configuration that are not those the run was started with.
+        Args:
+            path: the folder.
+            kind: what the run must be.
+            config: the configuration to continue under.
+            may_change: settings that may differ from those the run was started with, as they do not change what it has
+                done; "training.steps" is `steps` inside `training`.
+
+        Raises:
+            RunFolderError: not a run of that kind, or other settings differ; the message names them.
         """
         run = cls.open(path, kind)
-        run._refuse_changes(run.config, _described(kind, config), "config.json")
+        differences = _differences(run.config, _described(kind, config))
+        run._refuse_changes(differences.keys() - set(may_change), "config.json")
+        run.change(differences)
         return run
+
+    def change(self, values: Mapping[str, Any]) -> None:
+        """Continue under these settings, by dotted name ("training.steps"); `record_resume` stores them."""
+        self._changes = dict(values)
+        for name, value in values.items():
+            *groups, last = name.split(".")
+            place = self.config
+            for group in groups:
+                place = place[group]
+            place[last] = value
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -125,8 +146,17 @@ class RunFolder:
         write_json(self.path / "summary.json", summary)
 
     def record_resume(self) -> None:
-        """Append this start (time, command, versions, revision, machine) to the manifest's `resumed` list."""
-        self.manifest.setdefault("resumed", []).append(describe_start())
+        """Append this start (time, command, versions, revision, machine) to the manifest's `resumed` list.
+
+        Settings that it changes are named there, and stored in config.json; a run that had finished is to be continued
+        then, so its summary goes.
+        """
+        start = describe_start()
+        if self._changes:
+            start["changed"] = self._changes
+            write_json(self.path / "config.json", self.config)
+            (self.path / "summary.json").unlink(missing_ok=True)
+        self.manifest.setdefault("resumed", []).append(start)
         self._write_manifest()
 
     def pin(self, **facts: Any) -> None:
@@ -136,7 +166,9 @@ class RunFolder:
         """
         facts = json.loads(to_json(facts))
         pinned = self.manifest.setdefault("pinned", {})
-        self._refuse_changes(pinned, {name: facts[name] for name in facts if name in pinned}, "manifest.json")
+        self._refuse_changes(
+            {name for name in facts if name in pinned and pinned[name] != facts[name]}, "manifest.json"
+        )
         if facts.keys() - pinned.keys():
             pinned |= facts
             self._write_manifest()
@@ -185,12 +217,11 @@ class RunFolder:
     def _write_manifest(self) -> None:
         write_json(self.path / "manifest.json", self.manifest)
 
-    def _refuse_changes(self, stored: Mapping[str, Any], given: Mapping[str, Any], file: str) -> None:
-        changed = sorted(name for name in given if stored.get(name) != given[name])
-        if changed:
+    def _refuse_changes(self, names: Collection[str], file: str) -> None:
+        if names:
             raise RunFolderError(
-                f"{self.path} was started with another {', '.join(changed)} (see its {file}): resume with the same, "
-                "or give a new folder"
+                f"{self.path} was started with another {', '.join(sorted(names))} (see its {file}): resume with the "
+                "same, or give a new folder"
             )
 
 
@@ -205,6 +236,20 @@ def _described(kind: str, config: Config) -> dict[str, Any]:
             "use finite numbers, strings, paths, and lists or dicts of these"
         ) from error
     return described
+
+
+def _differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of `given` that differ, by dotted name."""
+    different: dict[str, Any] = {}
+    for name, value in given.items():
+        before = stored.get(name)
+        if before == value:
+            continue
+        if isinstance(before, dict) and isinstance(value, dict) and before.keys() == value.keys():
+            different |= {f"{name}.{inner}": changed for inner, changed in _differences(before, value).items()}
+        else:
+            different[name] = value
+    return different
 
 
 def _new_folder(root: Path, name: str) -> Path:

@@ -120,6 +120,27 @@ def test_another_configuration_cannot_be_resumed(tmp_path: Path) -> None:
         RunFolder.resume(tmp_path, "eval", config)
 
 
+def test_what_does_not_change_the_past_may_change(tmp_path: Path) -> None:
+    config = {"seed": 3, "workers": 1, "training": {"steps": 4, "rate": 0.1}}
+    RunFolder.create_at(tmp_path, "rlvr", config).write_summary({"steps": 4})
+    longer = {"seed": 3, "workers": 2, "training": {"steps": 8, "rate": 0.1}}
+    with pytest.raises(RunFolderError, match="another workers "):
+        RunFolder.resume(tmp_path, "rlvr", longer, may_change=["training.steps"])
+    with pytest.raises(RunFolderError, match=r"another training\.rate "):
+        RunFolder.resume(
+            tmp_path, "rlvr", {**config, "training": {"steps": 4, "rate": 0.2}}, may_change=["training.steps"]
+        )
+    run = RunFolder.resume(tmp_path, "rlvr", longer, may_change=["training.steps", "workers"])
+    assert RunFolder.open(tmp_path).config == config, "nothing is stored before record_resume"
+    run.record_resume()
+    opened = RunFolder.open(tmp_path)
+    assert opened.config == longer
+    assert opened.summary is None, "the run is to be continued"
+    assert opened.manifest["resumed"][0]["changed"] == {"workers": 2, "training.steps": 8}
+    RunFolder.resume(tmp_path, "rlvr", longer).record_resume()
+    assert "changed" not in RunFolder.open(tmp_path).manifest["resumed"][1]
+
+
 def test_facts_are_pinned_once(run: RunFolder) -> None:
     run.pin(tasks=("a", "b"))
     again = RunFolder.open(run.path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -19,12 +20,38 @@ import torch
 from torch import Tensor
 
 from ra3gym.agents.rlvr.steps import RLVRStep
-from ra3gym.errors import RunFolderError
+from ra3gym.errors import ConfigError, RunFolderError
 from ra3gym.lm import LoadedModel, load, save
 from ra3gym.runs.folder import RunFolder
 
 RUN_KIND = "rlvr"
 """The kind of RLVR's run folders."""
+
+
+MAY_CHANGE = ("steps", "checkpoint_every", "keep_checkpoints", "tokens_per_forward")
+"""Settings of `RLVRConfig` that a resumed run may change: what it has done stays the same under them."""
+
+
+def check_extension(run: RunFolder, training: Mapping[str, Any], steps: int) -> None:
+    """Check that a run can be continued up to another number of steps.
+
+    Args:
+        run: to be resumed.
+        training: the settings that it was started with, `RLVRConfig` as a dict.
+        steps: the new number of steps.
+
+    Raises:
+        ConfigError: fewer steps than are done, or a learning rate that depends on their number.
+    """
+    before, schedule = training.get("steps", steps), training.get("schedule", "constant")
+    done = step_of(run.checkpoints[-1]) if run.checkpoints else 0
+    if steps < done:
+        raise ConfigError(f"steps={steps}: {run.path} has done {done} steps, give at least as many")
+    if steps != before and schedule != "constant":
+        raise ConfigError(
+            f"steps={steps}: the learning rate of {run.path} falls to 0 over its {before} steps "
+            f"(schedule={schedule!r}), so another number would change what it has done. Start a new run from its model"
+        )
 
 
 def open_run(
@@ -43,7 +70,12 @@ def open_run(
     with accelerator.main_process_first():  # the others open what the main process has made
         if not accelerator.is_main_process:
             return RunFolder.open(path, RUN_KIND)
-        run = (RunFolder.resume if resume else RunFolder.create_at)(path, RUN_KIND, described)
+        if resume:
+            stored = RunFolder.open(path, RUN_KIND)
+            check_extension(stored, stored.config.get("config", {}), described["config"]["steps"])
+            run = RunFolder.resume(path, RUN_KIND, described, may_change=[f"config.{name}" for name in MAY_CHANGE])
+        else:
+            run = RunFolder.create_at(path, RUN_KIND, described)
         stack.enter_context(run.exclusive())
         if resume:
             run.record_resume()

@@ -88,7 +88,8 @@ def train(
         seed: the same seed gives the same run, interrupted or not; on the CPU to the last bit.
         folder: where configuration, checkpoints, metrics and the model are kept; nothing is written when `None`. A
             `RunFolder` that the caller holds (`exclusive`) keeps the caller's configuration.
-        resume: continue from the last checkpoint in `folder`.
+        resume: continue from the last checkpoint in `folder`. `config` may have other `steps` (where the learning rate
+            does not depend on them), `checkpoint_every`, `keep_checkpoints` and `tokens_per_forward` than before.
         on_step: called after each step, in every process.
         accelerator: an `accelerate.Accelerator`; made when `None`. A script for `accelerate launch` passes one and
             ends with its `free_memory()` and `end_training()`: an open process group can abort the exit.

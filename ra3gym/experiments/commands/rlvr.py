@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import StringIO
@@ -27,13 +27,14 @@ from rich.table import Table
 
 from ra3gym.abstractions.pruning import PrunedActions
 from ra3gym.agents.rlvr import Algorithm, RLVRConfig, RLVRStep, algorithm, train
-from ra3gym.agents.rlvr.checkpoint import RUN_KIND, step_of
+from ra3gym.agents.rlvr.checkpoint import RUN_KIND, check_extension, step_of
 from ra3gym.agents.rlvr.fit import check_fit
 from ra3gym.agents.rlvr.rollouts.sampler import Sampler
-from ra3gym.errors import ConfigError, MissingExtraError, UnknownNameError
+from ra3gym.errors import ConfigError
 from ra3gym.experiments.commands.settings import parse_setting
 from ra3gym.experiments.commands.task_sets import judge_limits, task_budgets, tasks_by_id
 from ra3gym.experiments.commands.token_pruning import prune_to_expert, report_line, token_mask
+from ra3gym.experiments.commands.trackers import known_trackers
 from ra3gym.experiments.studies.config import typed_config
 from ra3gym.experiments.studies.progress import StudyProgress
 from ra3gym.files import write_json
@@ -122,35 +123,56 @@ def start_post_training(config: PostTrainingConfig, console: Console) -> bool:
     return _run(config, None, console)
 
 
-def resume_post_training(folder: Path, console: Console) -> bool:
-    """Continue a run after a kill or Ctrl-C, under its own configuration; return whether it finished."""
+def resume_post_training(folder: Path, console: Console, **changes: Any) -> bool:
+    """Continue a run after a kill or Ctrl-C, or with more steps after its end; return whether it finished.
+
+    Args:
+        folder: the run.
+        console: for messages.
+        changes: settings that differ from its own, of those that do not change what it has done: steps,
+            checkpoint_every, workers, device.
+
+    Raises:
+        ConfigError: a number of steps that the run cannot be continued to.
+    """
     run = RunFolder.open(folder, RUN_KIND)
-    return _run(typed_config(PostTrainingConfig, run.config, folder / "config.json"), folder, console)
+    before = typed_config(PostTrainingConfig, run.config, folder / "config.json")
+    of_training = {name: value for name, value in changes.items() if hasattr(before.training, name)}
+    own = {name: value for name, value in changes.items() if name not in of_training}
+    config = dataclasses.replace(before, training=dataclasses.replace(before.training, **of_training), **own)
+    check_extension(run, dataclasses.asdict(before.training), config.training.steps)
+    changed = {f"training.{name}": value for name, value in of_training.items()} | own
+    return _run(config, folder, console, changed)
 
 
-def _run(config: PostTrainingConfig, folder: Path | None, console: Console) -> bool:
+def _run(
+    config: PostTrainingConfig, folder: Path | None, console: Console, changed: Mapping[str, Any] | None = None
+) -> bool:
     from accelerate import PartialState
 
     # Without `cpu`, processes on a machine without accelerators would not find each other.
     process = PartialState(cpu=config.device == "cpu" or not torch.accelerator.is_available())
-    finished = _run_among(process, config, folder, console)
+    finished = _run_among(process, config, folder, console, changed or {})
     # An open group can abort the exit. After an error it stays open: other processes may still wait in it.
     process.destroy_process_group()
     return finished
 
 
-def _run_among(process: Any, config: PostTrainingConfig, folder: Path | None, console: Console) -> bool:
+def _run_among(
+    process: Any, config: PostTrainingConfig, folder: Path | None, console: Console, changed: Mapping[str, Any]
+) -> bool:
     from accelerate.utils import broadcast_object_list
 
     if not process.is_main_process:
         console = Console(file=StringIO())  # one process speaks for all
     resumed = folder is not None
-    if folder is not None and (ended := RunFolder.open(folder)).summary is not None:
+    # (`changed` is not stored yet.)
+    if folder is not None and _has_finished(ended := RunFolder.open(folder), config):
         console.print(f"{folder} has finished: there is nothing left to do", highlight=False, soft_wrap=True)
         show_post_training(ended, console)
         return True
     # Mistakes are found before the folder is made.
-    trackers = _trackers(config.trackers)
+    trackers = known_trackers(config.trackers)
     tasks = training_tasks(config, console)
     loaded = load(config.model, device=str(process.device) if config.device == "auto" else config.device)
     check_fit(_algorithm(config), config.training, loaded, process.num_processes)
@@ -167,6 +189,7 @@ def _run_among(process: Any, config: PostTrainingConfig, folder: Path | None, co
             run = RunFolder.create(config.output, RUN_KIND, config) if folder is None else RunFolder.open(folder)
             stack.enter_context(run.exclusive())
             if resumed:
+                run.change(changed)
                 run.record_resume()
             if pruned is not None:
                 write_json(run.path / "pruned_actions.json", dataclasses.asdict(pruned))
@@ -184,6 +207,11 @@ def _run_among(process: Any, config: PostTrainingConfig, folder: Path | None, co
             run.write_summary(summary_of(config, run))
             show_post_training(run, console)
     return finished
+
+
+def _has_finished(run: RunFolder, config: PostTrainingConfig) -> bool:
+    """Return whether the run has ended, and not to be continued with more steps."""
+    return run.summary is not None and run.summary["steps"] >= config.training.steps
 
 
 def _train(
@@ -294,29 +322,6 @@ def _sampler(config: PostTrainingConfig, console: Console) -> Sampler | None:
 
     console.print(f"waiting for the vLLM server at {config.vllm_url}", highlight=False, soft_wrap=True)
     return VLLMSampler(config.vllm_url, weights_folder=config.vllm_weights)
-
-
-def _trackers(names: Sequence[str] | None) -> Sequence[str]:
-    """Return the trackers to use, TensorBoard if it is installed when `None`.
-
-    Raises:
-        UnknownNameError: accelerate knows no such tracker.
-        MissingExtraError, ConfigError: the tracker's package is not installed.
-    """
-    from accelerate.tracking import LoggerType, get_available_trackers
-
-    known = [tracker for tracker in LoggerType.list() if tracker != "all"]
-    available = {str(tracker.value) for tracker in get_available_trackers()}
-    if names is None:
-        return [name for name in ("tensorboard",) if name in available]
-    for name in names:
-        if name not in known:
-            raise UnknownNameError("tracker", name, known)
-        if name not in available and name == "tensorboard":
-            raise MissingExtraError(name, name, "the tracker 'tensorboard'")
-        if name not in available:
-            raise ConfigError(f"tracker {name!r}: its package is not installed. pip install {name}, or leave it out")
-    return names
 
 
 def _limits(config: PostTrainingConfig) -> Limits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from ra3gym.agents.rlvr import RLVRStep, algorithm, register_objective, train
 from ra3gym.agents.rlvr.health import TooFewRewards
 from ra3gym.agents.rlvr.rollouts.sampler import ModelSampler
-from ra3gym.errors import SamplerError, TrainingDiverged
+from ra3gym.errors import ConfigError, RunFolderError, SamplerError, TrainingDiverged
 from tests.agents.rlvr.bandits import QUICK, TASKS, allowed, tiny, writes_an_a
 
 CONFIG = replace(QUICK, steps=6, checkpoint_every=20)
@@ -133,3 +134,15 @@ def test_spoiled_weights_are_not_stored(tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match="step 4"):
         train(loaded, TASKS, config=config, reward=writes_an_a, folder=tmp_path, on_step=spoil)
     assert stored(tmp_path) == ["step-000002"]
+
+
+def test_a_run_is_continued_with_more_steps(tmp_path: Path) -> None:
+    run: dict[str, Any] = {"reward": writes_an_a, "folder": tmp_path, "resume": True}
+    train(tiny(), TASKS, config=replace(CONFIG, steps=4), reward=writes_an_a, folder=tmp_path)
+    for name, value in (("learning_rate", 1.0), ("group_size", 8), ("schedule", "linear")):
+        with pytest.raises(RunFolderError, match=rf"another config\.{name} "):
+            train(tiny(), TASKS, config=replace(CONFIG, steps=4, **{name: value}), **run)
+    with pytest.raises(ConfigError, match="has done 4 steps"):
+        train(tiny(), TASKS, config=replace(CONFIG, steps=3), **run)
+    assert_continues(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["steps"] == 6

@@ -249,14 +249,41 @@ def test_what_cannot_be_resumed(tiny_model_folder: Path, folder: Path, capsys: p
     assert main(["rlvr", "--resume", "nowhere"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: nowhere is not a run")
-    assert main(["rlvr", "--resume", "nowhere", "--steps", "3"]) == 1
+    assert main(["rlvr", "--resume", "nowhere", "--learning-rate", "3"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("under the run's own configuration: leave --steps out")
+    assert "under the run's own configuration: leave --learning-rate out. It may change" in line
     run, _ = in_process(tiny_model_folder, replace(TRAINING, steps=1))
     manifest = json.loads((run / "manifest.json").read_text())
     (run / "manifest.json").write_text(json.dumps(manifest | {"kind": "quickstart"}))
     with pytest.raises(RunFolderError, match="a run of 'quickstart'"):
         resume_post_training(run, Console(file=StringIO()))
+
+
+def test_a_finished_run_goes_on_with_more_steps(
+    tiny_model_folder: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = in_process(tiny_model_folder, replace(TRAINING, steps=3))
+    whole, _ = in_process(tiny_model_folder)
+    options = ["--steps", "5", "--checkpoint-every", "1", "--workers", "2"]
+    assert main(["rlvr", "--resume", str(run), *options]) == 0
+    assert "5 steps" in capsys.readouterr().out
+    assert history(run) == history(whole)
+    expected = weights(whole / "model")
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights(run / "model").items())
+    config = json.loads((run / "config.json").read_text())
+    assert (config["training"]["steps"], config["training"]["checkpoint_every"], config["workers"]) == (5, 1, 2)
+    (resumed,) = json.loads((run / "manifest.json").read_text())["resumed"]
+    assert resumed["changed"] == {"training.steps": 5, "training.checkpoint_every": 1, "workers": 2}
+    assert main(["rlvr", "--resume", str(run), "--steps", "4"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: steps=4: {run} has done 5 steps, give at least as many"
+    assert main(["rlvr", "--resume", str(run), "--workers", "0"]) == 1
+
+
+def test_a_falling_learning_rate_allows_no_other_number_of_steps(tiny_model_folder: Path, folder: Path) -> None:
+    run, _ = in_process(tiny_model_folder, replace(TRAINING, steps=2, schedule="linear"))
+    with pytest.raises(ConfigError, match=r"steps=5: the learning rate .* over its 2 steps \(schedule='linear'\)"):
+        resume_post_training(run, Console(file=StringIO()), steps=5)
 
 
 LAUNCHER = (
