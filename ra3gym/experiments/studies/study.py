@@ -7,8 +7,9 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -46,6 +47,8 @@ def resume_study(name: str, folder: Path, console: Console) -> RunFolder:
 def _run(run: RunFolder, config: StudyConfig, console: Console) -> RunFolder:
     console.print(f"Run folder: {run.path}", highlight=False, soft_wrap=True)
     with run.exclusive():
+        # Arms are code, and a plug-in may change them: what they were is part of the run, and is not to change in it.
+        run.pin(arms={name: _training_of(name, config) for name in config.arms})
         try:
             _run_units(run, config, console)
         except (KeyboardInterrupt, BrokenProcessPool) as error:
@@ -56,6 +59,17 @@ def _run(run: RunFolder, config: StudyConfig, console: Console) -> RunFolder:
             raise
         finish(run, config, console)
     return run
+
+
+def _training_of(name: str, config: StudyConfig) -> dict[str, Any]:
+    """Return all that decides how an arm is trained, beside the configuration."""
+    arm = ARMS[name]
+    return {
+        "recipe": None if arm.recipe is None else asdict(arm.recipe),
+        "e_step": arm.e_step,
+        "until": arm.until,
+        "rlvr_learning_rates": config.learning_rates_for(name) if name in config.rlvr_arms else (),
+    }
 
 
 def finish(run: RunFolder, config: StudyConfig, console: Console, threshold: float | None = None) -> Path:

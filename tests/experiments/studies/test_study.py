@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,6 +159,23 @@ def test_a_killed_study_resumes_to_the_same_numbers(finished: tuple[Path, str], 
     )
     assert len(json.loads((run / "manifest.json").read_text())["resumed"]) == 1
     assert [path.name for path in run.rglob(".*") if path.name != ".lock"] == []
+
+
+def test_arms_are_part_of_the_run(finished: tuple[Path, str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    manifest = json.loads((run / "manifest.json").read_text())
+    arm = manifest["pinned"]["arms"]["ra3"]
+    assert arm["recipe"] == {"latents": "inferred", "prompts": "inferred", "budget": 1.0}
+    assert arm["rlvr_learning_rates"] == [1e-3]
+    assert manifest["pinned"]["arms"]["ntp"]["rlvr_learning_rates"] == []
+    arm["rlvr_learning_rates"] = [1e-4]  # as if the table of arms had changed since
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    resumed = subprocess.run(
+        command("run", "quickstart", "--resume", run), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert resumed.returncode != 0
+    assert "another arms (see its manifest.json)" in resumed.stderr
 
 
 def test_report_redraws(finished: tuple[Path, str], tmp_path: Path) -> None:
