@@ -21,6 +21,7 @@ from ra3gym.testing.differences import MEASURED, difference
 from ra3gym.testing.walks import (
     Env,
     Moment,
+    deep_copy,
     mask_of,
     method_mask,
     misfit,
@@ -44,8 +45,8 @@ class EnvironmentCase:
         steps: length of each walk; large enough for an episode to end.
         seeds: seeds of the walks.
         measured: keys of infos, and fields of dataclasses in them, that hold a measured time; they are not compared.
-        tolerance: absolute and relative tolerance for a pickled copy, whose arithmetic may round differently because
-            its weights have another place in memory; 0 compares exactly.
+        tolerance: absolute and relative tolerance for a pickled or deep copy, whose arithmetic may round differently
+            because its weights have another place in memory; 0 compares exactly.
     """
 
     make: Callable[..., Env]
@@ -247,6 +248,23 @@ def pickled_copies_behave_the_same(case: EnvironmentCase) -> None:
             )
 
 
+def deep_copies_continue_alike(case: EnvironmentCase) -> None:
+    """A deep copy in mid-episode continues like the environment, and neither changes the other: for tree search."""
+    for seed in case.seeds:
+        with closing(case.make()) as env:
+            begun = record(env, seed, 2)[-1]
+            copies = [deep_copy(env), deep_copy(env)]
+            walks = []
+            for one in (*copies, env):  # one after the other: each is closed before the next walks
+                with closing(one):
+                    walks.append(record(one, seed, case.steps, after=begun))
+        first, second, original = walks
+        _compare(case, first, second, "in a deep copy, after another deep copy was used and closed", case.tolerance)
+        _compare(
+            case, first, original, "in the environment, after its deep copies were used and closed", case.tolerance
+        )
+
+
 def renders_what_it_declares(case: EnvironmentCase) -> None:
     """`render` returns a str for "ansi", and uint8 (height, width, 3) for "rgb_array"."""
     for mode, env in _with_render_modes(case):
@@ -282,6 +300,7 @@ ENVIRONMENT_CHECKS: tuple[Callable[[EnvironmentCase], None], ...] = (
     close_may_be_repeated,
     spec_survives_json,
     pickled_copies_behave_the_same,
+    deep_copies_continue_alike,
     renders_what_it_declares,
 )
 """All checks of a single environment, in the order in which `check_environment` runs them."""

@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ra3gym.testing.differences import MEASURED, difference
-from ra3gym.testing.walks import Env, Moment, Touch, mask_of, misfit, pick_legal, walk_difference
+from ra3gym.testing.walks import Env, Moment, Touch, deep_copy, mask_of, misfit, pick_legal, walk_difference
 
 Vector: TypeAlias = gym.vector.VectorEnv[Any, Any, Any]
 
@@ -230,6 +230,21 @@ def vector_close_may_be_repeated(case: VectorCase) -> None:
             raise AssertionError(f"the {time} close() raised {type(error).__name__}: {error}") from error
 
 
+def deep_copies_of_all_rows_continue_alike(case: VectorCase) -> None:
+    """A deep copy in mid-episode continues like the vector environment, and neither changes the other."""
+    seed = case.seeds[0]
+    with closing(case.native()) as env:
+        begun = record_vector(env, seed, 2)[-1]
+        copies = [deep_copy(env), deep_copy(env)]
+        walks = []
+        for one in (*copies, env):  # one after the other: each is closed before the next walks
+            with closing(one):
+                walks.append(record_vector(one, seed, case.steps, after=begun))
+    for other, name in zip(walks[1:], ("another deep copy", "the environment"), strict=True):
+        found = walk_difference(walks[0], other, case.measured, case.tolerance)
+        assert found is None, f"{name} continues otherwise than the first deep copy, used and closed before: {found}"
+
+
 VECTOR_CHECKS: tuple[Callable[[VectorCase], None], ...] = (
     spaces_and_mode_are_declared,
     trajectories_equal_sync_vector_env,
@@ -242,16 +257,23 @@ VECTOR_CHECKS: tuple[Callable[[VectorCase], None], ...] = (
     batched_masks_agree,
     vector_step_needs_reset,
     vector_close_may_be_repeated,
+    deep_copies_of_all_rows_continue_alike,
 )
 """All checks of a vector environment, in the order in which `check_vector_environment` runs them."""
 
 
 def record_vector(
-    env: Vector, seed: int | Sequence[int], steps: int, *, touch: Touch = lambda *data: None
+    env: Vector,
+    seed: int | Sequence[int],
+    steps: int,
+    *,
+    touch: Touch = lambda *data: None,
+    after: Moment | None = None,
 ) -> list[Moment]:
     """Reset with a seed, take `steps` steps, and return all moments; in mode DISABLED ended rows are reset by mask.
 
-    The actions of environment e depend on its own seed and masks alone.
+    The actions of environment e depend on its own seed and masks alone. With `after`, the last moment of an earlier
+    walk, there is no reset at the beginning.
     """
     seeds = [seed + e for e in range(env.num_envs)] if isinstance(seed, int) else list(seed)
     rngs = [np.random.default_rng(row_seed) for row_seed in seeds]
@@ -264,9 +286,10 @@ def record_vector(
         moments.append(Moment(call, deepcopy(observation), deepcopy(info), *outcome))
         touch(observation, info)
 
-    observation, info = _reset(env, seed)
+    observation, info = _reset(env, seed) if after is None else (after.observation, after.info)
     mask_E = masks(env, observation, info)
-    add(f"reset(seed={seed})", observation, info)
+    if after is None:
+        add(f"reset(seed={seed})", observation, info)
     for t in range(steps):
         action_E = (
             env.action_space.sample()

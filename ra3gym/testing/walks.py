@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ra3gym.testing.differences import difference
 
 Env: TypeAlias = gym.Env[Any, Any]
+C = TypeVar("C")
 Touch: TypeAlias = Callable[[Any, Any], None]
 """Called with each observation and info that the environment returned: the objects themselves, not copies."""
 
@@ -42,11 +43,18 @@ class Moment:
 
 
 def walk(
-    env: Env, seed: int, steps: int, *, actions: Sequence[Any] | None = None, touch: Touch = lambda *data: None
+    env: Env,
+    seed: int,
+    steps: int,
+    *,
+    actions: Sequence[Any] | None = None,
+    touch: Touch = lambda *data: None,
+    after: Moment | None = None,
 ) -> Iterator[Moment]:
     """Reset with a seed, then take `steps` steps; yield every moment. An ended episode is followed by a reset.
 
-    Without `actions`, legal ones are drawn; they depend on the seed and the masks alone.
+    Without `actions`, legal ones are drawn; they depend on the seed and the masks alone. With `after`, the last moment
+    of an earlier walk, there is no reset at the beginning: the episode continues.
     """
     rng = np.random.default_rng(seed)
     env.action_space.seed(seed)
@@ -56,12 +64,15 @@ def walk(
         touch(observation, info)
         return moment
 
-    moment = copied(f"reset(seed={seed})", *env.reset(seed=seed))
-    yield moment
+    if after is None:
+        moment = copied(f"reset(seed={seed})", *env.reset(seed=seed))
+        yield moment
+    else:
+        moment = after
     for t in range(steps):
         action = pick(env.action_space, moment, rng) if actions is None else actions[t]
         observation, reward, terminated, truncated, info = env.step(action)
-        call = f"step {t} after reset(seed={seed})"
+        call = f"step {t} after {f'reset(seed={seed})' if after is None else after.call}"
         moment = copied(call, observation, info, reward, terminated, truncated, action)
         yield moment
         if moment.over:
@@ -70,10 +81,27 @@ def walk(
 
 
 def record(
-    env: Env, seed: int, steps: int, *, actions: Sequence[Any] | None = None, touch: Touch = lambda *data: None
+    env: Env,
+    seed: int,
+    steps: int,
+    *,
+    actions: Sequence[Any] | None = None,
+    touch: Touch = lambda *data: None,
+    after: Moment | None = None,
 ) -> list[Moment]:
     """Return all moments of a `walk`."""
-    return list(walk(env, seed, steps, actions=actions, touch=touch))
+    return list(walk(env, seed, steps, actions=actions, touch=touch, after=after))
+
+
+def deep_copy(env: C) -> C:
+    """Return a deep copy of an environment; `AssertionError` when it cannot be copied."""
+    try:
+        return deepcopy(env)
+    except Exception as error:  # types that cannot be copied raise errors of many kinds
+        raise AssertionError(
+            f"in mid-episode it cannot be deep-copied: {type(error).__name__}: {error} "
+            "(skip this check if it need not be copied)"
+        ) from error
 
 
 def walk_difference(

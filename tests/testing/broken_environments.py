@@ -179,6 +179,16 @@ class HoldsALock(Walk):
         return super().step(action)
 
 
+class IsItsCopy(Walk):
+    def __deepcopy__(self, memo: dict[int, Any]) -> IsItsCopy:
+        return self
+
+
+class CopiesNothing(Walk):
+    def __deepcopy__(self, memo: dict[int, Any]) -> Walk:
+        raise RuntimeError("only leaves can be copied")
+
+
 class RendersFloats(Walk):
     def render(self) -> Any:
         return f"at {self.place}" if self.render_mode == "ansi" else np.zeros((4, 6, 3))
@@ -309,6 +319,11 @@ class StepsUnasked(NativeWalk):
         return super().step(actions)
 
 
+class SharesItsRows(NativeWalk):
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharesItsRows:
+        return self
+
+
 class OtherSpace(NativeWalk):
     def __init__(self, kind: type[Walk], num_envs: int, autoreset_mode: str) -> None:
         super().__init__(kind, num_envs, autoreset_mode)
@@ -336,6 +351,8 @@ MUTANTS = [
     (ClosesOnce, "close_may_be_repeated", r"the second close\(\) raised RuntimeError: closed already"),
     (PicklesWrong, "pickled_copies_behave_the_same", r"after pickling: info\['forgotten'\]: False is not True"),
     (HoldsALock, "pickled_copies_behave_the_same", "after 50 steps it cannot be pickled: TypeError: cannot pickle"),
+    (IsItsCopy, "deep_copies_continue_alike", "in a deep copy, after another deep copy was used and closed"),
+    (CopiesNothing, "deep_copies_continue_alike", "in mid-episode it cannot be deep-copied: RuntimeError: only leaves"),
     (RendersFloats, "renders_what_it_declares", r"'rgb_array' returned float64 of shape \(4, 6, 3\)"),
     (RendersNothing, "renders_what_it_declares", "'ansi' returned NoneType, not str"),
     (TerminatedAndTruncated, "data_fits_its_spaces", "both terminated and truncated"),
@@ -357,5 +374,6 @@ VECTOR_MUTANTS = [
     (WrongMasks, "batched_masks_agree", r"action_masks\(\) differs from info\['action_mask'\]"),
     (StepsUnasked, "vector_step_needs_reset", "raised nothing"),
     (ClosesNativeOnce, "vector_close_may_be_repeated", "the second close"),
+    (SharesItsRows, "deep_copies_of_all_rows_continue_alike", "another deep copy continues otherwise than the first"),
 ]
 """The class, the check that catches it, and what the message says."""

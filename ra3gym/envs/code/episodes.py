@@ -9,7 +9,7 @@ Shape letters: see CONTRIBUTING.md (E environments, A actions).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import gymnasium as gym
 import numpy as np
@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode
 
 from ra3gym.envs.batched_episodes import BatchedEnv, BoolArray, Info, Selection, first_row, select_columns
 from ra3gym.envs.code.batch import CodeBatch
-from ra3gym.envs.code.problem import CodeConfig, CodeProblem, Observation
+from ra3gym.envs.code.problem import CodeConfig, CodeProblem, Observation, copy_sharing_the_model
 from ra3gym.envs.keywords import RENDER_MODES, check_vector, config_from
 from ra3gym.tasks import CodeTask
 from ra3gym.verify import Verdict
@@ -107,6 +107,10 @@ class CodeEnv(gym.Env[Observation, np.int64]):
         width and 3 colors for "rgb_array".
         """
         return None if self.render_mode is None else self._batch.render(0, self.verdict, self.render_mode)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return an independent copy in mid-episode, as tree search needs it; it shares the model."""
+        return copy_sharing_the_model(self, self.problem, memo)
 
     def close(self) -> None:
         """End the judge's processes; safe to call twice."""
@@ -241,6 +245,10 @@ class CodeVectorEnv(BatchedEnv):
         if self.render_mode is None:
             return None
         return tuple(self._batch.render(e, verdict, self.render_mode) for e, verdict in enumerate(self._verdicts))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return an independent copy in mid-episode; it shares the model."""
+        return copy_sharing_the_model(self, self.problem, memo)
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the judge's processes."""

@@ -7,9 +7,10 @@ import os
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -28,6 +29,7 @@ from ra3gym.tasks.ids import IdFinder
 from ra3gym.verify import Judge, Verdict
 from ra3gym.verify.grader import Graded, Grader
 
+E = TypeVar("E")
 Observation: TypeAlias = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
 ObservationKind = Literal["hidden", "tokens", "dict"]
 RewardKind = Literal["fraction", "all"]
@@ -256,6 +258,19 @@ class Submission:
         """Wait for the grade. The terms of the reward come with it: `"tests"`, then those of `shaping`."""
         (graded,) = self.graded.result()
         return graded, {"tests": graded.reward, **self.shaped}
+
+
+def copy_sharing_the_model(env: E, problem: CodeProblem, memo: dict[int, Any]) -> E:
+    """Return a deep copy of an environment that shares the model and the tasks, for its `__deepcopy__`.
+
+    Environments only read them, and a copy of all weights at each node of a tree would soon fill the memory.
+    """
+    for shared in (problem.loaded, problem.loaded.model, problem.loaded.tokenizer, problem.tasks):
+        memo[id(shared)] = shared
+    copied: E = object.__new__(type(env))
+    memo[id(env)] = copied
+    vars(copied).update({name: deepcopy(value, memo) for name, value in vars(env).items()})
+    return copied
 
 
 def _parses(program: str) -> bool:

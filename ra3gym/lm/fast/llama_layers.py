@@ -6,7 +6,7 @@ Shape letters: see CONTRIBUTING.md.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +70,10 @@ class LlamaLayers:
         self.head_size = int(model.model.layers[0].self_attn.head_dim)  # not every configuration has it
         self.layers = [DecoderLayer(layer, self.dtype, pack=pack) for layer in model.model.layers]
         self._head = PackedLinear(model.lm_head.weight, dtype=self.dtype, pack=pack)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return itself: nothing here changes, and the weights are large."""
+        return self
 
     def precision(self) -> AbstractContextManager[Any]:
         """The context for calls of the layers: autocast is off in it."""

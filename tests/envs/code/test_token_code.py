@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -421,3 +423,30 @@ def test_vectors_of_it_step_together(tiny_model_folder: Path) -> None:
     assert (terminated | truncated).any()
     assert all(verdict.status for verdict in info["verdict"][info["_verdict"]])
     envs.close()
+
+
+def test_a_deep_copy_shares_the_weights_and_no_state() -> None:
+    """Weights with gradients, wide enough to be packed."""
+    tokenizer = lm.load("embedded").tokenizer
+    loaded = lm.LoadedModel(lm.tiny_llama(tokenizer, hidden=256, layers=1, tie=False, seed=0), tokenizer)
+    assert all(weight.requires_grad for weight in loaded.model.parameters())
+    env = TokenCodeEnv(loaded, [DOUBLE], max_new_tokens=4)
+    env.reset(seed=0)
+    env.step(np.int64(0))
+    again = copy.deepcopy(env)
+    assert again.problem.loaded.model is loaded.model
+    written = env.program
+    env.step(np.int64(1))
+    assert again.program == written != env.program
+    again.step(np.int64(1))
+    assert again.program == env.program
+    env.close()
+    again.close()
+
+
+def test_a_task_goes_by_its_number() -> None:
+    env = TokenCodeEnv("embedded", [replace(DOUBLE, task_id=f"own/{number}") for number in range(3)])
+    for given in (2, "2", "own/2"):
+        assert env.reset(options={"task_id": given})[1]["task_id"] == "own/2"
+    with pytest.raises(UnknownNameError, match="unknown task '7'"):
+        env.reset(options={"task_id": 7})
