@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ra3gym.errors import ConfigError
+from ra3gym.lm.caches import WholeTextDecoder, has_row_cache, require_row_cache
 from ra3gym.lm.fast.llama_decoder import LlamaDecoder
 from ra3gym.lm.fast.llama_graph import GraphedLlamaDecoder, wants_graphs
 from ra3gym.lm.fast.llama_layers import supports
@@ -283,6 +284,8 @@ def read_prompts(model: Any, prompt_ids: Sequence[Sequence[int]], group_size: in
 
     Call it, like the decoder's `read`, without gradients and with the model in evaluation mode.
     """
+    if not has_row_cache(model):
+        return WholeTextDecoder(model, prompt_ids, group_size)
     ids_PL, mask_PL = _left_pad(model, prompt_ids)
     kind: type[CacheDecoder | LlamaDecoder] = CacheDecoder
     if supports(model):
@@ -300,9 +303,14 @@ def _left_pad(model: Any, prompt_ids: Sequence[Sequence[int]]) -> tuple[Tensor, 
 
 
 class CacheDecoder:
-    """A `Decoder` for any causal language model, through its own forward pass and cache."""
+    """A `Decoder` for any causal language model with keys and values, through its own forward pass and cache.
+
+    Raises:
+        ModelError: the model keeps a recurrent state.
+    """
 
     def __init__(self, model: Any, ids_PL: Tensor, mask_PL: Tensor, group_size: int, max_new_tokens: int) -> None:
+        require_row_cache(model, "sampling with a cache")
         output = model(
             input_ids=ids_PL,
             attention_mask=mask_PL,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ra3gym.errors import ConfigError, ModelError
+from ra3gym.lm.caches import warn_slow_path
 from ra3gym.lm.model import LoadedModel
 from ra3gym.lm.tokenizer import decode_completion, latent_ids
 from ra3gym.tasks.answers import PAUSE_TOKEN
@@ -43,7 +44,8 @@ class TokenStream:
     def write(self, token: int) -> None:
         """Append one token and read it."""
         self.written.append(token)
-        self._read([token])
+        # A model without a cache of its own that it returns (Mamba, RecurrentGemma) reads the whole text again.
+        self._read([token] if self._cache is not None else [*self.prompt_ids, *self.written])
 
     @property
     def text(self) -> str:
@@ -60,7 +62,9 @@ class TokenStream:
             output_hidden_states=True,
             logits_to_keep=1,
         )
-        self._cache = output.past_key_values
+        self._cache = getattr(output, "past_key_values", None)
+        if self._cache is None:
+            warn_slow_path(model)
         self.logp_V = output.logits[0, -1].float().log_softmax(-1).cpu()
         self.hidden_D = output.hidden_states[-1][0, -1].float().cpu()
 

@@ -31,6 +31,7 @@ from ra3gym.abstractions.inference.problem import Float32Array, InferenceProblem
 from ra3gym.abstractions.inference.sticky_prior import StickyPrior
 from ra3gym.errors import ConfigError, DataError, ModelError
 from ra3gym.lm import LoadedModel, encode_prompt, latent_ids
+from ra3gym.lm.caches import require_row_cache
 from ra3gym.lm.rendering import encode_part
 from ra3gym.tasks import ExpertTrace
 
@@ -83,8 +84,9 @@ def model_emissions(
     Raises:
         ConfigError: `num_latents` below 2, `context_lines` below 0 or `rows_per_batch` below 1.
         DataError: no traces, a trace without lines, or one longer than the model's context.
-        ModelError: the model lacks the latents.
+        ModelError: the model lacks the latents, or keeps a recurrent state.
     """
+    require_row_cache(model, "scoring lines under latents")
     _check_context_lines(context_lines)
     if rows_per_batch < 1:
         raise ConfigError(f"rows_per_batch={rows_per_batch} must be at least 1")

@@ -256,6 +256,6 @@ def _keeps_plain_layers(model: Any) -> bool:
     """Whether all layers of the model's cache are plain keys and values; found by a pass over one token."""
     from transformers.cache_utils import DynamicLayer
 
-    cache = model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=True).past_key_values
-    layers = getattr(cache, "layers", None)
+    output = model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=True)
+    layers = getattr(getattr(output, "past_key_values", None), "layers", None)
     return layers is not None and all(type(layer) is DynamicLayer for layer in layers)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ra3gym.errors import ConfigError
+from ra3gym.lm.caches import has_row_cache
 from ra3gym.lm.fast.cpu_attention import plain_attention
 from ra3gym.lm.fast.linear_scores import linear_scores, log_softmax
 from ra3gym.lm.loss import LINEAR_HEAD
@@ -60,8 +61,9 @@ def group_scores(
 
     A prompt goes through the layers once for all its rows, and gets gradient from all of them. Rows of similar length
     are read together. The output layer runs only at the completions' tokens; for Llama, Mistral and Qwen the logits and
-    their gradient are formed in blocks. A model that checkpoints activations cannot have a cache: then each row is read
-    with its prompt. Gradients equal those of whole sequences and full logits.
+    their gradient are formed in blocks. A model that checkpoints activations cannot have a cache, and a recurrent state
+    (`ra3gym.lm.caches`) cannot be repeated: then each row is read with its prompt. Gradients equal those of whole
+    sequences and full logits.
 
     Weights are used only inside this call and inside the modules' own forward passes. So it may be called in the
     forward pass of a module that DistributedDataParallel or FSDP wraps, and under autocast.
@@ -150,7 +152,7 @@ def _read(
             f"{len(completions)} completions and {len(prompt_of_row)} entries of prompt_of_row: give one for each, "
             f"from 0 to {len(prompts) - 1}"
         )
-    if states.checkpoints_activations:
+    if states.checkpoints_activations or not states.has_row_cache:
         parts = list(_read_whole_rows(states, prompts, completions, prompt_of_row))
     else:
         # Models of other kinds may ask more of their attention (a cap of its scores, sinks).
@@ -174,6 +176,7 @@ class _States:
         self.body = base.model if self._head is not None else model
         self.has_linear_head = self._head is not None
         self.config = base.config
+        self.has_row_cache = has_row_cache(base)
         # Ranks that share a model's weights must run the same number of passes.
         self.one_pass = any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
         self.checkpoints_activations = model.training and any(
