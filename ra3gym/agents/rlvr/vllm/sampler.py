@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,6 @@ class VLLMSampler:
         self._client = VLLMClient(
             url, api_key=api_key, timeout=timeout, retries=retries, retry_wait=retry_wait, concurrency=concurrency
         )
-        self._pusher = WeightPusher(self._client, weights_folder, server_folder)
         self._max_logp_gap = max_logp_gap
         self._logprobs_checked = False
         self._vocab_size = 0
@@ -90,6 +90,7 @@ class VLLMSampler:
         """Mean difference between server and policy after the last push, in nats per token."""
         self._client.wait_until_ready(ready_timeout)
         self._model_name, self._max_length = _served(self._client, model_name)
+        self._pusher = WeightPusher(self._client, weights_folder, server_folder, _served_dtype(self._client))
 
     def update(self, model: Any) -> None:
         """Push these weights; `SamplerError` if the server does not sample from them afterwards.
@@ -291,6 +292,16 @@ def _served(client: VLLMClient, name: str | None) -> tuple[str, int | None]:
             + ("name one as model_name" if name is None else f"model_name={name!r} is not among them")
         )
     return name, cards[name]
+
+
+def _served_dtype(client: VLLMClient) -> torch.dtype | None:
+    """Return the precision of the server's weights; `None` where it does not say."""
+    try:
+        described = str(client.get("/server_info"))
+    except SamplerError:
+        return None
+    match = re.search(r"\bdtype=torch\.(bfloat16|float16)\b", described)
+    return None if match is None else {"bfloat16": torch.bfloat16, "float16": torch.float16}[match[1]]
 
 
 def _vocab_size(model: Any) -> int:

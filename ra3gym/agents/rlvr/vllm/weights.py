@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor
@@ -35,6 +36,7 @@ class WeightPusher:
         client: of the server, whose development endpoints must be open.
         weights_folder: the folder's path for the trainer; the folder for temporary files when `None`.
         server_folder: the folder's path for the server; the same path when `None`.
+        dtype: write the weights in this precision, that of the server; `None` writes them as they are.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class WeightPusher:
         client: VLLMClient,
         weights_folder: str | os.PathLike[str] | None,
         server_folder: str | os.PathLike[str] | None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        self._client = client
+        self._client, self._dtype = client, dtype
         self._folder = Path(tempfile.gettempdir() if weights_folder is None else weights_folder).absolute()
         self._server_folder = self._folder if server_folder is None else Path(server_folder)
         self._run_folder: Path | None = None
@@ -92,6 +95,8 @@ class WeightPusher:
                 self._run_folder.chmod(0o755)  # the server may run as another user
             self._pushes += 1
             fresh = self._run_folder / f"{self._pushes:06d}"
+            if self._dtype is not None:
+                weights = _in_precision(model.state_dict() if weights is None else weights, self._dtype)
             model.save_pretrained(fresh, state_dict=weights)
         except (OSError, SafetensorError) as error:
             raise SamplerError(
@@ -99,6 +104,15 @@ class WeightPusher:
                 "two checkpoints"
             ) from error
         return fresh
+
+
+def _in_precision(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the weights in another precision; those that share memory (tied embeddings) still do."""
+    cast_of: dict[tuple[int, torch.Size], Tensor] = {}
+    for weight in weights.values():
+        if weight.is_floating_point():
+            cast_of.setdefault((weight.data_ptr(), weight.shape), weight.detach().to(dtype))
+    return {name: cast_of.get((weight.data_ptr(), weight.shape), weight) for name, weight in weights.items()}
 
 
 def gathered_weights(model: Any) -> dict[str, Tensor] | None:

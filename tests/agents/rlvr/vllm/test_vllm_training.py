@@ -89,3 +89,20 @@ def test_a_server_that_dies_loses_no_work(served_folder: Path, tmp_path: Path, u
     assert without_times(resumed) == without_times(whole)
     for name, weight in resumed.loaded.model.state_dict().items():
         assert torch.equal(weight, whole.loaded.model.state_dict()[name])
+
+
+@pytest.mark.parametrize(("dtype", "pushed"), [("bfloat16", torch.bfloat16), ("float32", torch.float32), (None, None)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_are_pushed_in_the_servers_precision(
+    served_folder: Path, tmp_path: Path, dtype: str | None, pushed: torch.dtype | None, tied: bool
+) -> None:
+    model: Any = tiny().model
+    if tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+        model.config.tie_word_embeddings = True
+    with VLLMServer(served_folder, dtype=dtype) as server:
+        sampler = connect(server, tmp_path)
+        sampler.update(model)
+        assert server.pushed == {pushed or torch.float32}
+        assert sampler.logp_gap < 0.05
+        sampler.close()

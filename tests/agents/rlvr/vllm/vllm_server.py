@@ -81,12 +81,16 @@ class VLLMServer:
         dev_mode: bool = True,
         loads_weights: bool = True,
         api_key: str | None = None,
+        dtype: str | None = None,
     ) -> None:
         from transformers import AutoModelForCausalLM
 
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
         self.name, self.max_model_len, self.logprobs_mode = name, max_model_len, logprobs_mode
         self.dev_mode, self.loads_weights, self.api_key = dev_mode, loads_weights, api_key
+        self.dtype = dtype
+        self.pushed: set[torch.dtype] = set()
+        """The precisions of the weights that were pushed."""
         self.bodies: dict[str, list[Any]] = defaultdict(list)
         """What was posted, by path."""
         self.gone = threading.Semaphore(0)
@@ -176,6 +180,8 @@ class VLLMServer:
             assert parse_qs(urlsplit(handler.path).query) == {"reset_running_requests": ["true"]}
             self._read_by.clear()
             return {"success": True}
+        if path == "/server_info" and self.dev_mode and self.dtype is not None:
+            return {"vllm_config": f"model='{self.name}', dtype=torch.{self.dtype}, kv_cache_dtype=auto, seed=0"}
         raise Refusal(404, "Not Found")
 
     def _reload(self, body: Any) -> None:
@@ -187,8 +193,10 @@ class VLLMServer:
         if not self.loads_weights:
             return
         model = copy.deepcopy(self.model)  # the prefix cache still belongs to the old one
+        weights = {name: weight for file in files for name, weight in load_file(file).items()}
+        self.pushed = {weight.dtype for weight in weights.values()}
         try:
-            unknown = model.load_state_dict({k: v for file in files for k, v in load_file(file).items()}, strict=False)
+            unknown = model.load_state_dict(weights, strict=False)
         except RuntimeError as error:
             raise Refusal(500, str(error)) from error
         assert not unknown.unexpected_keys
