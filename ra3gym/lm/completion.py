@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ra3gym.lm.model import LoadedModel
-from ra3gym.lm.rendering import ForcedText, completion_text, cut_prompt
+from ra3gym.lm.rendering import ForcedText, Prompt, completion_text, cut_prompt
 from ra3gym.lm.sampling import generate
+from ra3gym.lm.stopping import StopRule
 from ra3gym.lm.stream import end_ids
 from ra3gym.lm.tokenizer import encode_prompt
 
@@ -38,8 +39,11 @@ def complete(
     max_new_tokens: int,
     temperature: float,
     generator: torch.Generator,
+    make_stop: Callable[[Sequence[Prompt], int], StopRule] | None = None,
 ) -> Completions:
     """Sample `group_size` completions of each prompt; at temperature 0, take the likeliest token each time.
+
+    `make_stop` makes a rule that ends completions early from the prompts, as they are read, and `group_size`.
 
     Raises:
         ConfigError: as `generate`, for example a prompt that leaves no room for `max_new_tokens`.
@@ -58,6 +62,7 @@ def complete(
         temperature=temperature or 1.0,
         greedy=temperature == 0,
         forced=ForcedText.of(tokenizer, cut),
+        stop=None if make_stop is None else make_stop(cut, group_size),
     )
     ids = samples.completions()
     written = [row[:-1] if row and row[-1] in ends else row for row in ids]

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -25,6 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ra3gym.agents.rlvr.rollouts.function_end import FunctionEnd
 from ra3gym.errors import ConfigError
 from ra3gym.experiments.commands.task_sets import judge_limits, task_budgets, tasks_by_id
 from ra3gym.experiments.report.statistics import estimate_mean
@@ -61,8 +63,9 @@ class ModelEvaluationConfig:
         k: the k of pass@k, separated by commas.
         temperature: of the sampling: 0.2 suits pass@1, 0.8 suits pass@10 and more; 0 takes the likeliest token (n must
             be 1 then).
-        max_new_tokens: longest completion in tokens; shorter for tasks whose prompt leaves less room in the model's
-            context.
+        max_new_tokens: longest completion in tokens. A completion ends where the task's function ends, as what follows
+            is cut off before grading (programs that read stdin excepted). Shorter for tasks whose prompt leaves less
+            room in the model's context.
         seed: of the sampling: the same seed and batch size give the same programs on the same machine.
         batch_size: programs sampled at once. Higher is faster; lower it when memory runs out.
         workers: processes that run the tests while programs are sampled.
@@ -199,6 +202,7 @@ def _evaluate(
                 temperature=config.temperature,
                 generator=generator,
                 batch_size=config.batch_size,
+                make_stop=partial(FunctionEnd, loaded.tokenizer),
             ):
                 for task, text, grade in zip(batch.tasks, batch.texts, batch.grades, strict=True):
                     verdict = grade.verdict

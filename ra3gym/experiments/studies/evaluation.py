@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 
 from ra3gym.errors import ConfigError, DataError
 from ra3gym.experiments.report.results import ProgramSample
-from ra3gym.lm import Completions, complete, latent_ids
+from ra3gym.lm import Completions, StopRule, complete, latent_ids
+from ra3gym.lm.rendering import Prompt
 from ra3gym.tasks import CodeTask
 from ra3gym.tasks.answers import split_latents
 from ra3gym.verify import Graded, Grader, Judge
@@ -73,10 +75,12 @@ def graded_batches(
     temperature: float,
     generator: torch.Generator,
     batch_size: int,
+    make_stop: Callable[[Sequence[CodeTask], Sequence[Prompt], int], StopRule] | None = None,
 ) -> Iterator[GradedSamples]:
     """Sample `samples` programs for each task, `batch_size` at once, and grade them; the rows of a task stay together.
 
-    A batch is graded while the next one is sampled.
+    A batch is graded while the next one is sampled. `make_stop` makes a rule that ends programs early, from the tasks
+    of a batch, their prompts and the number of samples of each.
     """
     waiting: tuple[tuple[CodeTask, ...], Completions, Future[list[Graded]]] | None = None
     for chosen, group_size in _groups(tasks, samples, batch_size):
@@ -88,6 +92,7 @@ def graded_batches(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             generator=generator,
+            make_stop=None if make_stop is None else partial(make_stop, chosen),
         )
         rows = tuple(task for task in chosen for _ in range(group_size))
         grades = grader.submit(rows, completions.texts)
