@@ -90,6 +90,9 @@ class CodeTask:
         source: the data set that the task is from.
         license: of the data set.
         preamble: code that runs before each program, in its namespace, as the benchmark's grader has it (imports).
+        seconds: CPU time that the data set gives a program for each test; `None` leaves it to the judge, whose limit is
+            for all tests of a function together, and for each test of a program that reads stdin.
+        memory_mb: address space that the data set gives a program; `None` leaves it to the judge.
     """
 
     task_id: str
@@ -100,6 +103,8 @@ class CodeTask:
     source: str = ""
     license: str = ""
     preamble: str = ""
+    seconds: float | None = None
+    memory_mb: int | None = None
 
     @property
     def canonical_program(self) -> str:

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ra3gym.errors import DataError
@@ -27,7 +27,8 @@ class Exam:
 
     Attributes:
         task: where it is from.
-        limits: what each run of a program may use.
+        limits: what each run of a program may use, the task's own limits included.
+        budgets: see `Run.budgets`.
         jobs: for each run what the program's process reads, except the source.
         tests: what the tests' process reads, for tests that are code.
         expected: the expected outputs, for tests that are values: encoded as trees, or what stdout should hold.
@@ -37,6 +38,7 @@ class Exam:
 
     task: CodeTask
     limits: Limits
+    budgets: int
     jobs: tuple[dict[str, Any], ...]
     tests: bytes | None
     expected: tuple[Any, ...]
@@ -50,6 +52,7 @@ class Exam:
                 program=json.dumps(job | {"source": source}).encode(),
                 submission=submission,
                 limits=self.limits,
+                budgets=self.budgets,
                 stdout_bytes=self.stdout_bytes,
                 tests=self.tests,
                 tests_digest=self.digest,
@@ -65,6 +68,7 @@ def prepare_exam(task: CodeTask, limits: Limits, stop_early: bool = False) -> Ex
         raise DataError(f"task {task.task_id!r} has no tests: the judge cannot grade it")
     if isinstance(tests, FunctionTests | StdioTests) and len(tests.inputs) != len(tests.outputs):
         raise DataError(f"task {task.task_id!r} has {len(tests.inputs)} inputs but {len(tests.outputs)} outputs")
+    limits, budgets = _limits(task, limits)
     stdout_bytes = limits.output_kb << 10
     expected: tuple[Any, ...] = ()
     code: dict[str, Any] = {}
@@ -84,16 +88,30 @@ def prepare_exam(task: CodeTask, limits: Limits, stop_early: bool = False) -> Ex
         _parsed(task, task.preamble)
         jobs = [job | {"preamble": task.preamble} for job in jobs]
     comparison = [repr(getattr(tests, name, None)) for name in ("float_tolerance", "equality", "checker")]
-    decisive = [jobs, code, expected, comparison]
+    used = [limits.seconds, limits.wall, limits.memory_mb, budgets]
+    decisive = [jobs, code, expected, comparison, used]
     return Exam(
         task=task,
         limits=limits,
+        budgets=budgets,
         jobs=tuple(jobs),
         tests=json.dumps(code).encode() if code else None,
         expected=expected,
         stdout_bytes=stdout_bytes,
         digest=hashlib.sha256(json.dumps(decisive).encode()).hexdigest(),
     )
+
+
+def _limits(task: CodeTask, limits: Limits) -> tuple[Limits, int]:
+    """Return what a run of a program may use, and how often it may use the seconds; see `Run.budgets`."""
+    if task.memory_mb is not None:
+        limits = replace(limits, memory_mb=task.memory_mb)
+    if task.seconds is None:
+        return limits, 1
+    if isinstance(task.tests, FunctionTests):  # each test has a report, and with it a budget
+        return replace(limits, seconds=task.seconds), len(task.tests)
+    runs = len(task.tests) if isinstance(task.tests, StdioTests) else 1
+    return replace(limits, seconds=task.seconds * len(task.tests) / runs), 1
 
 
 def _encoded(task: CodeTask, value: Any) -> Any:

@@ -41,16 +41,20 @@ class Verdict:
         tests: for each test whether it passed.
         message: about the first failed test; empty when all passed.
         seconds: wall-clock time of the runs.
+        cpu_seconds: CPU time of the program in them.
         stdout: what the program printed, up to the limit.
         isolation: how the program was isolated; see `Judge`.
+        limit: which limit struck in a run that was out of time: "cpu_limit", "wall_limit", else empty.
     """
 
     status: Status
     tests: tuple[bool, ...]
     message: str = ""
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     stdout: str = ""
     isolation: str = "namespaces"
+    limit: str = ""
 
     @property
     def passed(self) -> bool:
@@ -83,9 +87,9 @@ def reach_verdict(exam: Exam, outcomes: Sequence[Outcome], isolation: str = "nam
         tests = outcome.tests or outcome
         reports = [_parsed_report(text) for text in tests.reports[:num_tests]]
         finished = tests.finished
-        missing = _ending(outcome)
+        missing = _ending(outcome, exam)
         if outcome.tests is not None:
-            missing = _tests_ending(outcome, outcome.tests)
+            missing = _tests_ending(outcome, outcome.tests, exam)
             reports = [report for report in reports if not {"gone", "flood"} & report.keys()]
         results = [_report_result(report, exam, index) for index, report in enumerate(reports)]
         if missing[0] is Status.OUTPUT_LIMIT:  # how many tests were reported before the limit was noticed varies
@@ -102,9 +106,17 @@ def reach_verdict(exam: Exam, outcomes: Sequence[Outcome], isolation: str = "nam
         tests=tuple(result is Status.PASSED for result, _ in results),
         message=message[:_MESSAGE_CHARS].encode("utf-8", "backslashreplace").decode(),
         seconds=sum(outcome.seconds for outcome in outcomes),
+        cpu_seconds=sum(outcome.cpu_seconds for outcome in outcomes),
         stdout="".join(outcome.stdout for outcome in outcomes)[: exam.stdout_bytes],
         isolation=isolation,
+        limit=_limit(outcomes) if status is Status.TIMEOUT else "",
     )
+
+
+def _limit(outcomes: Sequence[Outcome]) -> str:
+    """Return which limit on time struck first: the program's in a run, else that of its tests."""
+    ends = [part.ended for outcome in outcomes for part in (outcome, outcome.tests) if part is not None]
+    return next((end for end in ends if end in ("cpu_limit", "wall_limit")), "")
 
 
 def _stdio_result(outcome: Outcome, exam: Exam, index: int) -> _Result:
@@ -112,8 +124,8 @@ def _stdio_result(outcome: Outcome, exam: Exam, index: int) -> _Result:
     assert isinstance(tests, StdioTests)
     if outcome.ended == "skipped":
         return Status.TIMEOUT, "not run, an earlier test ran out of time"
-    if not outcome.finished:
-        return _ending(outcome)
+    if not outcome.finished and (outcome.exit_code != 0 or outcome.reports):
+        return _ending(outcome, exam)
     expected, printed = tests.outputs[index], outcome.stdout
     if tests.checker is None:
         correct = same_text(printed, expected, tests.equality)
@@ -174,22 +186,29 @@ def _value_result(value: Any, exam: Exam, index: int) -> _Result:
     return Status.WRONG_ANSWER, f"expected {shown(expected)}, got {answer} for ({arguments})"
 
 
-def _tests_ending(program: Outcome, tests: Outcome) -> _Result:
+def _tests_ending(program: Outcome, tests: Outcome, exam: Exam) -> _Result:
     """Return why tests in a process of their own stopped before the last one: the program ended, or they did."""
     if "gone" in _last_report(tests) and not program.finished:
-        return _ending(program)
-    return _ending(tests)
+        return _ending(program, exam)
+    return _ending(tests, exam)
 
 
-def _ending(outcome: Outcome) -> _Result:
+def _ending(outcome: Outcome, exam: Exam) -> _Result:
     """Return why a process ended before its last test."""
+    limits, each = exam.limits, " for each test" if exam.budgets > 1 else ""
     if outcome.reports and outcome.ended == "exited":
         last = _last_report(outcome)
         if not {"value", "ok"} & last.keys():
             return _failure(last)
     match outcome.ended:
-        case "timeout":
-            return Status.TIMEOUT, "out of time"
+        case "cpu_limit":
+            return Status.TIMEOUT, f"out of time: the limit is {limits.seconds:g} s of CPU time{each}"
+        case "wall_limit":
+            return (
+                Status.TIMEOUT,
+                f"out of time: the limit is {limits.wall:g} s of wall-clock time{each}; it waits for something, or the "
+                "machine is overloaded",
+            )
         case "memory":
             return Status.MEMORY, "killed by the kernel, out of memory"
         case "output_limit":

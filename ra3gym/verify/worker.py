@@ -212,7 +212,7 @@ class Worker:
         expected: dict[Role, int] = {"program": len(runs), "tests": num_tested}
         outcomes: dict[Role, list[Outcome]] = {"program": [], "tests": []}
         roles: dict[int, Role] = {self._servers[role].fileno(): role for role in expected if expected[role]}
-        deadline = time.monotonic() + sum(2 * run.limits.seconds + 1.0 for run in runs) + _GRACE_SECONDS
+        deadline = time.monotonic() + sum(2 * run.budgets * run.limits.wall + 1.0 for run in runs) + _GRACE_SECONDS
         poll = select.poll()
         for descriptor in roles:
             poll.register(descriptor, select.POLLIN)
@@ -238,7 +238,7 @@ def _outcome(answer: dict[str, Any], reports: bytes, stdout: bytes) -> Outcome:
     finished = started and ended == "exited" and lines[-1] == "done"
     if started:
         lines = lines[1:]
-    elif ended not in ("timeout", "skipped"):
+    elif ended not in ("cpu_limit", "wall_limit", "skipped"):
         ended = "broken"
     if finished:
         lines = lines[:-1]
@@ -248,6 +248,8 @@ def _outcome(answer: dict[str, Any], reports: bytes, stdout: bytes) -> Outcome:
         ended=ended,
         stdout=stdout.decode("utf-8", "replace"),
         seconds=answer["seconds"],
+        cpu_seconds=answer["cpu_seconds"],
+        exit_code=0 if finished else answer["exit_code"],
     )
 
 
@@ -259,6 +261,8 @@ def _request(run: Run, at: tuple[int, int]) -> dict[str, Any]:
         "connected": run.tests is not None,
         "tests_digest": run.tests_digest,
         "seconds": run.limits.seconds,
+        "wall_seconds": run.limits.wall,
+        "budgets": run.budgets,
         "memory_mb": run.limits.memory_mb,
         "stdout_bytes": run.stdout_bytes,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import io
 import json
 import math
@@ -129,7 +130,7 @@ def take_limits(seconds: float | None, memory_mb: int, threads: bool) -> None:
     if sys.platform == "linux":  # other kernels do not enforce it
         limits.append(("address space", resource.RLIMIT_AS, memory_mb << 20, memory_mb << 20))
     if seconds is not None:
-        limits.append(("CPU time", resource.RLIMIT_CPU, math.ceil(seconds), math.ceil(seconds) + 1))
+        limits.append(("CPU time", resource.RLIMIT_CPU, math.ceil(seconds) + 1, math.ceil(seconds) + 2))
     for name, kind, soft, hard in limits:
         try:
             resource.setrlimit(kind, (soft, hard))
@@ -153,13 +154,16 @@ def run(body: Callable[[], bool]) -> NoReturn:
     except BaseException as error:
         report({"error": described(error)})
         finished = False
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError, AttributeError):  # the program closed or replaced it
-        finished = False
+    flush_output()
     if finished:
         os.write(REPORTS, DONE)
-    exit_now(0)
+    exit_now(0 if finished else 1)
+
+
+def flush_output() -> None:
+    """Flush what was printed; a program may have closed or replaced the stream."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
 
 
 def report(content: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ def main(argument: str) -> None:
     def take_limits() -> None:
         child.give_stdin(job.get("stdin", ""))
         filtered = sys.platform == "linux" and seccomp.supported(linux.MACHINE)
-        child.take_limits(run["seconds"], run["memory_mb"], threads=filtered)
+        child.take_limits(run["budgets"] * run["seconds"], run["memory_mb"], threads=filtered)
         if filtered:
             linux.drop_capabilities()
             if landlock.version() > 0:

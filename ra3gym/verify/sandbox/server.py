@@ -1,8 +1,8 @@
 """Serving the judge's batches: start the process of each run, watch it, and answer how it ended.
 
 A batch arrives over the channel as one JSON line with descriptors: a file that holds what the runs read, and for each
-run of a program with tests one end of the socket between the two. The answer to a run is one JSON line,
-`{"ended", "seconds", "sizes"}`, followed by its reports and its output, in bytes of these two sizes.
+run of a program with tests one end of the socket between the two. The answer to a run is one JSON line (see `answer`),
+followed by its reports and its output, in bytes of the line's two sizes.
 
 The next program is forked from this process and could find whatever the previous one wrote. So none of that becomes an
 object here: it passes through two buffers that are cleared after each run.
@@ -24,7 +24,9 @@ from . import child
 
 REPORTS_BYTES = 4 << 20
 _MAX_CONNECTIONS = 64
-_PATIENCE_MS = 100
+_OUT_OF_TIME = ("cpu_limit", "wall_limit")
+_LEAST_WAIT = 0.01
+_LONGEST_WAIT_FOR_EXIT = 0.05
 
 
 class Starter(Protocol):
@@ -79,8 +81,8 @@ class Server:
         for run in runs:
             connection = connections.pop(0) if run["connected"] else None
             if run["submission"] == out_of_time:  # its other runs would time out as well
-                send(self.channel, {"ended": "skipped", "seconds": 0.0, "sizes": [0, 0]})
-            elif self._answer(run, file, connection) == "timeout":
+                send(self.channel, answer("skipped", None, 0.0, 0.0, [0, 0]))
+            elif self._answer(run, file, connection) in _OUT_OF_TIME:
                 out_of_time = run["submission"]
 
     def _receive(self) -> tuple[list[dict[str, Any]], list[int]] | None:
@@ -107,17 +109,20 @@ class Server:
                 os.close(descriptor)
         self.reports.open(reports, REPORTS_BYTES)
         self._stdout.open(stdout, run["stdout_bytes"])
-        ended = self.read(pid, [self.reports, self._stdout], started + run["seconds"])
+        watch = Watch(pid, run)
+        ended = self.read(pid, [self.reports, self._stdout], watch)
+        code = exit_code(pid)
+        seconds, cpu_seconds = time.monotonic() - started, watch.cpu_seconds
         os.close(reports)
         os.close(stdout)
         self._starter.end(pid)
         sizes = [self.reports.size, self._stdout.size]
-        send(self.channel, {"ended": ended, "seconds": time.monotonic() - started, "sizes": sizes})
+        send(self.channel, answer(ended, code, seconds, cpu_seconds, sizes))
         self.reports.pass_on(self.channel)
         self._stdout.pass_on(self.channel)
         return ended
 
-    def read(self, pid: int, streams: Sequence[Stream], deadline: float, until_done: bool = False) -> str:
+    def read(self, pid: int, streams: Sequence[Stream], watch: Watch, until_done: bool = False) -> str:
         """Read the streams of a process to their ends, or until the last report, and return how the process ended."""
         still_open = {stream.descriptor: stream for stream in streams}
         poll = select.poll()
@@ -125,21 +130,77 @@ class Server:
         for descriptor in still_open:
             poll.register(descriptor, select.POLLIN)
         while still_open and not (until_done and self.reports.ends_with(child.DONE)):
-            left = deadline - time.monotonic()
-            ready = poll.poll(max(0, left * 1000)) if left > 0 else []
-            if not ready:
-                return "timeout"
-            for descriptor, _ in ready:
+            if (exceeded := watch.exceeded) is not None:
+                return exceeded
+            for descriptor, _ in poll.poll(1000 * watch.wait):
                 if descriptor == self.channel.fileno():
                     self._starter.end(pid)
                     os._exit(0)
                 stream = still_open[descriptor]
-                if not stream.read():
+                lines = self.reports.lines
+                number = stream.read()
+                watch.count(self.reports.lines - lines)
+                if not number:
                     poll.unregister(descriptor)
                     del still_open[descriptor]
                 elif stream.overflows:
                     return "output_limit"
-        return "exited" if self.reports.ends_with(child.DONE) else ending(pid)
+        return "exited" if self.reports.ends_with(child.DONE) else ending(pid, watch)
+
+
+class Watch:
+    """Watches the CPU time and the wall-clock time of a process.
+
+    A run whose limits are those of one test has a budget of time for each. The first line of its reports says that the
+    program begins, each further line is about one test, and each of them begins the next budget. A program that forges
+    such lines has no more time than one that uses all its budgets.
+    """
+
+    def __init__(self, pid: int, run: dict[str, Any]) -> None:
+        """Begin the first budget; `pid` must be a child of this process."""
+        self._clock = (~pid << 3) | 2  # the kernel's number for the CPU clock of a process: CPUCLOCK_SCHED
+        self._cpu_limit, self._wall_limit, self._budgets = run["seconds"], run["wall_seconds"], run["budgets"]
+        self._begin()
+        self._first_cpu = self._begin_cpu
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time since this object was made; 0 where the system has no such clock."""
+        return self._cpu() - self._first_cpu
+
+    @property
+    def exceeded(self) -> str | None:
+        """Which limit the process has exceeded: "cpu_limit", "wall_limit" or `None`."""
+        if self._cpu() - self._begin_cpu >= self._cpu_limit:
+            return "cpu_limit"
+        return "wall_limit" if time.monotonic() - self._begin_wall >= self._wall_limit else None
+
+    @property
+    def wait(self) -> float:
+        """Seconds until the limits are to be looked at again. Threads may use CPU time faster than the clock runs."""
+        cpu_left = self._cpu_limit - (self._cpu() - self._begin_cpu)
+        wall_left = self._wall_limit - (time.monotonic() - self._begin_wall)
+        return max(_LEAST_WAIT, min(cpu_left / 2, wall_left))
+
+    def count(self, lines: int) -> None:
+        """Begin the next budget, if there is one, for new lines of the reports."""
+        if lines and self._budgets:
+            self._budgets -= min(lines, self._budgets)
+            self._begin()
+
+    def _begin(self) -> None:
+        self._begin_cpu, self._begin_wall = self._cpu(), time.monotonic()
+
+    def _cpu(self) -> float:
+        try:
+            return time.clock_gettime(self._clock)
+        except (OSError, AttributeError):  # macOS: the process's own limit on CPU time, in whole seconds, must do
+            return 0.0
+
+
+def answer(ended: str, code: int | None, seconds: float, cpu_seconds: float, sizes: list[int]) -> dict[str, Any]:
+    """Return the answer to a run."""
+    return {"ended": ended, "exit_code": code, "seconds": seconds, "cpu_seconds": cpu_seconds, "sizes": sizes}
 
 
 class Stream:
@@ -148,13 +209,14 @@ class Stream:
     def __init__(self) -> None:
         self._buffer = bytearray()
         self.descriptor = -1
+        self.lines = 0
         self._cap = self._used = 0
 
     def open(self, descriptor: int, cap: int) -> None:
         """Start to read from a descriptor."""
         if len(self._buffer) <= cap:
             self._buffer = bytearray(cap + 1)
-        self.descriptor, self._cap, self._used = descriptor, cap, 0
+        self.descriptor, self.lines, self._cap, self._used = descriptor, 0, cap, 0
 
     @property
     def size(self) -> int:
@@ -170,6 +232,7 @@ class Stream:
         """Read what has arrived, and return its number of bytes: 0 at the end."""
         with memoryview(self._buffer) as whole, whole[self._used : self._cap + 1] as room:
             number = os.readv(self.descriptor, [room])
+        self.lines += self._buffer.count(b"\n", self._used, self._used + number)
         self._used += number
         return number
 
@@ -192,20 +255,30 @@ def wait_until_loaded(connection: int) -> None:
     poll.poll()
 
 
-def ending(pid: int) -> str:
-    """Return how a process ended that closed its reports; a process that still runs counts as exited."""
-    state = None
-    for _ in range(_PATIENCE_MS):
-        state = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if state is not None:
-            break
-        time.sleep(0.001)  # waitid has no timeout, and the process may never end
-    if state is None or state.si_code == os.CLD_EXITED:
+def ending(pid: int, watch: Watch) -> str:
+    """Wait for a process that closed its reports and its output to end, and return how it ended."""
+    wait = 0.001
+    while (state := _exit_state(pid)) is None:
+        if (exceeded := watch.exceeded) is not None:
+            return exceeded
+        time.sleep(wait)  # waitid has no timeout
+        wait = min(2 * wait, _LONGEST_WAIT_FOR_EXIT)
+    if state.si_code == os.CLD_EXITED:
         return "exited"
     match state.si_status:
         case signal.SIGXCPU:
-            return "timeout"
-        case signal.SIGKILL:  # not by this process: the kernel ran out of memory
-            return "memory"
+            return "cpu_limit"
+        case signal.SIGKILL:  # not by this process: the kernel did it, at the hard limit on CPU time or out of memory
+            return watch.exceeded or "memory"
         case number:
             return f"signal {number}"
+
+
+def exit_code(pid: int) -> int | None:
+    """Return the exit code of a process that has exited, without reaping it; `None` for any other."""
+    state = _exit_state(pid)
+    return state.si_status if state is not None and state.si_code == os.CLD_EXITED else None
+
+
+def _exit_state(pid: int) -> os.waitid_result | None:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)

@@ -57,13 +57,15 @@ class TestsServer(server.Server):
             started = time.monotonic()
             os.write(process.go, _GO)
             self.reports.open(process.reports, server.REPORTS_BYTES)
-            ended = self.read(process.pid, [self.reports], started + run["seconds"], until_done=True)
+            watch = server.Watch(process.pid, run)
+            ended = self.read(process.pid, [self.reports], watch, until_done=True)
+            seconds, cpu_seconds = time.monotonic() - started, watch.cpu_seconds
             finished = ended == "exited" and self.reports.ends_with(child.DONE)
             if not finished or index == len(runs) - 1:
                 self._end(process)
                 process = None
             sizes = [self.reports.size, 0]
-            server.send(self.channel, {"ended": ended, "seconds": time.monotonic() - started, "sizes": sizes})
+            server.send(self.channel, server.answer(ended, None, seconds, cpu_seconds, sizes))
             self.reports.pass_on(self.channel)
 
     def _tests(self, run: dict[str, Any], file: int) -> tests.Tests:

@@ -62,7 +62,7 @@ class Zygote:
 
             def take_limits() -> None:
                 child.give_stdin(job.get("stdin", ""))
-                child.take_limits(run["seconds"], run["memory_mb"], threads=True)
+                child.take_limits(run["budgets"] * run["seconds"], run["memory_mb"], threads=True)
                 linux.install_filter(self._filter)
 
             child.set_up(take_limits)
@@ -71,7 +71,7 @@ class Zygote:
             os._exit(1)
 
     def limit_tests(self, run: dict[str, Any]) -> None:
-        """Take the limits of a run's tests for this process, but none on CPU time: the wall clock is enough."""
+        """Take the limits of a run's tests for this process, but none on CPU time, which the server watches."""
         child.take_limits(None, run["memory_mb"], threads=True)
         linux.install_filter(self._filter)
 

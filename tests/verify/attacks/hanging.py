@@ -134,6 +134,26 @@ def harm():
         _CHECK,
     ),
     harm(
+        "threads_that_compute",
+        "threads that compute in C, without the lock, while the main thread waits",
+        """
+import hashlib
+import threading
+
+
+def harm():
+    work = {"target": hashlib.pbkdf2_hmac, "args": ("sha256", b"a", b"b", 10**9)}
+    threads = [threading.Thread(**work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return True
+""",
+        OUT_OF_TIME,
+        only("function", "asserts", "stdio"),
+    ),
+    harm(
         "alarm",
         "an alarm that it does not handle",
         "import signal\n\n\ndef harm():\n    signal.setitimer(signal.ITIMER_REAL, 0.01)\n    signal.pause()\n",
