@@ -17,14 +17,14 @@ HEADERS = {
     "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
     "aarch64": Path("/usr/include/asm-generic/unistd.h"),
 }
-SPECIAL = {"clone": (56, 220), "clone3": (435, 435), "prlimit64": (302, 261)}
+SPECIAL = {name: numbers for name, (numbers, _) in seccomp.CHECKED.items()} | {"clone": (56, 220), "clone3": (435, 435)}
 """Calls whose arguments the filter checks."""
 FORBIDDEN = (
     "fork vfork execve execveat kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_send_signal "
-    "ptrace process_vm_readv process_vm_writev kcmp socket socketpair connect bind listen accept sendto sendmsg "
+    "ptrace process_vm_readv process_vm_writev kcmp socket connect bind listen accept sendmsg "
     "recvmsg mount umount2 pivot_root chroot move_mount fsopen unshare setns bpf seccomp prctl arch_prctl "
     "personality io_uring_setup perf_event_open userfaultfd keyctl add_key request_key init_module finit_module "
-    "delete_module kexec_load reboot setuid setgid setresuid setresgid setgroups capset setrlimit ioctl "
+    "delete_module kexec_load reboot setuid setgid setresuid setresgid setgroups capset setrlimit "
     "memfd_create memfd_secret shmget msgget semget mq_open inotify_init1 fanotify_init truncate ftruncate unlink "
     "unlinkat rename renameat2 mkdir mkdirat mknodat symlinkat linkat fchmod fchown setsid setpgid setpriority "
     "sched_setaffinity sched_setscheduler mlockall"
@@ -101,10 +101,9 @@ def test_exactly_what_is_listed_is_allowed(machine: str) -> None:
     allowed = {numbers[column] for numbers in seccomp.ALLOWED.values()}
     special = {numbers[column] for numbers in SPECIAL.values()}
     assert not allowed & special
-    fcntl = seccomp.ALLOWED.get("fcntl", (72, 25))[column]
     for number in [*range(501), 0x7FFFFFFF, -1]:
         for argument in ARGUMENTS:
-            if number not in special and number != fcntl:
+            if number not in special:
                 verdict = verdict_on(program, AUDIT_ARCH[machine], number, argument, argument)
                 assert verdict == (ALLOW if number in allowed else DENIED), (number, argument)
 
@@ -132,8 +131,7 @@ def test_limits_are_ones_own_affair(machine: str) -> None:
 def test_descriptors_send_no_signals(machine: str) -> None:
     """By F_SETOWN and F_SETSIG the kernel would send signals to pid 1, the zygote, when a pipe becomes readable."""
     program, column = seccomp.filter_program(machine), MACHINES.index(machine)
-    fcntl = seccomp.ALLOWED.get("fcntl", (72, 25))[column]
-    assert fcntl is not None
+    fcntl = SPECIAL["fcntl"][column]
     duplicate, get_flags, set_flags, duplicate_and_close = 0, 3, 4, 1030
     for command in (duplicate, 1, 2, get_flags, set_flags, duplicate_and_close):
         assert verdict_on(program, AUDIT_ARCH[machine], fcntl, 5, command) == ALLOW
@@ -141,6 +139,25 @@ def test_descriptors_send_no_signals(machine: str) -> None:
     for command in (set_owner, set_signal, set_owner_ex, lease, notify, pipe_size):
         for high in (0, 1 << 32):  # the kernel takes an unsigned int
             assert verdict_on(program, AUDIT_ARCH[machine], fcntl, 5, high | command) == DENIED, command
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_sockets_are_pairs_of_streams_without_flags(machine: str) -> None:
+    program, column = seccomp.filter_program(machine), MACHINES.index(machine)
+    unix, stream, close_on_exec, not_blocking = 1, 1, 0x80000, 0x800
+    for family in range(50):
+        for kind in range(12):
+            for flags in (0, close_on_exec, not_blocking, close_on_exec | not_blocking, 0x1000):
+                verdict = verdict_on(program, AUDIT_ARCH[machine], SPECIAL["socketpair"][column], family, kind | flags)
+                assert (verdict == ALLOW) == (family == unix and kind == stream and flags != 0x1000)
+    for call in ("sendto", "recvfrom"):
+        for flags in (0, *(1 << bit for bit in range(32))):
+            verdict = verdict_on(program, AUDIT_ARCH[machine], SPECIAL[call][column], 5, 0, 1, flags)
+            assert verdict == (ALLOW if flags == 0 else DENIED)
+    no_waiting, terminal_input = 0x5421, 0x5412
+    for request in (no_waiting, terminal_input, 0, 0x5411, 0x541B):
+        verdict = verdict_on(program, AUDIT_ARCH[machine], SPECIAL["ioctl"][column], 5, request)
+        assert verdict == (ALLOW if request == no_waiting else DENIED)
 
 
 @pytest.mark.parametrize("machine", MACHINES)

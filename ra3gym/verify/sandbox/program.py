@@ -5,7 +5,13 @@ The process holds nothing but the program and its inputs: no expected answer, no
 
 from __future__ import annotations
 
+import atexit
+import builtins
+import contextlib
 import functools
+import gc
+import io
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -14,12 +20,19 @@ from typing import Any
 from . import calls, child, encoding
 
 _MUTABLE = (list, dict, set, bytearray)
+_BYTE_ORDER_MARK = "\ufeff"
+_STREAMS = {
+    f"{folder}/{name}": number
+    for number, word in enumerate(("stdin", "stdout", "stderr"))
+    for folder, name in (("/dev", word), ("/dev/fd", str(number)), ("/proc/self/fd", str(number)))
+}
+"""The names of the standard streams as files, which need a /proc that programs do not have."""
 _ACTIONS: dict[str, Callable[..., Any]] = {"get": getattr, "set": setattr, "truth": bool}
 
 
 def run(job: dict[str, Any]) -> bool:
     """Run the program of a job, reporting its results, and return whether it reached its end."""
-    code = _compiled(job["source"])
+    code = _compiled(job["source"].removeprefix(_BYTE_ORDER_MARK))
     if code is None:
         return False
     preamble = compile(job.get("preamble", ""), "<preamble>", "exec", dont_inherit=True)
@@ -49,15 +62,46 @@ def _compiled(source: str) -> types.CodeType | None:
 
 
 def _run_script(preamble: types.CodeType, code: types.CodeType) -> bool:
-    main = types.ModuleType("__main__")
-    sys.modules["__main__"] = main
-    exec(preamble, main.__dict__)
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    _name_streams()
+    exec(preamble, sys.modules["__main__"].__dict__)
     try:
-        exec(code, main.__dict__)
+        exec(code, sys.modules["__main__"].__dict__)
     except SystemExit as end:  # a usual end of a whole program
         if end.code not in (None, 0):
             raise
+    _end_script()
     return True
+
+
+def _end_script() -> None:
+    """Do what the interpreter does at the end of a script: await threads, run exit functions, write files out.
+
+    The files come before the collection: as parts of a cycle they would be closed in any order, and lose what is left.
+    """
+    if (threading := sys.modules.get("threading")) is not None:
+        threading._shutdown()
+    atexit._run_exitfuncs()
+    child.flush_output()
+    for kind in (io.TextIOWrapper, io.BufferedWriter):  # the outer buffers first
+        for file in [each for each in gc.get_objects() if type(each) is kind]:
+            with contextlib.suppress(Exception):
+                file.flush()
+    sys.modules.pop("__main__", None)
+    gc.collect()
+
+
+def _name_streams() -> None:
+    """Let `open` find the standard streams under their names, such as /dev/stdin."""
+    plain_open, fspath, dup, streams = io.open, os.fspath, os.dup, _STREAMS
+
+    @functools.wraps(plain_open)
+    def open_file(file: Any, *args: Any, **kwargs: Any) -> Any:
+        name = fspath(file) if hasattr(file, "__fspath__") else file
+        number = streams.get(name) if isinstance(name, str) else None
+        return plain_open(file if number is None else dup(number), *args, **kwargs)
+
+    builtins.open = io.open = open_file
 
 
 def _answer_inputs(namespace: dict[str, Any], entry_point: str, inputs: list[str]) -> bool:

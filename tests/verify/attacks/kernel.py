@@ -67,7 +67,7 @@ CALLS: dict[str, tuple[int | None, int | None, str]] = {
     "timer_create": (222, 107, "0, None, ctypes.byref(ctypes.c_int())"),
     "signalfd4": (289, 74, "-1, ctypes.byref(ctypes.c_long(0)), 8, 0"),
     "socket": (41, 198, "2, 1, 0"),
-    "socketpair": (53, 199, "1, 1, 0, (ctypes.c_int * 2)()"),
+    "socketpair": (53, 199, "1, 2, 0, (ctypes.c_int * 2)()"),
     "sendmsg": (46, 211, "4, ctypes.create_string_buffer(56), 0"),
     "recvmsg": (47, 212, "4, ctypes.create_string_buffer(56), 64"),
     "ioctl": (16, 29, "1, 0x5401, ctypes.create_string_buffer(64)"),

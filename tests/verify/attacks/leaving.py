@@ -38,7 +38,7 @@ def f(x):
 
 ATTACKS = [
     Attack("sys_exit_at_once", "leaves with success before a test", "import sys\n\nsys.exit(0)\n", LEFT | FAILED),
-    Attack("os_exit_at_once", "leaves without a word", "import os\n\nos._exit(0)\n", LEFT),
+    Attack("os_exit_at_once", "leaves without a word", "import os\n\nos._exit(0)\n", LEFT | FAILED),
     Attack(
         "sys_exit_in_a_call", "leaves in the middle of a test", "def f(x):\n    raise SystemExit(0)\n", LEFT | FAILED
     ),

@@ -161,7 +161,7 @@ def harm():
     ),
     harm(
         "sockets",
-        "sockets of every family and kind",
+        "sockets of every family and kind, and pairs other than the streams of an event loop",
         """
 def harm():
     import socket
@@ -173,11 +173,27 @@ def harm():
                 made += 1
             except OSError:
                 pass
-    try:
-        socket.socketpair()
-        made += 1
-    except OSError:
-        pass
+    for kind in (2, 3, 5):
+        try:
+            socket.socketpair(socket.AF_UNIX, kind)
+            made += 1
+        except OSError:
+            pass
+    for use in (
+        lambda pair: pair[0].send(b"x", socket.MSG_OOB),
+        lambda pair: pair[1].recv(1, socket.MSG_PEEK),
+        lambda pair: pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1),
+        lambda pair: socket.send_fds(pair[0], [b"x"], [0]),
+        lambda pair: socket.recv_fds(pair[1], 1, 1),
+        lambda pair: pair[0].bind("\\0name"),
+        lambda pair: pair[0].connect("\\0name"),
+        lambda pair: pair[0].listen(),
+    ):
+        try:
+            use(socket.socketpair())
+            made += 1
+        except OSError:
+            pass
     return made
 """,
         FAILED,

@@ -1,8 +1,9 @@
 """The system calls that a program may make. All others fail with EPERM.
 
 Threads, memory, reading files, time and the program's own signals are allowed. New processes, exec, sockets, signals to
-other processes, ptrace, mount, bpf, io_uring, keys and namespaces are not. `clone3` fails with ENOSYS, because its
-flags are in memory that a filter cannot read; the C library then uses `clone`.
+other processes, ptrace, mount, bpf, io_uring, keys and namespaces are not. The only sockets are pairs of connected
+stream sockets, which reach nobody else: the event loops of asyncio wake themselves by one. `clone3` fails with ENOSYS,
+because its flags are in memory that a filter cannot read; the C library then uses `clone`.
 """
 
 from __future__ import annotations
@@ -113,11 +114,26 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "sysinfo": (99, 179),
     "getrandom": (318, 278),
     "umask": (95, 166),
+    # whether a descriptor is a socket
+    "getsockname": (51, 204),
 }
-_FCNTL = (72, 25)
-# Duplicating, flags, the size of a pipe; not the owner of a descriptor, to whom the kernel sends signals.
-_FCNTL_COMMANDS = (0, 1, 2, 3, 4, 1030, 1032)
-_CLONE, _CLONE3, _PRLIMIT64 = (56, 220), (435, 435), (302, 261)
+_STREAM_SOCKET, _CLOSE_ON_EXEC, _NOT_BLOCKING = 1, 0x80000, 0x800
+_STREAM_SOCKETS = tuple(_STREAM_SOCKET | a | b for a in (0, _CLOSE_ON_EXEC) for b in (0, _NOT_BLOCKING))
+_UNIX, _FIONBIO = 1, 0x5421
+# name: numbers as above, and for some arguments by their position the only values that they may have
+CHECKED: dict[str, tuple[tuple[int, int], dict[int, tuple[int, ...]]]] = {
+    # Duplicating, flags, the size of a pipe; not the owner of a descriptor, to whom the kernel sends signals.
+    "fcntl": ((72, 25), {1: (0, 1, 2, 3, 4, 1030, 1032)}),
+    # Only the process's own limits: argument 0 is the process, and 0 means the calling one.
+    "prlimit64": ((302, 261), {0: (0,)}),
+    # Without flags: out-of-band data has a history of bugs.
+    "socketpair": ((53, 199), {0: (_UNIX,), 1: _STREAM_SOCKETS}),
+    "sendto": ((44, 206), {3: (0,)}),
+    "recvfrom": ((45, 207), {3: (0,)}),
+    "ioctl": ((16, 29), {1: (_FIONBIO,)}),
+}
+"""Calls whose arguments the filter checks."""
+_CLONE, _CLONE3 = (56, 220), (435, 435)
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # linux/bpf_common.h
@@ -168,25 +184,23 @@ def filter_program(machine: str, read_only: bool = False) -> bytes:
         _instruction(_RETURN, _ALLOW),
         _instruction(_RETURN, denied),
     ]
-    code += [
-        _instruction(_EQUAL, _FCNTL[column], 0, len(_FCNTL_COMMANDS) + 3),
-        _instruction(_LOAD, _ARGUMENTS + 8),
-        *(_instruction(_EQUAL, command, len(_FCNTL_COMMANDS) - i, 0) for i, command in enumerate(_FCNTL_COMMANDS)),
-        _instruction(_RETURN, denied),
-        _instruction(_RETURN, _ALLOW),
-    ]
-    # Only the process's own limits: argument 0 is the process, and 0 means the calling one.
-    code += [
-        _instruction(_EQUAL, _PRLIMIT64[column], 0, 4),
-        _instruction(_LOAD, _ARGUMENTS),
-        _instruction(_EQUAL, 0, 0, 1),
-        _instruction(_RETURN, _ALLOW),
-        _instruction(_RETURN, denied),
-    ]
+    for both_numbers, checks in CHECKED.values():
+        code += _checked(both_numbers[column], checks, denied)
     allowed = set(numbers.values())
     edges = {edge for number in allowed for edge in (number, number + 1)}
     bounds = sorted(edge for edge in edges if (edge in allowed) != (edge - 1 in allowed))
     return b"".join([*code, *_bisected(bounds, False, denied)])
+
+
+def _checked(number: int, checks: dict[int, tuple[int, ...]], denied: int) -> list[bytes]:
+    """Allow a call whose arguments, by their position, have one of the given values (32 bits of them)."""
+    code = []
+    for position, values in checks.items():
+        code.append(_instruction(_LOAD, _ARGUMENTS + 8 * position))
+        code += [_instruction(_EQUAL, value, len(values) - i, 0) for i, value in enumerate(values)]
+        code.append(_instruction(_RETURN, denied))
+    code.append(_instruction(_RETURN, _ALLOW))
+    return [_instruction(_EQUAL, number, 0, len(code)), *code]
 
 
 def _bisected(bounds: list[int], allowed: bool, denied: int) -> list[bytes]:
