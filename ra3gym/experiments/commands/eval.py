@@ -28,7 +28,7 @@ from rich.table import Table
 
 from ra3gym.agents.rlvr.rollouts.function_end import FunctionEnd
 from ra3gym.errors import ConfigError
-from ra3gym.experiments.commands.task_sets import judge_limits, task_budgets, tasks_by_id
+from ra3gym.experiments.commands.task_sets import judge_limits, task_budgets, tasks_by_id, without_limits
 from ra3gym.experiments.report.statistics import estimate_mean
 from ra3gym.experiments.studies.evaluation import graded_batches
 from ra3gym.experiments.studies.progress import StudyProgress
@@ -71,9 +71,10 @@ class ModelEvaluationConfig:
         workers: processes that run the tests while programs are sampled.
         device: where the model runs, as torch names it; "auto" takes a GPU if there is one.
         dtype: precision of the weights; bfloat16 halves the memory and is faster on most GPUs.
-        judge_seconds: wall-clock seconds that one program may run; by default 60 for humaneval+ and mbpp+, else 4.
-        judge_memory_mb: address space that one program may use, in MB; by default 4096 for humaneval+ and mbpp+, else
-            1024.
+        judge_seconds: CPU seconds that one program may use; by default what the tasks say (60 for humaneval+ and mbpp+,
+            6 for each test of livecodebench, the time limit of a codeforces problem), else 4.
+        judge_memory_mb: address space that one program may use, in MB; by default what the tasks say (4096 for
+            humaneval+ and mbpp+, the memory limit of a codeforces problem), else 1024.
         output: the folder that the evaluation's own folder is made in; nothing is overwritten.
         plugins: modules to import first, which may register task sets (`ra3gym.tasks.register_tasks`).
     """
@@ -116,8 +117,8 @@ class ModelEvaluationConfig:
 
     @property
     def limits(self) -> Limits:
-        """Limits of one run of a program: the given values, else what the benchmark needs."""
-        return judge_limits(self.tasks, self.judge_seconds, self.judge_memory_mb)
+        """Limits of one run of a program whose task has none: the given values, else the defaults."""
+        return judge_limits(self.judge_seconds, self.judge_memory_mb)
 
 
 def evaluate_model(config: ModelEvaluationConfig, console: Console) -> RunFolder:
@@ -130,6 +131,7 @@ def evaluate_model(config: ModelEvaluationConfig, console: Console) -> RunFolder
     """
     limits = config.limits
     tasks = load_tasks(config.tasks, split=config.split, path=config.path, limit=config.limit)
+    tasks = without_limits(tasks, config.judge_seconds, config.judge_memory_mb)
     tasks_by_id(tasks, config.tasks)  # raises for an id that occurs twice
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load(config.model, device=device, dtype=config.dtype)

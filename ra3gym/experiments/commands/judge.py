@@ -30,7 +30,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from ra3gym.errors import ConfigError, DataError
-from ra3gym.experiments.commands.task_sets import judge_limits, tasks_by_id
+from ra3gym.experiments.commands.task_sets import judge_limits, tasks_by_id, without_limits
 from ra3gym.experiments.report.statistics import estimate_mean
 from ra3gym.files import replacing_text
 from ra3gym.plugins import import_plugins
@@ -64,8 +64,11 @@ class JudgingConfig:
             environment variable RA3GYM_DATA names, else the Hugging Face hub.
         k: the k of pass@k, separated by commas; a k that exceeds some task's number of samples is left out.
         workers: processes that run programs in parallel: the cores you can spare.
-        seconds: wall-clock seconds that one program may run; by default 60 for humaneval+ and mbpp+, else 4.
-        memory_mb: address space that one program may use, in MB; by default 4096 for humaneval+ and mbpp+, else 1024.
+        seconds: CPU seconds that one program may use; by default what the tasks say (60 for humaneval+ and mbpp+, 6 for
+            each test of livecodebench, the time limit of a codeforces problem), else 4. A program that waits instead of
+            computing ends after ten times as many seconds, and at least 30.
+        memory_mb: address space that one program may use, in MB; by default what the tasks say (4096 for humaneval+ and
+            mbpp+, the memory limit of a codeforces problem), else 1024.
         isolation: how programs are kept from the rest of the machine (docs/judge.md); by default what the environment
             variable RA3GYM_ISOLATION says, else namespaces. `ra3gym doctor` shows which kinds work on this machine.
         output: where the verdicts go, compressed if it ends in .gz; by default FILE_results.jsonl in the file's folder.
@@ -143,9 +146,10 @@ def judge_file(config: JudgingConfig, console: Console) -> Tally:
         ConfigError: a value out of range, or an output that exists already or cannot be written.
         SandboxUnavailable, JudgeError: this machine cannot run programs as asked; nothing is written.
     """
-    limits = judge_limits(config.tasks, config.seconds, config.memory_mb)
+    limits = judge_limits(config.seconds, config.memory_mb)
     _check_files(config)
-    tasks = tasks_by_id(load_tasks(config.tasks, split=config.split, path=config.path), config.tasks)
+    loaded = load_tasks(config.tasks, split=config.split, path=config.path)
+    tasks = tasks_by_id(without_limits(loaded, config.seconds, config.memory_mb), config.tasks)
     tally = Tally()
     with console.status(f"checking {config.file.name}"):
         total = sum(1 for _ in read_samples(config.file, tasks, tally.unknown))

@@ -32,7 +32,7 @@ from ra3gym.agents.rlvr.fit import check_fit
 from ra3gym.agents.rlvr.rollouts.sampler import Sampler
 from ra3gym.errors import ConfigError
 from ra3gym.experiments.commands.settings import parse_setting
-from ra3gym.experiments.commands.task_sets import judge_limits, task_budgets, tasks_by_id
+from ra3gym.experiments.commands.task_sets import judge_limits, task_budgets, tasks_by_id, without_limits
 from ra3gym.experiments.commands.token_pruning import prune_to_expert, report_line, token_mask
 from ra3gym.experiments.commands.trackers import known_trackers
 from ra3gym.experiments.studies.config import typed_config
@@ -43,7 +43,7 @@ from ra3gym.plugins import import_plugins
 from ra3gym.runs.folder import RunFolder
 from ra3gym.tasks import CodeTask, load_tasks
 from ra3gym.tasks.public.benchmarks import BENCHMARKS
-from ra3gym.verify import Judge, Limits
+from ra3gym.verify import Judge
 
 _SHOWN_STEPS = 5
 
@@ -65,7 +65,7 @@ class PostTrainingConfig:
             share of them, such as 0.999 (a pruned action space); the cost is printed and kept in pruned_actions.json.
         seed: of everything random.
         workers: processes that run the tests while programs are sampled.
-        judge_seconds: wall-clock seconds that one program may run; the default is that of `ra3gym eval`.
+        judge_seconds: CPU seconds that one program may use; the default is that of `ra3gym eval`.
         judge_memory_mb: address space that one program may use, in MB; the default is that of `ra3gym eval`.
         device: where the model runs; "auto" takes a GPU if there is one. `accelerate launch` decides for itself.
         generate: "model" samples in this process, "vllm" on a server that gets the weights after each step.
@@ -115,7 +115,7 @@ class PostTrainingConfig:
             )
         # Wrong names and limits out of range raise here.
         _algorithm(self)
-        _limits(self)
+        judge_limits(self.judge_seconds, self.judge_memory_mb)
 
 
 def start_post_training(config: PostTrainingConfig, console: Console) -> bool:
@@ -240,7 +240,8 @@ def _train(
     with ExitStack() as stack:
         for tracker in accelerator.trackers:
             stack.callback(tracker.finish)
-        judge = stack.enter_context(Judge(workers=config.workers, limits=_limits(config)))
+        limits = judge_limits(config.judge_seconds, config.judge_memory_mb)
+        judge = stack.enter_context(Judge(workers=config.workers, limits=limits))
         progress = stack.enter_context(StudyProgress([unit], title=RUN_KIND, console=console))
         started, tokens = time.perf_counter(), 0
 
@@ -286,6 +287,7 @@ def training_tasks(config: PostTrainingConfig, console: Console) -> list[CodeTas
         part = f"its {split} split" if split else "all of it: do not evaluate on it"
         console.print(f"tasks: {name}, {len(loaded):,} ({part})", highlight=False, soft_wrap=True)
         tasks += loaded
+    tasks = without_limits(tasks, config.judge_seconds, config.judge_memory_mb)
     return list(tasks_by_id(tasks, ", ".join(config.tasks)).values())
 
 
@@ -322,11 +324,6 @@ def _sampler(config: PostTrainingConfig, console: Console) -> Sampler | None:
 
     console.print(f"waiting for the vLLM server at {config.vllm_url}", highlight=False, soft_wrap=True)
     return VLLMSampler(config.vllm_url, weights_folder=config.vllm_weights)
-
-
-def _limits(config: PostTrainingConfig) -> Limits:
-    limits = [judge_limits(name, config.judge_seconds, config.judge_memory_mb) for name in config.tasks]
-    return max(limits, key=lambda limit: limit.seconds)
 
 
 def _flat(config: PostTrainingConfig) -> dict[str, Any]:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ra3gym.errors import DataError
 from ra3gym.lm import LoadedModel, token_budgets
 from ra3gym.tasks import CodeTask
 from ra3gym.verify import Limits
 
-_BENCHMARK_LIMITS = dict.fromkeys(("humaneval+", "mbpp+"), Limits(seconds=60, memory_mb=4096))
-"""What a program may use on benchmarks that need more than the default."""
 
-
-def judge_limits(tasks: str, seconds: float | None, memory_mb: int | None) -> Limits:
-    """Return what one run of a program may use: the given values, else what the benchmark needs."""
-    default = _BENCHMARK_LIMITS.get(tasks, Limits())
+def judge_limits(seconds: float | None, memory_mb: int | None) -> Limits:
+    """Return what one run of a program may use if its task does not say it: the given values, else the defaults."""
+    default = Limits()
     return Limits(
         seconds=default.seconds if seconds is None else seconds,
         memory_mb=default.memory_mb if memory_mb is None else memory_mb,
     )
+
+
+def without_limits(tasks: Sequence[CodeTask], seconds: float | None, memory_mb: int | None) -> list[CodeTask]:
+    """Return the tasks without those limits of their own that a given value is to replace."""
+    return [
+        replace(
+            task,
+            seconds=task.seconds if seconds is None else None,
+            memory_mb=task.memory_mb if memory_mb is None else None,
+        )
+        for task in tasks
+    ]
 
 
 def tasks_by_id(tasks: Sequence[CodeTask], names: str) -> dict[str, CodeTask]:

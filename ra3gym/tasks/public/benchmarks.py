@@ -15,6 +15,8 @@ from ra3gym.tasks.records import SUFFIXES, Record, read_records
 from ra3gym.tasks.task import CodeTask
 
 DATA_FOLDER_VARIABLE = "RA3GYM_DATA"
+# EvalPlus' tests have up to a thousand inputs for a task, some of them heavy.
+_EVALPLUS_SECONDS, _EVALPLUS_MEMORY_MB = 60.0, 4096
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Benchmark:
         in_split: whether a record belongs to a split, if one local file holds all splits. Otherwise the name of a file
             begins with the name of its split.
         hub_files: files in the hub's repository to read instead of its splits.
+        seconds: CPU time that the tests of a task need, if it is more than the judge gives by default and the record of
+            the task does not say it.
+        memory_mb: address space, alike.
     """
 
     name: str
@@ -43,6 +48,8 @@ class Benchmark:
     splits: tuple[str, ...] = ("test",)
     in_split: Callable[[Record, str], bool] | None = None
     hub_files: tuple[str, ...] = ()
+    seconds: float | None = None
+    memory_mb: int | None = None
 
     def tasks(self, *, split: str | None, path: Path | None, streaming: bool) -> Iterator[CodeTask]:
         """Yield the tasks of `split` (all when `None`) from `path`, else from the data folder, else from the hub."""
@@ -53,7 +60,9 @@ class Benchmark:
                 continue
             task = self.convert(record)
             if task is not None:
-                yield replace(task, source=self.hub, license=self.license)
+                seconds = self.seconds if task.seconds is None else task.seconds
+                memory_mb = self.memory_mb if task.memory_mb is None else task.memory_mb
+                yield replace(task, source=self.hub, license=self.license, seconds=seconds, memory_mb=memory_mb)
 
     def _records(self, split: str | None, path: Path | None, streaming: bool) -> Iterator[Record]:
         files = self._local_files(split, path)
@@ -161,6 +170,8 @@ BENCHMARKS = {
             hub="evalplus/humanevalplus",
             license="Apache-2.0",
             files=("humanevalplus/HumanEvalPlus-OriginFmt.jsonl*", "HumanEvalPlus-OriginFmt.jsonl*"),
+            seconds=_EVALPLUS_SECONDS,
+            memory_mb=_EVALPLUS_MEMORY_MB,
         ),
         _MBPP,
         _MBPP_SANITIZED,
@@ -170,6 +181,8 @@ BENCHMARKS = {
             hub="evalplus/mbppplus",
             license="Apache-2.0",
             files=("mbppplus/MbppPlus-OriginFmt.jsonl*", "MbppPlus-OriginFmt.jsonl*"),
+            seconds=_EVALPLUS_SECONDS,
+            memory_mb=_EVALPLUS_MEMORY_MB,
         ),
         Benchmark(
             name="livecodebench",

@@ -9,6 +9,7 @@ import base64
 import binascii
 import io
 import json
+import math
 import pickle
 import zlib
 from typing import Any
@@ -17,16 +18,18 @@ from ra3gym.errors import DataError
 from ra3gym.tasks.public.graders import GRADERS
 from ra3gym.tasks.public.prompts import docstring
 from ra3gym.tasks.records import Record
-from ra3gym.tasks.task import CodeTask, FunctionTests, StdioTests
+from ra3gym.tasks.task import CodeTask, FunctionTests, StdioTests, Tests
 
 _LIVECODEBENCH = GRADERS["livecodebench"]
+_LIVECODEBENCH_SECONDS = 6.0  # the default of its grader, for each test
+_INTERPRETER_MB = 128  # contests count memory that is used; the judge counts address space, the interpreter included
 
 
 def livecodebench(record: Record) -> CodeTask:
     """Convert a problem of LiveCodeBench's code generation, with its public and private test cases.
 
     The prompt is the statement as a docstring, then the starter code if there is any. The entry point of a method
-    problem is `Solution.method`.
+    problem is `Solution.method`. Each test has 6 s.
     """
     cases = _cases(record, "public_test_cases") + _cases(record, "private_test_cases")
     if not cases:
@@ -41,18 +44,25 @@ def livecodebench(record: Record) -> CodeTask:
         if not isinstance(method, str):
             raise record.wrong("metadata", "names no 'func_name' for the functional test cases")
         entry_point = f"Solution.{method}" if "class Solution" in starter else method
-        calls = FunctionTests(inputs, outputs, equality=_LIVECODEBENCH.values)
-        return CodeTask(task_id, prompt + starter, entry_point, calls, preamble=_LIVECODEBENCH.preamble)
-    given, wanted = (tuple(case[name] for case in cases) for name in ("input", "output"))
-    tests = StdioTests(given, wanted, equality=_LIVECODEBENCH.text)
-    return CodeTask(task_id, prompt + starter, "", tests, preamble=_LIVECODEBENCH.preamble)
+        tests: Tests = FunctionTests(inputs, outputs, equality=_LIVECODEBENCH.values)
+    else:
+        given, wanted = (tuple(case[name] for case in cases) for name in ("input", "output"))
+        entry_point, tests = "", StdioTests(given, wanted, equality=_LIVECODEBENCH.text)
+    return CodeTask(
+        task_id=task_id,
+        prompt=prompt + starter,
+        entry_point=entry_point,
+        tests=tests,
+        preamble=_LIVECODEBENCH.preamble,
+        seconds=_LIVECODEBENCH_SECONDS,
+    )
 
 
 def codeforces(record: Record) -> CodeTask | None:
     """Convert a problem of Open-R1's Codeforces; `None` for a problem that comparing stdout cannot grade.
 
     Such problems are interactive, read files, have several right answers (a checker decides), or have no published
-    tests. The tests are the examples, then the official tests.
+    tests. The tests are the examples, then the official tests. Each has the time and the memory that the problem gives.
     """
     checked = record.text("generated_checker", "") or record.text("interaction_format", "")
     if checked or record.text("input_mode", "stdin") != "stdin":
@@ -69,8 +79,25 @@ def codeforces(record: Record) -> CodeTask | None:
         shown_input, shown_output = _example(record, "examples", case)
         sections.append(f"Example input\n{shown_input}\nExample output\n{shown_output}")
     inputs, outputs = (tuple(case[part] for case in cases) for part in (0, 1))
-    tests = StdioTests(inputs, outputs, equality=GRADERS["codeforces"].text)
-    return CodeTask(f"Codeforces/{record.text('id')}", docstring(*sections, separator="\n\n"), "", tests)
+    memory_mb = _limit(record, "memory_limit")
+    return CodeTask(
+        task_id=f"Codeforces/{record.text('id')}",
+        prompt=docstring(*sections, separator="\n\n"),
+        entry_point="",
+        tests=StdioTests(inputs, outputs, equality=GRADERS["codeforces"].text),
+        seconds=_limit(record, "time_limit"),
+        memory_mb=None if memory_mb is None else math.ceil(memory_mb) + _INTERPRETER_MB,
+    )
+
+
+def _limit(record: Record, name: str) -> float | None:
+    """Return a limit of a problem, `None` if the record has none."""
+    value = record.fields.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise record.wrong(name, f"must be a positive number, got {value!r}")
+    return float(value)
 
 
 def _cases(record: Record, name: str) -> list[dict[str, str]]:

@@ -159,7 +159,9 @@ class Watch:
     def __init__(self, pid: int, run: dict[str, Any]) -> None:
         """Begin the first budget; `pid` must be a child of this process."""
         self._clock = (~pid << 3) | 2  # the kernel's number for the CPU clock of a process: CPUCLOCK_SCHED
-        self._cpu_limit, self._wall_limit, self._budgets = run["seconds"], run["wall_seconds"], run["budgets"]
+        self._cpu_limit: float = run["seconds"]
+        self._wall_limit: float = run["wall_seconds"]
+        self._budgets: int = run["budgets"]
         self._begin()
         self._first_cpu = self._begin_cpu
 
@@ -193,7 +195,7 @@ class Watch:
 
     def _cpu(self) -> float:
         try:
-            return time.clock_gettime(self._clock)
+            return float(time.clock_gettime(self._clock))
         except (OSError, AttributeError):  # macOS: the process's own limit on CPU time, in whole seconds, must do
             return 0.0
 
