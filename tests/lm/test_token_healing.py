@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from ra3gym import lm
-from ra3gym.agents.mid_training.m_step import MStepConfig, distill
 from ra3gym.agents.rlvr import FunctionReward, RLVRConfig, algorithm, train
 from ra3gym.errors import ConfigError
 from ra3gym.lm.rendering import ForcedText, Prompt, cut_prompt, token_texts
 from ra3gym.tasks import CodeTask, FunctionTests
-from tests.lm.tokenizer_kinds import PROGRAMS, PROMPTS, SOLUTIONS, make_tokenizer
+from tests.lm.tokenizer_kinds import PROMPTS, SOLUTIONS, knows_the_programs, make_tokenizer
 
 TASKS = [CodeTask(str(n), prompt, "f", FunctionTests((), ())) for n, prompt in enumerate(PROMPTS)]
 
@@ -24,12 +23,8 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="module")
-def trained(tokenizer: Any) -> Any:
-    """A model that knows the programs by heart, as whole texts."""
-    model = lm.tiny_llama(tokenizer, hidden=48, layers=2, heads=4, max_length=256, seed=0)
-    documents = [[*tokenizer.encode(program), tokenizer.eos_token_id] for program in PROGRAMS]
-    distill(model, documents * 8, MStepConfig(tokens=40_000, learning_rate=1e-2, tokens_per_batch=512), seed=0)
-    return model.eval()
+def trained() -> Any:
+    return knows_the_programs("gpt2").model
 
 
 def options(tokenizer: Any, **changes: Any) -> dict[str, Any]:

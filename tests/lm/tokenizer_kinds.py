@@ -9,7 +9,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ra3gym.lm import load, train_tokenizer
+from ra3gym.agents.mid_training.m_step import MStepConfig, distill
+from ra3gym.lm import LoadedModel, load, tiny_llama, train_tokenizer
 from ra3gym.lm.model import EMBEDDED
 
 PROMPTS = (
@@ -54,6 +55,16 @@ def make_tokenizer(kind: str) -> Any:
     if kind == "words":
         return _words()
     return _sentencepiece(kind)
+
+
+@cache
+def knows_the_programs(kind: str) -> LoadedModel:
+    """A model that knows `PROGRAMS` by heart, as whole texts; do not change it."""
+    tokenizer = make_tokenizer(kind)
+    model = tiny_llama(tokenizer, hidden=48, layers=2, heads=4, max_length=256, seed=0)
+    documents = [[*tokenizer.encode(program), tokenizer.eos_token_id] for program in PROGRAMS]
+    distill(model, documents * 8, MStepConfig(tokens=40_000, learning_rate=1e-2, tokens_per_batch=512), seed=0)
+    return LoadedModel(model.eval(), tokenizer)
 
 
 def _wrapped(whole: Tokenizer) -> Any:

@@ -21,6 +21,7 @@ from ra3gym.envs.batched_episodes import BoolArray, Info
 from ra3gym.envs.code.problem import CodeConfig, CodeProblem, Observation, Submission, clipped
 from ra3gym.envs.colored_text import Run, ansi_text
 from ra3gym.lm.fast.batch_stream import BatchStream
+from ra3gym.lm.rendering import ForcedRows
 from ra3gym.tasks.answers import split_latents
 from ra3gym.verify import Verdict
 
@@ -56,9 +57,12 @@ class CodeBatch(ABC, Generic[C]):
         ConfigError, ModelError, UnknownNameError: as `CodeProblem`.
     """
 
+    cuts_prompts = True
+    """Whether the first action writes text; see `CodeProblem`."""
+
     def __init__(self, config: C, num_rows: int) -> None:
         self.config = config
-        self.problem = CodeProblem(config, num_rows)
+        self.problem = CodeProblem(config, num_rows, cut_prompts=self.cuts_prompts)
         self.num_actions = self._count_actions()
         self.task_E = np.zeros(num_rows, dtype=np.int64)
         self.spent_E = np.zeros(num_rows, dtype=np.int64)
@@ -66,6 +70,9 @@ class CodeBatch(ABC, Generic[C]):
         self.decisions_E = np.zeros(num_rows, dtype=np.int64)
         """Actions taken in this episode."""
         self.legal_EA = np.ones((num_rows, self.num_actions), dtype=np.bool_)
+        forced = self.problem.forced
+        self.forcing = None if forced is None else ForcedRows(forced.vocabulary, [""] * num_rows)
+        """What rows have still to write of the text that was cut from their prompts; `None` if nothing was."""
         self._stream: BatchStream | None = None
         self._submissions: dict[int, Submission] = {}
         self._task_ids = np.array([task.task_id for task in self.problem.tasks], dtype=object)
@@ -101,6 +108,9 @@ class CodeBatch(ABC, Generic[C]):
         prompts = [self.problem.prompts[task] for task in tasks]
         self.task_E[list(rows)] = tasks
         self.spent_E[list(rows)] = self.decisions_E[list(rows)] = 0
+        if self.forcing is not None and self.problem.forced is not None:
+            for row, task in zip(rows, tasks, strict=True):
+                self.forcing.rests[row] = self.problem.forced.texts[task]
         if self._stream is None:
             self._stream = BatchStream(self.problem.loaded, prompts)
         else:
@@ -122,6 +132,13 @@ class CodeBatch(ABC, Generic[C]):
         step = self._advance(rows, self._checked(rows, actions), rngs_E)
         self._update_actions(rows, rngs_E)
         return step
+
+    def _append(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """Add one token to each of these rows; the stream reads them next."""
+        self.stream.append(rows, tokens)
+        if self.forcing is not None:
+            for row, token in zip(rows, tokens, strict=True):
+                self.forcing.write(row, token)
 
     def _checked(self, rows: Sequence[int], actions: Sequence[int]) -> list[int]:
         """Return the actions, with `ILLEGAL` for those that are masked or out of range."""

@@ -52,6 +52,8 @@ class LatentBatch(SegmentBatch[LatentConfig]):
         ModelError: the tokenizer knows no latents.
     """
 
+    cuts_prompts = False
+
     def __init__(self, config: LatentConfig, num_rows: int) -> None:
         super().__init__(config, num_rows)
         self._latents = frozenset(self.latent_ids)

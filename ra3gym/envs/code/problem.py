@@ -21,8 +21,8 @@ from ra3gym.abstractions.latents.comments import parsed
 from ra3gym.envs.keywords import check_choice, check_render_mode, refuse_unknown_options
 from ra3gym.errors import ConfigError, DataError, UnknownNameError
 from ra3gym.lm import LoadedModel, encode_prompt, load
+from ra3gym.lm.rendering import ForcedText, Prompt, completion_text, cut_prompt
 from ra3gym.lm.stream import end_ids, writable_mask
-from ra3gym.lm.tokenizer import decode_completion
 from ra3gym.tasks import CodeTask, load_tasks
 from ra3gym.tasks.answers import without_latents
 from ra3gym.tasks.ids import IdFinder
@@ -100,6 +100,8 @@ class CodeProblem:
     Args:
         config: see `CodeConfig`.
         num_programs: how many programs are written at once.
+        cut_prompts: cut prompts back to where a token ends whatever follows (`ra3gym.lm.rendering`); otherwise they
+            stay whole, as a latent's token ends any text.
 
     Raises:
         ConfigError: an empty set of tasks, or a prompt too long for the model.
@@ -107,7 +109,7 @@ class CodeProblem:
         UnknownNameError: no such set of tasks.
     """
 
-    def __init__(self, config: CodeConfig, num_programs: int = 1) -> None:
+    def __init__(self, config: CodeConfig, num_programs: int = 1, *, cut_prompts: bool = True) -> None:
         self.config = config
         model, tasks, split = config.model, config.tasks, config.split
         self.loaded = model if isinstance(model, LoadedModel) else load(model, device=config.device, dtype=config.dtype)
@@ -125,7 +127,12 @@ class CodeProblem:
 
         tokenizer: Any = self.loaded.tokenizer
         model_config: Any = self.loaded.model.config
-        self.prompts = [encode_prompt(tokenizer, task.prompt) for task in self.tasks]
+        cut = [cut_prompt(tokenizer, task.prompt) for task in self.tasks] if cut_prompts else None
+        self._cut = cut or [Prompt(encode_prompt(tokenizer, task.prompt)) for task in self.tasks]
+        self.prompts = [prompt.ids for prompt in self._cut]
+        """The tokens that episodes begin with."""
+        self.forced = ForcedText.of(tokenizer, self._cut)
+        """The texts that completions must begin with; `None` if no prompt was cut back."""
         self.max_length = self._longest(model_config)
         """Tokens of the longest prompt and `max_new_tokens`, together."""
         self.end_ids = end_ids(self.loaded)
@@ -165,7 +172,7 @@ class CodeProblem:
     def completion(self, task: int, written: Sequence[int]) -> str:
         """Return what was written as text, latents included, without the end token."""
         body = written[:-1] if written and written[-1] in self.end_ids else written
-        return decode_completion(self.loaded.tokenizer, self.prompts[task], body)
+        return completion_text(self.loaded.tokenizer, self._cut[task], body)
 
     def program(self, task: int, written: Sequence[int]) -> str:
         """Return what is graded: the prompt and the completion without latents."""

@@ -105,7 +105,9 @@ class RationaleBatch(SegmentBatch[RationaleConfig]):
         self.choices = [only_code(config.proposals)] * num_rows
 
     def begin(self, rows: Sequence[int], tasks: Sequence[int], rngs_E: Sequence[np.random.Generator]) -> None:
-        last_lines = [self.problem.tasks[task].prompt.rpartition("\n")[2] for task in tasks]
+        forced = [""] * len(self.problem.tasks) if self.problem.forced is None else self.problem.forced.texts
+        kept = [self.problem.tasks[task].prompt.removesuffix(forced[task]) for task in tasks]
+        last_lines = [prompt.rpartition("\n")[2] for prompt in kept]
         index_B = list(rows)
         self._is_blank_E[index_B] = [line.strip() == "" for line in last_lines]
         self._is_new_E[index_B], self._is_over_E[index_B], self._model_asked_E[index_B] = True, False, False
@@ -227,21 +229,27 @@ class RationaleBatch(SegmentBatch[RationaleConfig]):
         self, rows: Sequence[int], segments: Sequence[CommentSegment], rngs_E: Sequence[np.random.Generator]
     ) -> None:
         """Draw the decoder's next token of each row. It becomes pending, unless it shows that a decision is due."""
-        allowed_BV = torch.stack([self._allowed_V(segment) for segment in segments])
+        allowed_BV = torch.stack([self._allowed_V(row, one) for row, one in zip(rows, segments, strict=True)])
         for row, segment, token in zip(rows, segments, self._next_tokens(rows, rngs_E, allowed_BV), strict=True):
             segment.needs_code = False
             begins_comment = self.tokens.begins_comment(token)
             is_due = begins_comment or (self._is_full(segment) and not self.tokens.is_blank(token))
             before_comment = self.tokens.tokens_before_comment(token)
-            if self._is_blank_E[row] and is_due:
+            if self._is_blank_E[row] and is_due and not self._is_forced(row):
                 segment.model_asked, segment.is_complete = begins_comment, True
             elif before_comment is not None:
                 segment.pending, segment.model_asked = before_comment, True
             else:
                 segment.pending = [token]
 
-    def _allowed_V(self, segment: CommentSegment) -> Tensor:
+    def _is_forced(self, row: int) -> bool:
+        """Return whether a row has still to write the end of its prompt."""
+        return self.forcing is not None and self.forcing.rests[row] != ""
+
+    def _allowed_V(self, row: int, segment: CommentSegment) -> Tensor:
         """Return the tokens that the decoder may draw next in a segment, bool `(V,)`."""
+        if self.forcing is not None and self._is_forced(row):
+            return self.forcing.allowed_BV([row], self._opening_V)[0]
         if segment.needs_code:
             return self.tokens.code_first_V
         return self._opening_V if segment.is_opening else self._writable_V

@@ -143,7 +143,7 @@ class SegmentBatch(CodeBatch[C]):
         """
         writing = [i for i, token in enumerate(tokens) if token >= 0]
         written_rows = [rows[i] for i in writing]
-        self.stream.append(written_rows, [tokens[i] for i in writing])
+        self._append(written_rows, [tokens[i] for i in writing])
         for token, row, segment in zip(tokens, rows, segments, strict=True):
             self.spent_E[row] += 1
             if token >= 0:

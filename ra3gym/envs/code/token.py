@@ -69,7 +69,7 @@ class TokenBatch(CodeBatch[TokenConfig]):
     def _advance(self, rows: Sequence[int], actions: Sequence[int], rngs_E: Sequence[np.random.Generator]) -> Step:
         writing = [row for row, action in zip(rows, actions, strict=True) if action != ILLEGAL]
         tokens = [int(self._candidates_EA[row, a]) for row, a in zip(rows, actions, strict=True) if a != ILLEGAL]
-        self.stream.append(writing, tokens)
+        self._append(writing, tokens)
         self.spent_E[self._index(rows)] += 1
         ended = {row for row, token in zip(writing, tokens, strict=True) if token in self.problem.end_ids}
         exhausted = {row for row in rows if self.spent_E[row] >= self.config.max_new_tokens} - ended
@@ -86,11 +86,20 @@ class TokenBatch(CodeBatch[TokenConfig]):
 
     def _update_actions(self, rows: Sequence[int], rngs_E: Sequence[np.random.Generator]) -> None:
         index_B, logits_BV = self._index(rows), self.stream.logits_BV(rows)
+        allowed_BV = None if self.forcing is None else self.forcing.allowed_BV(rows, self.problem.writable_V)
         if self.config.action_space == "full":
             self._logprobs_EA[index_B] = logits_BV.float().log_softmax(-1).cpu().numpy()
-        else:
-            candidates_BA, logprobs_BA = likeliest(logits_BV, self.num_actions, self._penalty_V)
-            self._candidates_EA[index_B], self._logprobs_EA[index_B] = candidates_BA, logprobs_BA
+            if allowed_BV is not None:
+                self.legal_EA[index_B] = allowed_BV.numpy()
+            return
+        penalty = self._penalty_V
+        if allowed_BV is not None:
+            allowed_BV = allowed_BV.to(penalty.device)
+            penalty = torch.zeros(allowed_BV.shape, device=penalty.device).masked_fill_(~allowed_BV, -torch.inf)
+        candidates_BA, logprobs_BA = likeliest(logits_BV, self.num_actions, penalty)
+        self._candidates_EA[index_B], self._logprobs_EA[index_B] = candidates_BA, logprobs_BA
+        if allowed_BV is not None:
+            self.legal_EA[index_B] = np.isfinite(logprobs_BA)
 
     def _action_infos(self, rows: Sequence[int]) -> Info:
         index_B = self._index(rows)
@@ -101,11 +110,14 @@ class TokenCodeEnv(CodeEnv):
     """Solve a `CodeTask` token by token.
 
     **Actions.** `action_space="topk"` (default): `Discrete(top_k)`, an index into the model's likeliest next tokens,
-    in falling order, listed in `info["candidates"]`. `"full"`: `Discrete(V)`, a token id. Candidates are always legal.
-    In the full vocabulary, ids without a token and special tokens other than end, latents and pause are masked.
+    in falling order, listed in `info["candidates"]`. `"full"`: `Discrete(V)`, a token id. Candidates are legal. In the
+    full vocabulary, ids without a token and special tokens other than end, latents and pause are masked.
     The mask comes as `info["action_mask"]` (int8), as `action_masks()` (bool) and in the `"dict"` observation.
     *An illegal action* (masked, or out of range) writes nothing, uses up one token of the budget, and is reported as
     `info["illegal_action"]`.
+
+    *Where the tokenizer would join the prompt's end to the first token* (a line break to an indent, with GPT-2's kind),
+    episodes begin before that end, and until it is written only tokens that agree with it are legal candidates.
 
     **Observations.** `"hidden"` (default): float32 `(D,)`, the model's last hidden state. `"tokens"`: int64, the ids of
     prompt and program, padded on the right to the longest prompt plus `max_new_tokens`. `"dict"`: a flat Dict of
@@ -144,13 +156,12 @@ class TokenCodeVectorEnv(CodeVectorEnv):
 
 
 @torch.inference_mode()
-def likeliest(
-    logits_BV: Tensor, top_k: int, penalty_V: Tensor
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def likeliest(logits_BV: Tensor, top_k: int, penalty: Tensor) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Return the `top_k` likeliest tokens of each row in falling order, and their log-probabilities, both `(B, A)`.
 
-    Log-probabilities are those under the whole vocabulary. Tokens with a penalty of -inf are never among them.
+    Log-probabilities are those under the whole vocabulary. `penalty`, `(V,)` or `(B, V)`, is 0 or -inf. Where fewer
+    than `top_k` tokens have none, others come last, with -inf.
     """
     # Several times faster than masked_fill. In place, because log_softmax has made a new array in any case.
-    top = logits_BV.float().log_softmax(-1).add_(penalty_V).topk(top_k)
+    top = logits_BV.float().log_softmax(-1).add_(penalty).topk(top_k)
     return top.indices.cpu().numpy(), top.values.cpu().numpy()
