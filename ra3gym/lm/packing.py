@@ -59,7 +59,9 @@ def pack(sequences: Sequence[Sequence[int]], block_length: int) -> TokenBatch:
     room: list[int] = []
     for sequence in sorted(sequences, key=len, reverse=True):
         if len(sequence) > block_length:
-            raise ConfigError(f"a trace of {len(sequence)} tokens does not fit block_length={block_length}")
+            raise ConfigError(
+                f"a trace of {len(sequence)} tokens does not fit block_length={block_length}: give at least as many"
+            )
         row = next((row for row, free in enumerate(room) if free >= len(sequence)), len(rows))
         if row == len(rows):
             rows.append([])
@@ -81,9 +83,14 @@ def batches(
         ConfigError: `tokens_per_batch` is below the longest sequence.
     """
     lengths = torch.tensor([len(sequence) for sequence in sequences])
-    if len(sequences) == 0 or int(lengths.max()) > tokens_per_batch:
+    if len(sequences) == 0:
+        raise ConfigError("there are no sequences to make batches of: give at least one")
+    longest = int(lengths.max())
+    if longest > tokens_per_batch:
         raise ConfigError(
-            f"tokens_per_batch={tokens_per_batch} must hold the longest of the {len(sequences)} sequences"
+            f"tokens_per_batch={tokens_per_batch} must hold the longest of the {len(sequences)} sequences, which has "
+            f"{longest} tokens: give at least {longest}, or leave out the {int((lengths > tokens_per_batch).sum())} "
+            "that do not fit"
         )
     shuffled = torch.randperm(len(sequences), generator=generator)
     order = shuffled[lengths[shuffled].argsort(stable=True)]

@@ -40,7 +40,7 @@ class StickyPrior:
         if not 0.0 < self.alpha < 1.0:
             raise ConfigError(f"alpha={self.alpha}: the probability of keeping a latent must lie in (0, 1)")
         if self.num_latents < 2:
-            raise ConfigError(f"num_latents={self.num_latents}: a codebook needs at least 2 latents")
+            raise ConfigError(f"num_latents={self.num_latents}: a codebook needs at least 2 latents, give 2 or more")
 
     @property
     def switch_penalty(self) -> float:

@@ -78,7 +78,7 @@ class CodebookConfig:
 
     def __post_init__(self) -> None:
         if self.num_latents < 2:
-            raise ConfigError(f"num_latents={self.num_latents}: a codebook needs at least 2 latents")
+            raise ConfigError(f"num_latents={self.num_latents}: a codebook needs at least 2 latents, give 2 or more")
         if self.restarts < 1 or self.iterations < 1:
             raise ConfigError(f"restarts={self.restarts}, iterations={self.iterations}: give at least 1 of each")
         if self.backoff <= 0 or self.gate_prior <= 0:

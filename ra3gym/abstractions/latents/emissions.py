@@ -44,7 +44,7 @@ def latent_tokens(model: Any, tokenizer: Any, num_latents: int | None = None) ->
         ConfigError: `num_latents` below 2.
     """
     if num_latents is not None and num_latents < 2:
-        raise ConfigError(f"num_latents={num_latents}: a codebook needs at least 2 latents")
+        raise ConfigError(f"num_latents={num_latents}: a codebook needs at least 2 latents, give 2 or more")
     ids, wanted = latent_ids(tokenizer), 2 if num_latents is None else num_latents
     if len(ids) < wanted:
         raise ModelError(

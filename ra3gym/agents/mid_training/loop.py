@@ -17,6 +17,7 @@ import copy
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -36,9 +37,14 @@ from ra3gym.agents.mid_training.e_steps.protocol import EStep, NeedsModel, with_
 from ra3gym.agents.mid_training.e_steps.registry import make_e_step
 from ra3gym.agents.mid_training.inference.agents import AGENTS, make_inference_agent
 from ra3gym.agents.mid_training.m_step import MStep, MStepConfig, MStepProgress, make_m_step
-from ra3gym.agents.mid_training.measurements import EMIteration, code_and_latent_nats, measure_latents
+from ra3gym.agents.mid_training.measurements import (
+    EMIteration,
+    code_and_latent_nats,
+    collapse,
+    measure_latents,
+)
 from ra3gym.agents.mid_training.recipe import RA3, Recipe, write_documents
-from ra3gym.errors import ConfigError, DataError
+from ra3gym.errors import ConfigError, DataError, ModelError
 from ra3gym.files import write_json
 from ra3gym.lm import LoadedModel, latent_ids, load, save
 from ra3gym.runs.folder import RunFolder
@@ -106,6 +112,8 @@ def run(
 ) -> EMResult:
     """Alternate E-step and M-step `iterations` times.
 
+    Latents that collapse after the first iteration are a warning, and `EMIteration.change` in the history says it too.
+
     Args:
         model: trained in place if it is a loaded one; else a name for `ra3gym.lm.load`. Its tokenizer needs the
             latents of the recipe (`ra3gym.lm.add_latents`).
@@ -118,12 +126,13 @@ def run(
         seed: the source of all randomness; the same seed gives the same result, with or without a resumption.
         folder: the run folder to keep iterations in; nothing is written when `None`.
         resume: continue after the last finished iteration in `folder`, which must have the same configuration.
-        on_iteration: called after each iteration.
+        on_iteration: called after each iteration, for example to print its `line`.
         on_progress: called after each batch of an M-step with the iteration's number; true ends that M-step early.
 
     Raises:
         ConfigError: fewer than 1 iteration, or more latents than the tokenizer has tokens for.
         DataError: no traces.
+        ModelError: a tokenizer with fewer than 2 latents, for an E-step by name.
         RunFolderError: `folder` holds a run already, or (with `resume`) none, or one of another configuration.
         UnknownNameError: no such E-step or M-step.
     """
@@ -135,7 +144,7 @@ def run(
     train = make_m_step(m_step) if isinstance(m_step, str) else m_step
     infer = make_e_step(e_step) if isinstance(e_step, str) else e_step
     loaded = model if isinstance(model, LoadedModel) else load(model)
-    if isinstance(e_step, str):
+    if isinstance(e_step, str) and recipe.needs_e_step:
         infer = _within_tokenizer(infer, loaded)
     stages = _Stages(
         loaded=loaded,
@@ -168,6 +177,9 @@ def run(
             latents, documents = stages.write(iteration, annotations)
             tokens = stages.train(iteration, documents, partial(on_progress, iteration))
             record = stages.measure(iteration, tokens, annotations, latents)
+            if history and (change := collapse(history[-1], record)) is not None:
+                record = replace(record, change=change)
+                warnings.warn(change, stacklevel=2)
             history.append(record)
             if kept is not None:
                 kept.keep(record, stages, annotations, latents, documents)
@@ -202,6 +214,7 @@ class _Stages:
                 make_inference_agent(self.agent),
                 num_latents=None if previous is None else previous.num_latents,
                 context_lines=self.config.context_lines,
+                previous=previous,
             )
         if isinstance(e_step, NeedsModel):
             e_step = e_step.for_model(self.loaded)
@@ -242,7 +255,10 @@ class _Stages:
             record = replace(record, ntp_code_nats=ntp_code)
         if annotations is not None:
             rng = self._stream(_DIAGNOSIS_STREAM, iteration)
+            by_model = iteration > 1 and self.agent is not None
             record = replace(record, **measure_latents(self.visible, annotations, rng))
+            if record.evidence is not None:
+                record = replace(record, evidence_of="tokens" if by_model else "templates")
         return record
 
     def _stream(self, purpose: int, iteration: int) -> np.random.Generator:
@@ -254,8 +270,13 @@ class _Stages:
 
 
 def _within_tokenizer(e_step: EStep, loaded: LoadedModel) -> EStep:
-    """Return the E-step with a codebook that is no larger than the tokenizer's latents."""
+    """Return the E-step with a codebook that is no larger than the tokenizer's latents; `ModelError` below two."""
     tokens = len(latent_ids(loaded.tokenizer))
+    if tokens < 2:
+        raise ModelError(
+            f"the tokenizer has {tokens} latent tokens, and a codebook needs at least 2: add them first, as "
+            "in ra3gym.lm.add_latents(model, tokenizer, 48)"
+        )
     return with_codebook(e_step, lambda codebook: replace(codebook, num_latents=min(codebook.num_latents, tokens)))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from ra3gym.abstractions.latents.annotations import Annotations
 from ra3gym.abstractions.latents.corpus import encode_traces
-from ra3gym.abstractions.latents.diagnosis import diagnose
+from ra3gym.abstractions.latents.diagnosis import NEAR_NO_SWITCHES, NEAR_ONE_PERPLEXITY, diagnose
 from ra3gym.abstractions.latents.document import Document
 from ra3gym.lm import token_logprobs
 from ra3gym.tasks import ExpertTrace
@@ -25,7 +25,8 @@ class EMIteration:
     Attributes:
         iteration: its number, from 1.
         tokens: tokens that the M-step trained on.
-        evidence: nats per line.
+        evidence: nats per line, of what `evidence_of` names. A line of a codebook is one symbol, its template; a line
+            of a model is all its tokens. So the evidence of the first iteration is not to be compared with later ones.
         elbo: nats per line: the evidence less the gap of the E-step's posterior.
         switch_rate: share of the lines, first ones left out, that start a segment; `None` where every trace is a
             single line.
@@ -38,6 +39,8 @@ class EMIteration:
         ntp_code_nats: cross-entropy of the code tokens under the model trained by next-token prediction. The other
             model knows the latents, which were inferred from the very lines: the difference is what the latents tell,
             not a better model of code.
+        evidence_of: "templates" of lines (an E-step that learns from the traces alone) or the model's "tokens".
+        change: what became of latents that were in use one iteration earlier, if they collapsed; else `None`.
     """
 
     iteration: int
@@ -52,6 +55,40 @@ class EMIteration:
     code_nats: float | None = None
     latent_nats: float | None = None
     ntp_code_nats: float | None = None
+    evidence_of: str | None = None
+    change: str | None = None
+
+    @property
+    def line(self) -> str:
+        """What the iteration came to, for a console."""
+        parts = [f"iteration {self.iteration}: {self.tokens:,} tokens"]
+        if self.evidence is not None:
+            parts.append(f"evidence {self.evidence:.2f} nats a line of {self.evidence_of}")
+        if self.switch_rate is not None:
+            parts.append(f"{self.switch_rate:.0%} of lines switch")
+        if self.code_nats is not None:
+            parts.append(f"code {self.code_nats:.3f} nats a token")
+        text = ", ".join(parts)
+        return text if self.diagnosis is None else f"{text}. {self.diagnosis}"
+
+
+def collapse(before: EMIteration, after: EMIteration) -> str | None:
+    """Return what happened if latents that were in use collapsed in the next iteration, and a way out; else `None`."""
+    rates, used = (before.switch_rate, after.switch_rate), (before.perplexity, after.perplexity)
+    stopped = rates[0] is not None and rates[1] is not None and rates[1] < NEAR_NO_SWITCHES <= rates[0]
+    one_left = used[0] is not None and used[1] is not None and used[1] < NEAR_ONE_PERPLEXITY <= used[0]
+    if not stopped and not one_left:
+        return None
+    facts = []
+    if rates[0] is not None and rates[1] is not None:
+        facts.append(f"{rates[1]:.1%} of lines switch, {rates[0]:.1%} before")
+    if used[0] is not None and used[1] is not None:
+        facts.append(f"usage is worth {used[1]:.1f} latents, {used[0]:.1f} before")
+    return (
+        f"the latents collapsed in iteration {after.iteration}: {', '.join(facts)}. The model, after {before.tokens:,} "
+        "tokens of mid-training, makes lines hardly more likely under their own latents than under others. Give the "
+        f"M-step more tokens, or stop after iteration {before.iteration}"
+    )
 
 
 def measure_latents(

@@ -15,16 +15,18 @@ import pytest
 
 from ra3gym import lm
 from ra3gym.abstractions.latents import Annotations
+from ra3gym.abstractions.latents.corpus import encode_traces
 from ra3gym.abstractions.latents.dataset import read_annotated
 from ra3gym.abstractions.latents.document import DocumentWriter
 from ra3gym.abstractions.latents.path import LatentPath
+from ra3gym.abstractions.latents.prior import fit_prior, prior_of_paths
 from ra3gym.agents import mid_training
 from ra3gym.agents.mid_training import MStepConfig
 from ra3gym.agents.mid_training.e_steps.model import ModelEStep
 from ra3gym.agents.mid_training.e_steps.oracle import OracleEStep
 from ra3gym.agents.mid_training.inference.policy_gradient import PolicyGradientAgent
 from ra3gym.agents.mid_training.inference.posteriors import ExactAgent
-from ra3gym.errors import ConfigError, DataError, RunFolderError, UnknownNameError
+from ra3gym.errors import ConfigError, DataError, ModelError, RunFolderError, UnknownNameError
 from ra3gym.lm import LoadedModel
 from ra3gym.tasks import ExpertTrace
 from ra3gym.tasks.idioms import IdiomsDomain
@@ -69,6 +71,68 @@ def test_iterations_are_measured(finished: Any, traces: list[ExpertTrace]) -> No
     assert second.code_nats < first.code_nats, "more training, less loss"
     assert second.ntp_code_nats < first.ntp_code_nats
     assert len(result.annotations.paths) == 60
+
+
+def test_what_evidence_is_of_is_said(finished: Any) -> None:
+    """A codebook's line is one symbol, a model's is all its tokens: their evidence is not on one scale."""
+    first, second = finished[0].history
+    assert (first.evidence_of, second.evidence_of) == ("templates", "tokens")
+    assert f"evidence {first.evidence:.2f} nats a line of templates, " in first.line
+    assert first.line.startswith(f"iteration 1: {first.tokens:,} tokens, ")
+    assert second.line.endswith(second.diagnosis)
+
+
+def test_latents_that_collapse_are_a_warning_and_in_the_history(base: LoadedModel, traces: list[ExpertTrace]) -> None:
+    """The first latents are informative; the second E-step puts all lines of a trace under one."""
+
+    class Fails:
+        calls = 0
+
+        def infer(self, traces: Sequence[ExpertTrace], rng: np.random.Generator) -> Annotations:
+            self.calls += 1
+            if self.calls == 1:
+                return OracleEStep().infer(planted, rng)
+            paths = [LatentPath((0,) * len(t.steps), (True,) + (False,) * (len(t.steps) - 1)) for t in traces]
+            return Annotations(tuple(paths), ((),) * 32)
+
+    planted = traces[:10]
+    config = mid_training.EMConfig(MStepConfig(tokens=600), compare_ntp=False, measured_traces=5)
+    with pytest.warns(UserWarning, match=r"the latents collapsed in iteration 2: 0.0% of lines switch, \d"):
+        result = mid_training.run(fresh(base), planted, e_step=Fails(), iterations=3, config=config)
+    first, second, third = result.history
+    assert first.change is None
+    assert second.change is not None
+    assert f"after {first.tokens} tokens" in second.change
+    assert third.change is None, "said once"
+
+
+def test_later_e_steps_start_from_the_annotations_before(finished: Any, traces: list[ExpertTrace]) -> None:
+    """Where the model tells latents apart by little, EM from uniform fresh latents has an optimum without switches."""
+    result, _ = finished
+    rng = np.random.default_rng(0)
+    visible = [trace.without_planted() for trace in traces[:60]]
+    from_before = ModelEStep(result.loaded, ExactAgent(), num_latents=32, previous=result.annotations)
+    with pytest.raises(DataError, match=r"60 paths with .* for 20 traces"):
+        from_before.infer(visible[:20], rng)
+    corpus = encode_traces(visible)
+    prior = prior_of_paths(corpus, result.annotations.paths, 32)
+    assert prior.word_WK.sum(axis=1) == pytest.approx(1.0)
+    switches = np.concatenate([path.switches for path in result.annotations.paths])
+    previous = corpus.previous_N[switches]
+    assert (prior.keep_U1[previous] < 1.0).all()
+    # Emissions that say nothing leave the prior as it was: no switch is forgotten.
+    flat_NK = np.full((len(corpus.line_N), 32), -1.0)
+    kept = fit_prior(corpus, flat_NK, start=prior, iterations=1).chain.keep_N
+    assert np.corrcoef(kept, prior.keep_U1[corpus.previous_N])[0, 1] > 0.9
+
+
+def test_a_tokenizer_without_latents_is_told_ahead(traces: list[ExpertTrace]) -> None:
+    tokenizer: Any = lm.train_tokenizer((trace.task.canonical_program for trace in traces), vocab_size=400)
+    model = lm.tiny_llama(tokenizer, hidden=16, layers=1, heads=2, max_length=256, seed=0)
+    with pytest.raises(ModelError, match=r"has 0 latent tokens.* ra3gym.lm.add_latents\(model, tokenizer, 48\)"):
+        mid_training.run(LoadedModel(model, tokenizer), traces)
+    config = mid_training.EMConfig(MStepConfig(tokens=600), compare_ntp=False, measured_traces=0)
+    assert mid_training.run(LoadedModel(model, tokenizer), traces[:5], recipe=mid_training.NTP, config=config).history
 
 
 def test_traces_are_exported_for_any_trainer(finished: Any, traces: list[ExpertTrace]) -> None:
