@@ -7,6 +7,7 @@ gamma^duration over decisions, come with 95% bootstrap intervals over programs
 (`ra3gym.abstractions.options.horizon.observed_horizon`). At the token level every duration is 1.
 
     OMP_NUM_THREADS=1 python benchmarks/horizon.py
+    python benchmarks/horizon.py --model FOLDER --tasks mbpp --split test --limit 32 --output horizon.json
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class Options:
     """Of `ra3gym.tasks.load_tasks`."""
     split: str | None = "eval"
     """The part of them."""
+    limit: int | None = None
+    """Only the first so many tasks."""
     gamma: float = 0.99
     """Discount per token."""
     max_new_tokens: int = 192
@@ -66,12 +69,13 @@ class Written:
 def play(level: str, options: Options, loaded: lm.LoadedModel, plans: dict[str, list[int]]) -> dict[str, Written]:
     """Play every task once: latents by `plans`, which the token level fills in."""
     extra = {"decoder": "greedy"} if level == "LatentCode" else {"top_k": 1}
-    shared = {"model": loaded, "tasks": options.tasks, "split": options.split, "max_new_tokens": options.max_new_tokens}
+    tasks = load_tasks(options.tasks, split=options.split, limit=options.limit)
+    shared = {"model": loaded, "tasks": tasks, "max_new_tokens": options.max_new_tokens}
     envs = gym.make_vec(
         f"ra3gym/{level}-v0", options.num_envs, vectorization_mode="vector_entry_point", **shared, **extra
     )
     latents = {token: latent for latent, token in enumerate(lm.latent_ids(loaded.tokenizer))}
-    task_ids = [task.task_id for task in load_tasks(options.tasks, split=options.split)]
+    task_ids = [task.task_id for task in tasks]
     found: dict[str, Written] = {}
     for start in range(0, len(task_ids), options.num_envs):
         batch = task_ids[start : start + options.num_envs]
@@ -111,6 +115,12 @@ def main(options: Options) -> None:
     """Measure, print the table and write the JSON."""
     console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
     loaded, plans = lm.load(options.model), dict[str, list[int]]()
+    known = len(lm.latent_ids(loaded.tokenizer))
+    if known < 2:
+        raise SystemExit(
+            f"error: model {options.model!r} has {known} latent tokens, and this benchmark needs latents: "
+            "give a model that was mid-trained with them (ra3gym.lm.add_latents, mid_training.run), such as 'embedded'"
+        )
     levels = {level: play(level, options, loaded, plans) for level in ("TokenCode", "LatentCode")}
     by_token, by_latent = levels["TokenCode"], levels["LatentCode"]
     kept = {name: value for name, value in asdict(options).items() if not isinstance(value, Path)}

@@ -61,6 +61,8 @@ class PrunedActions:
         rule: the rule that chose them.
         samples: how many samples the rule chose by; 0 if it needs none.
         expert_coverage: share of the decisions in `Evidence.experts` whose action is kept.
+        experts: number of episodes in `Evidence.experts`.
+        experts_lost: how many of them have an action that is not kept: what the expert would lose at most, as measured.
         pruning_error: in units of return.
         error_is: whether the error is exact, a bound or unknown.
     """
@@ -72,6 +74,8 @@ class PrunedActions:
     expert_coverage: float | None
     pruning_error: float | None
     error_is: ErrorKind
+    experts: int = 0
+    experts_lost: int = 0
 
     @property
     def size(self) -> int:
@@ -104,7 +108,8 @@ def assess(
     taken = sum(map(len, episodes))
     coverage = sum(int(is_kept.sum()) for is_kept in episodes) / taken if taken else None
     error, kind = _error(np.array(ordered), num_actions, episodes, evidence)
-    return PrunedActions(ordered, num_actions, rule, samples, coverage, error, kind)
+    lost = sum(not is_kept.all() for is_kept in episodes)
+    return PrunedActions(ordered, num_actions, rule, samples, coverage, error, kind, len(episodes), lost)
 
 
 def _error(

@@ -198,6 +198,10 @@ def _run_among(
         if not process.is_main_process:
             run = RunFolder.open(folder)
         console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+        console.print(
+            f"training processes: {process.num_processes}, on {process.device.type}; judge: {config.workers} of each",
+            highlight=False,
+        )
         finished = _train(config, run, resumed, tasks, loaded, pruned, sampler, trackers, console)
         if not finished:
             console.print(
@@ -361,17 +365,20 @@ def show_post_training(run: RunFolder, console: Console) -> None:
     assert summary is not None
     speed = f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s ({summary['tokens_per_second']:,.0f} a second)"
     console.print(
-        f"\n{summary['algorithm']} on {', '.join(summary['tasks'])}, from {summary['model']}: {summary['steps']} "
-        f"steps, {speed}",
+        f"\n{summary['algorithm']} on {', '.join(summary['tasks'])}, from {summary['model']}: "
+        f"{_counted(summary['steps'], 'step')}, {speed}",
         highlight=False,
         soft_wrap=True,
     )
     if summary["first"]:
+        # A run so short that its first and last steps overlap has one mean.
+        parts = ("first", "last") if summary["steps"] > _SHOWN_STEPS else ("first",)
         table = Table(box=box.SIMPLE_HEAD)
-        for heading in (f"mean of {_SHOWN_STEPS} steps", "first", "last"):
-            table.add_column(heading, justify="right" if heading in ("first", "last") else "left")
+        table.add_column(f"mean of {_counted(min(summary['steps'], _SHOWN_STEPS), 'step')}")
+        for part in parts:
+            table.add_column(part if len(parts) > 1 else "", justify="right")
         for name in summary["first"]:
-            table.add_row(name.replace("_", " "), _number(summary["first"][name]), _number(summary["last"][name]))
+            table.add_row(name.replace("_", " "), *(_number(summary[part][name]) for part in parts))
         console.print(table)
     console.print(
         f"model: {run.path / 'model'}\nevaluate it: ra3gym eval --model {run.path / 'model'} --tasks TASKS\n"
@@ -379,6 +386,10 @@ def show_post_training(run: RunFolder, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _number(value: float) -> str:

@@ -65,8 +65,9 @@ def report_line(pruned: PrunedActions) -> str:
     if pruned.expert_coverage is None or pruned.pruning_error is None:
         return f"{line}; there are too few reference programs to hold one out, so the cost is unknown"
     return (
-        f"{line}: {pruned.expert_coverage:.2%} of the tokens of held-out reference programs; it costs at most "
-        f"{pruned.pruning_error:.2f} of their reward (95% confidence)"
+        f"{line}: {pruned.expert_coverage:.2%} of the tokens of held-out reference programs; {pruned.experts_lost} of "
+        f"these {pruned.experts} programs cannot be written, {pruned.experts_lost / pruned.experts:.2f} of their "
+        f"reward as measured, and {pruned.pruning_error:.2f} at most (95% confidence)"
     )
 
 

@@ -402,6 +402,18 @@ def test_prompts_without_room_are_left_out(tiny_model_folder: Path, folder: Path
     assert pinned["tasks"] == [task["task_id"] for task in TASKS]
 
 
+def test_a_short_run_says_each_mean_once(tiny_model_folder: Path, folder: Path) -> None:
+    _, printed = in_process(tiny_model_folder, replace(TRAINING, steps=1))
+    assert ": 1 step, " in printed
+    assert "mean of 1 step " in printed
+    assert "first" not in printed
+    assert " last" not in printed
+    assert "training processes: 1, on cpu; judge: 1 of each" in printed
+    _, printed = in_process(tiny_model_folder, replace(TRAINING, steps=6))
+    (heading,) = (line for line in printed.splitlines() if "mean of 5 steps" in line)
+    assert heading.split()[-2:] == ["first", "last"]
+
+
 def test_no_steps_store_the_model_as_it_is(tiny_model_folder: Path, folder: Path) -> None:
     run, printed = in_process(tiny_model_folder, replace(TRAINING, steps=0))
     assert history(run) == []

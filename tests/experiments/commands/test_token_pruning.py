@@ -45,6 +45,17 @@ def test_what_the_references_write_is_kept(embedded: lm.LoadedModel, tasks: list
     assert report_line(pruned).startswith(f"sampling {pruned.size:,} of {pruned.num_actions:,} tokens: 9")
 
 
+def test_the_measured_loss_is_said_beside_the_bound(embedded: lm.LoadedModel, tasks: list[CodeTask]) -> None:
+    pruned = prune_to_expert(tasks, embedded, 0.9)
+    assert pruned.experts == 10
+    assert 0 < pruned.experts_lost <= 10
+    assert pruned.pruning_error is not None
+    assert pruned.pruning_error > pruned.experts_lost / 10 - 1e-9
+    lost = f"; {pruned.experts_lost} of these 10 programs cannot be written, {pruned.experts_lost / 10:.2f} of"
+    assert lost in report_line(pruned)
+    assert f"and {pruned.pruning_error:.2f} at most" in report_line(pruned)
+
+
 def test_less_coverage_keeps_less_and_may_cost_more(embedded: lm.LoadedModel, tasks: list[CodeTask]) -> None:
     reports = [prune_to_expert(tasks, embedded, coverage) for coverage in (0.9, 0.99, 1.0)]
     for narrow, wide in pairwise(reports):
