@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,6 +27,8 @@ IN_TERMINAL = 3
 """Number of traces that the terminal shows."""
 
 _SUFFIXES = (".jsonl", ".parquet")
+_LABEL_WIDTH, _WORDS_WIDTH, _CODE_WIDTH = 7, 20, 48
+"""Columns of the legend: of a latent's label, of its words, and of a line of code, which is folded beyond that."""
 _STROKES = {"solid": "┃", "dashed": "╏", "dotted": "┋", "double": "║"}
 
 
@@ -137,22 +140,36 @@ def _print_traces(console: Console, traces: Sequence[Document], legend: Mapping[
                 console.print(shown.append(printable(trace.lines[n].rstrip("\r\n"))))
         console.print()
     seen = [info for z, info in legend.items() if any(z in trace.latents for trace in traces)]
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("latent", "called for by", "lines", "lines a segment", "gain, nats a line", "most typical line"):
-        right = heading not in ("latent", "called for by", "most typical line")
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
-    for info in seen:
-        table.add_row(
-            _label(info, f"z{info.latent}"),
-            Text(printable(" ".join(info.names))),
-            f"{info.share:.1%}",
-            f"{info.duration:.1f}",
-            "–" if info.gain is None else f"{info.gain:+.2f}",
-            Text(printable(info.typical[0] if info.typical else "")),
-        )
-    console.print(table)
+    console.print(_legend_table(seen, console.width))
     if more := len(legend) - len(seen):
         console.print(f"{more} other latent{' is' if more == 1 else 's are'} on the page.", highlight=False)
+
+
+def _legend_table(latents: Sequence[LatentInfo], width: int) -> Table:
+    """Return one row for each latent. Figures give way, whole columns at a time, until code has room for its line."""
+    figures = {
+        "lines": [f"{info.share:.1%}" for info in latents],
+        "lines a\nsegment": [f"{info.duration:.1f}" for info in latents],
+        "gain,\nnats a line": ["–" if info.gain is None else f"{info.gain:+.2f}" for info in latents],
+    }
+    least_important = ["lines a\nsegment", "gain,\nnats a line", "lines"]
+    code = [printable(info.typical[0] if info.typical else "") for info in latents]
+    code_width = min(max(map(cell_len, code), default=0), _CODE_WIDTH)
+    while figures:
+        widths = [max(map(cell_len, [*heading.split("\n"), *cells])) for heading, cells in figures.items()]
+        if width - _LABEL_WIDTH - _WORDS_WIDTH - sum(widths) - 2 * (len(widths) + 3) >= code_width:
+            break
+        del figures[least_important.pop(0)]
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("latent", no_wrap=True)
+    table.add_column("called for by", max_width=_WORDS_WIDTH, overflow="fold")
+    for heading in figures:
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("most typical line", min_width=min(code_width, width // 2), overflow="fold")
+    for row, info in enumerate(latents):
+        cells = [column[row] for column in figures.values()]
+        table.add_row(_label(info, f"z{info.latent}"), Text(printable(" ".join(info.names))), *cells, Text(code[row]))
+    return table
 
 
 def _label(info: LatentInfo, text: str) -> Text:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ra3gym.abstractions.latents.words import latent_words
 from ra3gym.errors import ConfigError, UnknownNameError
 from ra3gym.experiments.commands.envs import creator_of, find_environment
 
@@ -24,6 +25,10 @@ PolicyName = Literal["by-hand", "random", "likeliest", "sample"]
 
 SHOWN_ACTIONS = 12
 """How many legal actions are listed at each step by hand, the likeliest first."""
+
+
+_SHOWN_WORDS = 3
+"""How many of a latent's words are shown."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,16 @@ def _namer(env: Env, info: Mapping[str, Any]) -> Callable[[int], str]:
     if hasattr(bare, "mdp"):
         A, actions = bare.mdp.num_primitives, bare.mdp.action_indices(bare.actions)
         return lambda i: f"primitive {actions[i]}" if actions[i] < A else f"option {actions[i] - A}"
-    return (lambda i: f"z{i}") if hasattr(bare, "problem") else (lambda i: "")
+    if not hasattr(bare, "problem"):
+        return lambda i: ""
+    words = _latent_words(env.spec)
+    return lambda i: f"z{i} {' '.join(words[i][:_SHOWN_WORDS])}" if i < len(words) and words[i] else f"z{i}"
+
+
+def _latent_words(spec: EnvSpec | None) -> Sequence[Sequence[str]]:
+    """Return the prompt words of each latent of the environment's model; empty where its folder does not have them."""
+    model = "embedded" if spec is None else spec.kwargs.get("model", "embedded")
+    return latent_words(model) if isinstance(model, str) else ()
 
 
 def _play(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from ra3gym.abstractions.latents.colors import COLORS
 from ra3gym.errors import RunFolderError
 from ra3gym.experiments.report.charts import (
     Axis,
@@ -27,6 +29,7 @@ from ra3gym.experiments.report.comparison import (
     StudyResults,
 )
 from ra3gym.experiments.report.formats import format_arm_score, format_effect, format_score
+from ra3gym.experiments.report.latent_legend import LatentInfo
 from ra3gym.experiments.report.results import ArmInfo, ProgramSample
 from ra3gym.experiments.report.statistics import PairedRatio
 from ra3gym.experiments.report.tables import interval_note
@@ -35,18 +38,28 @@ from ra3gym.files import write_atomic
 from ra3gym.runs.folder import RunFolder
 
 SHOWN_TASKS = 4
-_HUES = (262, 158, 28, 205, 330, 95, 48, 185, 0, 235, 300, 130)
+_SHOWN_WORDS = 3
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar with its interval and one dot per seed, all in percent of the axis; `text` is its value."""
+    """A bar with its interval and one dot per seed, all in percent of the axis.
+
+    Attributes:
+        width: of the bar.
+        low: of the interval; `None` without one.
+        high: of the interval.
+        dots: place and text of each seed.
+        text: the value.
+        tip: the value, its interval and the seeds, shown when the reader points at the bar.
+    """
 
     width: float
     low: float | None
     high: float | None
-    dots: tuple[float, ...]
+    dots: tuple[tuple[float, str], ...]
     text: str
+    tip: str
 
 
 @dataclass(frozen=True)
@@ -95,11 +108,11 @@ class KeyFigure:
 
 @dataclass(frozen=True)
 class Program:
-    """A sampled program of one arm; a segment is its latent's label, its hue in degrees, and its text."""
+    """A sampled program of one arm; a segment is its latent's label and words, its color, and its text."""
 
     arm: ArmInfo
     passed: bool
-    segments: tuple[tuple[str | None, int | None, str], ...]
+    segments: tuple[tuple[str | None, str | None, str], ...]
 
 
 @dataclass(frozen=True)
@@ -111,22 +124,44 @@ class TaskPrograms:
     programs: tuple[Program, ...]
 
 
-def write_report(run: RunFolder, results: StudyResults, answer: Verdict) -> Path:
+def write_report(
+    run: RunFolder,
+    results: StudyResults,
+    answer: Verdict,
+    *,
+    legends: Mapping[str, Mapping[int, LatentInfo]] | None = None,
+    trace_pages: Sequence[Path] = (),
+) -> Path:
     """Draw `report.html` from the run's configuration, manifest and summary, its results and their verdict.
 
     The page loads nothing: styles, charts and script are inside it. A number `threshold` in `summary.json` is
-    marked in the reward chart. Returns the page's path; `RunFolderError` when the run has no result yet.
+    marked in the reward chart.
+
+    Args:
+        run: the run folder.
+        results: its results.
+        answer: their verdict.
+        legends: by arm, how its latents are called and colored; the pages of the traces show them alike.
+        trace_pages: pages of annotated traces to link to, relative to the run folder.
+
+    Returns the page's path; `RunFolderError` when the run has no result yet.
     """
     if not results.units:
         raise RunFolderError(f"{run.path} has no finished result yet; continue it with --resume, then draw the report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = files("ra3gym.experiments.report").joinpath("report_template.html").read_text(encoding="utf-8")
     path = run.path / "report.html"
-    write_atomic(path, environment.from_string(source).render(_page(run, results, answer)))
+    write_atomic(path, environment.from_string(source).render(_page(run, results, answer, legends or {}, trace_pages)))
     return path
 
 
-def _page(run: RunFolder, results: StudyResults, answer: Verdict) -> dict[str, Any]:
+def _page(
+    run: RunFolder,
+    results: StudyResults,
+    answer: Verdict,
+    legends: Mapping[str, Mapping[int, LatentInfo]],
+    trace_pages: Sequence[Path],
+) -> dict[str, Any]:
     summary = run.summary or {}
     scores = results.measured
     cells = [
@@ -147,7 +182,9 @@ def _page(run: RunFolder, results: StudyResults, answer: Verdict) -> dict[str, A
         "bars": _bars(results),
         "charts": _line_charts(results, summary.get("threshold")),
         "forests": [forest for forest in forests if forest is not None],
-        "tasks": _tasks(results),
+        "tasks": _tasks(results, legends),
+        "trace_pages": [page.as_posix() for page in trace_pages],
+        "data": _data(results),
         "config": _flatten(run.config),
         "versions": run.manifest.get("versions", {}),
         "machine": run.manifest.get("machine", {}),
@@ -185,12 +222,20 @@ def _bars(results: StudyResults) -> dict[str, Any] | None:
             return None
         estimate = score.estimate
         has_interval = not math.isnan(estimate.low)
+        by_seed = {seed: value for seed, value in results.by_seed(arm.name, name).items() if value is not None}
+        seeds = ", ".join(f"{seed}: {format_score(value, 'share')}" for seed, value in sorted(by_seed.items()))
+        ends = f"{format_score(estimate.low, 'share')}–{format_score(estimate.high, 'share')}" if has_interval else ""
+        interval = f" (95% interval {ends})" if ends else ""
         return Bar(
             width=axis.position(estimate.mean),
             low=axis.position(estimate.low) if has_interval else None,
             high=axis.position(estimate.high) if has_interval else None,
-            dots=tuple(axis.position(v) for v in results.by_seed(arm.name, name).values() if v is not None),
+            dots=tuple(
+                (axis.position(value), f"{arm.title}, seed {seed}: {format_score(value, 'share')}%")
+                for seed, value in by_seed.items()
+            ),
             text=format_score(estimate.mean, "share"),
+            tip=f"{arm.title}, {SCORES[name].title}: {format_score(estimate.mean, 'share')}%{interval}; seeds {seeds}",
         )
 
     rows = [BarRow(arm, bar(arm, "pass@1"), bar(arm, "pass@1_after")) for arm in results.arms]
@@ -244,7 +289,17 @@ def _forest(results: StudyResults, score: str, title: str, better: str) -> Fores
     return Forest(title, better.format(method=method), axis, axis.position(1.0 if is_ratio else 0.0), tuple(rows))
 
 
-def _tasks(results: StudyResults) -> list[TaskPrograms]:
+def _data(results: StudyResults) -> dict[str, list[list[Any]]]:
+    """Return the tables that the page offers as CSV, each with its heading: scores by arm and seed, and curves."""
+    scores: list[list[Any]] = [["arm", "seed", "score", "value"]]
+    curves: list[list[Any]] = [["arm", "seed", "curve", "x", "y"]]
+    for unit in results.units:
+        scores += [[unit.arm, unit.seed, name, value] for name, value in unit.scores.items()]
+        curves += [[unit.arm, unit.seed, name, x, y] for name, curve in unit.curves.items() for x, y in curve]
+    return {"scores": scores, "curves": curves}
+
+
+def _tasks(results: StudyResults, legends: Mapping[str, Mapping[int, LatentInfo]]) -> list[TaskPrograms]:
     """Return tasks of the first seed that next-token prediction, the strongest other arm and the method all sampled.
 
     Tasks are sorted by id, regardless of the outcome, so that the choice flatters no arm.
@@ -260,24 +315,26 @@ def _tasks(results: StudyResults) -> list[TaskPrograms]:
     if not columns:
         return []
     common = set.intersection(*(set(samples) for _, samples in columns))
-    hues = _hues([sample for _, samples in columns for sample in samples.values()])
     tasks = []
     for task_id in sorted(common)[:SHOWN_TASKS]:
-        programs = tuple(_program(arm, samples[task_id], hues) for arm, samples in columns)
+        programs = tuple(_program(arm, samples[task_id], legends.get(arm.name, {})) for arm, samples in columns)
         tasks.append(TaskPrograms(task_id, columns[0][1][task_id].prompt.rstrip("\n"), programs))
     return tasks
 
 
-def _program(arm: ArmInfo, sample: ProgramSample, hues: Mapping[str, int]) -> Program:
-    segments = tuple(
-        (label, None if label is None else hues[label], text.strip("\n")) for label, text in sample.segments
-    )
+def _program(arm: ArmInfo, sample: ProgramSample, legend: Mapping[int, LatentInfo]) -> Program:
+    def look(label: str | None) -> tuple[str | None, str | None]:
+        """Return a latent's label with its words, and its color; a latent that the legend lacks has its number's."""
+        if label is None:
+            return None, None
+        number = int(label[1:]) if label[1:].isdecimal() else zlib.crc32(label.encode())
+        info = legend.get(number)
+        if info is None:
+            return label, COLORS[number % len(COLORS)]
+        return " ".join([label, *info.names[:_SHOWN_WORDS]]), info.color
+
+    segments = tuple((*look(label), text.strip("\n")) for label, text in sample.segments)
     return Program(arm, sample.passed, segments)
-
-
-def _hues(samples: Sequence[ProgramSample]) -> dict[str, int]:
-    labels = sorted({label for sample in samples for label, _ in sample.segments if label is not None})
-    return {label: _HUES[index % len(_HUES)] for index, label in enumerate(labels)}
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from ra3gym.experiments.report.tables import final_table, paired_table
 from ra3gym.experiments.report.verdict import verdict
 from ra3gym.experiments.studies.arms import ARMS
 from ra3gym.experiments.studies.config import StudyConfig, config_from_json
+from ra3gym.experiments.studies.latent_pages import write_latent_pages
 from ra3gym.experiments.studies.progress import ProgressReporter, StudyProgress
 from ra3gym.plugins import import_plugins
 from ra3gym.runs.folder import RunFolder
@@ -88,7 +89,14 @@ def finish(run: RunFolder, config: StudyConfig, console: Console, threshold: flo
     results = StudyResults(units, [ARMS[name] for name in ARMS])
     answer = verdict(results)
     run.write_summary(summarize(results, config.arms, config.evaluation.threshold, answer))
-    report = write_report(run, results, answer)
+    latents = write_latent_pages(run, results.seeds[0], [arm.name for arm in results.arms]) if units else None
+    report = write_report(
+        run,
+        results,
+        answer,
+        legends=None if latents is None else latents.legends,
+        trace_pages=() if latents is None else latents.pages,
+    )
     console.print(final_table(results, console.width))
     if len(config.arms) > 1:
         console.print(paired_table(results, console.width))

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.special import entr
 
 from ra3gym.abstractions.latents import Annotations, LatentPath
+from ra3gym.abstractions.latents.words import save_latent_words
 from ra3gym.agents import mid_training, rlvr
 from ra3gym.agents.mid_training import (
     EMResult,
@@ -54,6 +55,7 @@ def run_unit(shared: Seed, arm_name: str, folder: Path, reporter: UnitReporter) 
             tokens = curves["midtrain_loss"][-1][0]
             save(model, shared.tokenizer, folder / f"{arm.name}-midtrained")
             if arm.recipe.shows_inferred and result.annotations is not None:
+                save_latent_words(folder / f"{arm.name}-midtrained", result.annotations.names)
                 scores["nmi"] = _agreement(shared, result.annotations)
                 scores["e_step_seconds"] = result.annotations.metrics.get("seconds")
                 if result.annotations is not shared.inferred:

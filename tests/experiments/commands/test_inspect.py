@@ -160,6 +160,26 @@ def test_the_terminal_shows_them_too(file: Path) -> None:
     assert f"Page, with 3 of 3 traces: {file.with_suffix('.html')}" in lines
 
 
+@pytest.mark.parametrize("width", [60, 80, 110])
+def test_code_keeps_its_line_and_digits_are_never_cut(tmp_path: Path, width: int) -> None:
+    line = "    result.append(previous[-1] + sum(values))\n"
+    words = ("accumulate", "running", "cumulative", "total", "prefix")
+    paths = (LatentPath((0,), (True,)),)
+    file = store(tmp_path / "t.jsonl", [make_trace("", line)], Annotations(paths, (words,), gains=((0.25,),)))
+    console = Console(file=io.StringIO(), width=width)
+    inspect_traces(InspectionConfig(file), console)
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    table = printed[printed.index("latent ") :]
+    assert "…" not in table
+    if width >= 80:
+        assert line.strip() in table
+    assert ("+0.25" in table) == (width > 80)
+    assert ("100.0%" in table) == (width > 80)
+    for word in words:
+        assert word in table
+
+
 def test_latents_have_colors_in_a_terminal(file: Path) -> None:
     console = Console(file=io.StringIO(), width=110, force_terminal=True, color_system="truecolor")
     inspect_traces(InspectionConfig(file), console)

@@ -13,11 +13,15 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+import torch
 from rich.console import Console
 
+from ra3gym import lm
+from ra3gym.abstractions.latents.corpus import prompt_words
+from ra3gym.abstractions.latents.words import latent_words, save_latent_words
 from ra3gym.cli import main
 from ra3gym.envs.keywords import field_names
-from ra3gym.errors import ConfigError
+from ra3gym.errors import ConfigError, DataError
 from ra3gym.experiments.commands.envs import (
     DEFAULT_SPACES,
     describe_environment,
@@ -28,6 +32,7 @@ from ra3gym.experiments.commands.envs import (
 )
 from ra3gym.experiments.commands.play import play
 from ra3gym.experiments.commands.settings import parse_setting, split_settings
+from ra3gym.tasks.idioms import IdiomsDomain
 
 OPTION_MDP, TOKEN_CODE = "ra3gym/OptionMDP-v0", "ra3gym/TokenCode-v0"
 LATENT_CODE, TRACE_INFERENCE = "ra3gym/LatentCode-v0", "ra3gym/TraceInference-v0"
@@ -149,6 +154,38 @@ def test_the_likeliest_latents_write_a_program_that_is_graded(
     assert re.search(r"step 1: action \d, z\d, p 0\.\d+, reward 0, lines \d+, tokens \d", printed)
     assert re.search(r"\d of \d+ tests passed", printed)
     assert re.search(r"(terminated|truncated) after \d+ steps?", printed)
+
+
+def test_latents_are_shown_with_their_words(played: Callable[..., str]) -> None:
+    printed = played(LATENT_CODE, "decoder=greedy", "--policy", "likeliest", "--steps", 1)
+    (action, words) = re.findall(r"step 1: action (\d+), z\1? ?(.*?), p 0\.\d+", printed)[0]
+    named = latent_words("embedded")
+    assert len(named) == 48
+    assert f"action {action}, z{action}" in printed
+    assert words.split()[-3:] == list(named[int(action)][:3]) or not named[int(action)]
+
+
+def test_words_of_a_models_latents(tmp_path: Path) -> None:
+    assert latent_words(str(tmp_path)) == ()
+    save_latent_words(tmp_path, [("sort", "order"), ()])
+    assert latent_words(str(tmp_path)) == (("sort", "order"), ())
+    (tmp_path / "latents.json").write_text("[]")
+    with pytest.raises(DataError, match=r"latents.json is damaged"):
+        latent_words(str(tmp_path))
+
+
+def test_the_embedded_model_begins_with_latents_of_the_first_prompt_word() -> None:
+    """The words that ship with the checkpoint are those of its own latents."""
+    loaded, named = lm.load("embedded"), latent_words("embedded")
+    latents = lm.latent_ids(loaded.tokenizer)
+    traces = [trace for trace in IdiomsDomain().traces(60) if prompt_words(trace.prompt)]
+    calls = 0
+    for trace in traces:
+        ids = torch.tensor([lm.encode_prompt(loaded.tokenizer, trace.prompt)])
+        with torch.inference_mode():
+            likeliest = int(loaded.model(ids).logits[0, -1, latents].argmax())
+        calls += prompt_words(trace.prompt)[0] in named[likeliest]
+    assert calls >= 0.7 * len(traces)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
