@@ -86,4 +86,4 @@ def test_own_agent(tmp_path: Path) -> None:
 def test_em_of_the_page(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", EM], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["1", "2"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["iteration", "iteration", "1", "2"]
