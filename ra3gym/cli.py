@@ -18,6 +18,7 @@ from rich.text import Text
 from ra3gym import __version__
 from ra3gym.errors import ConfigError, Ra3GymError, UnknownNameError
 from ra3gym.experiments.commands.arguments import parse
+from ra3gym.files import NOT_WRITABLE
 
 if TYPE_CHECKING:
     from ra3gym.experiments.commands.run import NamedStudy
@@ -263,6 +264,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # the reader has closed the pipe, as in `ra3gym run --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        Console(stderr=True).print(f"error: {error}; make room there, or choose another place", soft_wrap=True)
         return 1
     return 0
 

@@ -60,6 +60,10 @@ class RunFolderError(Ra3GymError, ValueError):
     """A folder that is not a run, or a run that cannot be continued as asked."""
 
 
+class OutputError(Ra3GymError, OSError):
+    """A file or folder that cannot be written: the disk is full, or the place is read-only."""
+
+
 class TrainingDiverged(Ra3GymError, RuntimeError):
     """Training that has nothing to go on with: weights or gradients are not finite, or the policy has collapsed."""
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ra3gym.errors import OutputError
 from ra3gym.files import (
+    check_writable,
     completing_text,
     remove_unfinished,
     replacing_folder,
@@ -159,3 +162,62 @@ def test_a_new_folder_clears_up_after_a_kill(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     remove_unfinished(tmp_path)
     assert (tmp_path / "model" / "old").read_text() == "old"
+
+
+def test_a_place_that_cannot_be_written_is_named_and_nothing_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_writable(tmp_path / "new" / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for write in (check_writable, lambda path: write_atomic(path, "text")):
+        with pytest.raises(OutputError, match=r"^cannot write .*/file/results: Not a directory; make room"):
+            write(tmp_path / "file" / "results")
+
+
+def test_an_error_about_another_file_is_not_an_error_of_the_output(tmp_path: Path) -> None:
+    def reading_elsewhere() -> None:
+        with replacing_text(tmp_path / "results"):
+            (Path(__file__) / "none").read_text(encoding="utf-8")
+
+    with pytest.raises(NotADirectoryError):
+        reading_elsewhere()
+
+
+def test_a_full_disk_is_named_whatever_error_the_writer_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def saving() -> None:
+        with replacing_folder(tmp_path / "checkpoint"):
+            raise RuntimeError("unexpected pos 64 vs 0")  # as torch.save does
+
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        saving()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    with pytest.raises(OutputError, match=r"cannot write .*/checkpoint: No space left on device"):
+        saving()
+    assert list(tmp_path.iterdir()) == []
+
+
+WRITE = r"""
+import resource
+from pathlib import Path
+from ra3gym.errors import OutputError
+from ra3gym.files import replacing_text
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # what a quota or a full disk does, for any user
+for salvage in (False, True):
+    try:
+        with replacing_text(Path("results.jsonl"), salvage=salvage) as file:
+            for number in range(100_000):
+                file.write(f"{number}\n")
+    except OutputError as error:
+        print(error)
+"""
+
+
+def test_what_was_written_before_the_disk_was_full_can_be_salvaged(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", WRITE], cwd=tmp_path, capture_output=True, text=True, check=True)
+    lost, salvaged = done.stdout.splitlines()
+    assert lost == "cannot write results.jsonl: File too large; make room there, or choose another place"
+    assert salvaged == f"{lost}. What was written until then is in results.jsonl.part"
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl.part"]
+    numbers = (tmp_path / "results.jsonl.part").read_text().splitlines()
+    assert numbers[:-1] == list(map(str, range(len(numbers) - 1)))
+    assert len(numbers) > 10_000

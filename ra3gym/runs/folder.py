@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from ra3gym.errors import ConfigError, RunFolderError
-from ra3gym.files import remove_unfinished, replacing_folder, to_json, write_json
+from ra3gym.files import remove_unfinished, replacing_folder, reporting_output, to_json, write_json
 from ra3gym.runs.manifest import describe_start
 from ra3gym.runs.metrics import MetricsFile
 
@@ -75,7 +75,8 @@ class RunFolder:
                 raise RunFolderError(
                     f"{path} holds a run already, see its {name}: give a new folder, or resume the run"
                 )
-        path.mkdir(parents=True, exist_ok=True)
+        with reporting_output(path):
+            path.mkdir(parents=True, exist_ok=True)
         return cls._write(path, kind, described)
 
     @classmethod
@@ -253,12 +254,14 @@ def _differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
 
 
 def _new_folder(root: Path, name: str) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
+    with reporting_output(root):
+        root.mkdir(parents=True, exist_ok=True)
     attempt = 1
     while True:
         path = root / (name if attempt == 1 else f"{name}-{attempt}")
         try:
-            path.mkdir()
+            with reporting_output(path):
+                path.mkdir()
         except FileExistsError:
             attempt += 1
         else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from ra3gym.errors import MissingExtraError
-from ra3gym.files import write_atomic
+from ra3gym.files import reporting_output, write_atomic
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -42,7 +42,7 @@ class MetricsFile:
         """Write one record. A number that is not finite is stored as null: JSON has no NaN."""
         if not self._repaired:
             self._rewrite(self.lines())
-        with self.path.open("a", encoding="utf-8") as file:
+        with reporting_output(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({name: _finite(value) for name, value in record.items()}, allow_nan=False) + "\n")
 
     def lines(self) -> list[str]:
@@ -64,7 +64,8 @@ class MetricsFile:
         self._rewrite([line for line in self.lines() if json.loads(line)["step"] < from_step])
 
     def _rewrite(self, lines: Iterable[str]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with reporting_output(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path, "".join(lines))
         self._repaired = True
 

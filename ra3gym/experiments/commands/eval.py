@@ -32,7 +32,7 @@ from ra3gym.experiments.commands.task_sets import judge_limits, task_budgets, ta
 from ra3gym.experiments.report.statistics import estimate_mean
 from ra3gym.experiments.studies.evaluation import graded_batches
 from ra3gym.experiments.studies.progress import StudyProgress
-from ra3gym.files import completing_text
+from ra3gym.files import check_writable, completing_text
 from ra3gym.lm import LoadedModel, load
 from ra3gym.plugins import import_plugins
 from ra3gym.runs.folder import RunFolder
@@ -128,8 +128,10 @@ def evaluate_model(config: ModelEvaluationConfig, console: Console) -> RunFolder
         ModelError: the model cannot be loaded.
         UnknownNameError, DataError: no such tasks, or unusable ones.
         ConfigError: a judge's limit out of range.
+        OutputError: the output cannot be written; before the model is loaded, if it is so from the start.
     """
     limits = config.limits
+    check_writable(config.output)
     tasks = load_tasks(config.tasks, split=config.split, path=config.path, limit=config.limit)
     tasks = without_limits(tasks, config.judge_seconds, config.judge_memory_mb)
     tasks_by_id(tasks, config.tasks)  # raises for an id that occurs twice

@@ -32,7 +32,7 @@ from rich.table import Table
 from ra3gym.errors import ConfigError, DataError
 from ra3gym.experiments.commands.task_sets import judge_limits, tasks_by_id, without_limits
 from ra3gym.experiments.report.statistics import estimate_mean
-from ra3gym.files import replacing_text
+from ra3gym.files import check_writable, replacing_text
 from ra3gym.plugins import import_plugins
 from ra3gym.tasks import CodeTask, load_tasks
 from ra3gym.tasks.ids import IdFinder
@@ -143,7 +143,8 @@ def judge_file(config: JudgingConfig, console: Console) -> Tally:
 
     Raises:
         DataError, UnknownNameError: the file, a line of it or the tasks cannot be used.
-        ConfigError: a value out of range, or an output that exists already or cannot be written.
+        ConfigError: a value out of range, or an output that exists already or whose folder is missing.
+        OutputError: the output cannot be written; verdicts that were are in NAME.part, which the message names.
         SandboxUnavailable, JudgeError: this machine cannot run programs as asked; nothing is written.
     """
     limits = judge_limits(config.seconds, config.memory_mb)
@@ -158,7 +159,7 @@ def judge_file(config: JudgingConfig, console: Console) -> Tally:
     if total == 0:
         raise DataError(f"{config.file}: {_unknown(next(iter(tally.unknown)), tasks, config.tasks)}, nor any other")
     with (
-        replacing_text(config.results) as results,
+        replacing_text(config.results, salvage=True) as results,
         Judge(workers=config.workers, limits=limits, isolation=config.isolation) as judge,
         GradingProgress(total, console) as progress,
     ):
@@ -340,3 +341,4 @@ def _check_files(config: JudgingConfig) -> None:
         raise ConfigError(f"cannot write {config.results}: choose another place with --output")
     if config.results.exists() and not config.overwrite:
         raise ConfigError(f"{config.results} exists already: add --overwrite, or choose another file with --output")
+    check_writable(config.results.parent)

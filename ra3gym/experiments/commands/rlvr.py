@@ -37,7 +37,7 @@ from ra3gym.experiments.commands.token_pruning import prune_to_expert, report_li
 from ra3gym.experiments.commands.trackers import known_trackers
 from ra3gym.experiments.studies.config import typed_config
 from ra3gym.experiments.studies.progress import StudyProgress
-from ra3gym.files import write_json
+from ra3gym.files import check_writable, write_json
 from ra3gym.lm import LoadedModel, load
 from ra3gym.plugins import import_plugins
 from ra3gym.runs.folder import RunFolder
@@ -172,6 +172,7 @@ def _run_among(
         show_post_training(ended, console)
         return True
     # Mistakes are found before the folder is made.
+    check_writable(config.output if folder is None else folder)
     trackers = known_trackers(config.trackers)
     tasks = training_tasks(config, console)
     loaded = load(config.model, device=str(process.device) if config.device == "auto" else config.device)

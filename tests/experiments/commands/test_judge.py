@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -205,6 +206,29 @@ def test_a_task_goes_by_its_number(folder: Path, of_task: Any, given: Any) -> No
     tasks = tasks_by_id(load_tasks(folder / "own.jsonl"), "own")
     ((_, found, _),) = read_samples(folder / "samples.jsonl", tasks)
     assert [found] == list(tasks.values())
+
+
+@pytest.mark.parametrize(("size", "left"), [(1_000, False), (100_000, True)])
+def test_a_full_disk_is_told_in_one_line_and_loses_no_verdict(folder: Path, size: int, left: bool) -> None:
+    samples = [sample(n % 3, note="x" * 4000) for n in range(40)]
+    write_jsonl(folder / "samples.jsonl", samples)
+
+    def fill_the_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    done = subprocess.run(
+        command("samples.jsonl"), cwd=folder, capture_output=True, text=True, check=False, preexec_fn=fill_the_disk
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write ")
+    assert len(done.stderr.splitlines()) == 1
+    assert (folder / "samples_results.jsonl.part").exists() == left
+    if left:
+        assert "samples_results.jsonl.part" in done.stderr
+        *whole, _ = (folder / "samples_results.jsonl.part").read_text(encoding="utf-8").splitlines()
+        assert len(whole) >= 20
+        assert all(json.loads(line)["passed"] for line in whole)
+    assert not list(folder.glob(".*.tmp"))
 
 
 def test_interrupted_it_leaves_nothing_behind(folder: Path) -> None:
