@@ -101,7 +101,7 @@ def _sentencepiece(kind: str) -> Any:
     # Line breaks are bytes, as in the vocabularies of Llama 1 and 2.
     bytes_ = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     lines = [line for text in TEXTS for line in text.split("\n")]
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=bytes_, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=345, special_tokens=bytes_, show_progress=False)
     whole.train_from_iterator(lines, trainer)
     return _wrapped(_without_added_bytes(whole.to_str()))
 

@@ -17,6 +17,7 @@ import torch
 from ra3gym.abstractions.latents.comments import comment_problem
 from ra3gym.errors import ModelError
 from ra3gym.lm import LoadedModel
+from ra3gym.lm.rendering import encode_part
 from ra3gym.lm.stream import end_ids, writable_mask
 from ra3gym.lm.tokenizer import decode_completion
 from ra3gym.tasks.answers import strip_latents
@@ -100,8 +101,7 @@ class CommentTokens:
         joined = _TEXT_BEFORE_COMMENT.match(self._texts[token])
         if joined is None:
             return None
-        ids: list[int] = self._tokenizer.encode(joined[1], add_special_tokens=False)
-        return ids
+        return encode_part(self._tokenizer, joined[1])
 
 
 @lru_cache(maxsize=4)

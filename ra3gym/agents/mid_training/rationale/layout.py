@@ -16,6 +16,7 @@ from typing import Any
 from ra3gym.abstractions.latents.comments import indent_of, legal_places
 from ra3gym.errors import DataError
 from ra3gym.lm import encode_prompt
+from ra3gym.lm.rendering import encode_part
 from ra3gym.tasks import ExpertTrace
 
 _PROBE = "def f(x):\n    if x:\n        return [x]\n    return g(x)\n"
@@ -111,40 +112,35 @@ def lay_out(tokenizer: Any, trace: ExpertTrace) -> TraceLayout:
     if not places or not prefix:
         missing = "line above which a comment could stand" if not places else "prompt, and the tokenizer no begin token"
         raise DataError(f"trace {trace.task.task_id!r} has no {missing}: give it one, or leave the trace out")
-    break_ids = () if leads else tuple(encode(tokenizer, "\n"))
+    break_ids = () if leads else tuple(encode_part(tokenizer, "\n"))
     return TraceLayout(trace, tuple(prefix), tuple(reversed(places)), leads, break_ids)
 
 
 def breaks_lead(tokenizer: Any) -> bool:
     """Return whether the tokens of pieces that begin with their line break are closer to those of whole programs."""
     lines = _PROBE.splitlines(keepends=True)
-    trailing = sum(len(encode(tokenizer, line)) for line in lines)
-    leading = sum(len(encode(tokenizer, piece)) for piece in [lines[0][:-1], *("\n" + line[:-1] for line in lines[1:])])
-    return leading + len(encode(tokenizer, "\n")) <= trailing
-
-
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """Return the token ids of a text, without special tokens."""
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-    return ids
+    trailing = sum(len(encode_part(tokenizer, line)) for line in lines)
+    pieces = [lines[0][:-1], *("\n" + line[:-1] for line in lines[1:])]
+    leading = sum(len(encode_part(tokenizer, piece)) for piece in pieces)
+    return leading + len(encode_part(tokenizer, "\n")) <= trailing
 
 
 def _place(tokenizer: Any, step: int, lead: str, body: str, line_break: str) -> Place | None:
     """Return the place before `body`, or `None` when no token parts it; `lead` is the white space before its line."""
     indent = indent_of(body)
-    act_ids = encode(tokenizer, lead + body)
+    act_ids = encode_part(tokenizer, lead + body)
     parting = _parting(tokenizer, act_ids, lead + indent)
     if parting is None:
         return None
-    body_ids = encode(tokenizer, line_break + body)
+    body_ids = encode_part(tokenizer, line_break + body)
     body_parting = _parting(tokenizer, body_ids, line_break + indent) or (None, None)
     return Place(step, tuple(act_ids), tuple(body_ids), *parting, *body_parting)
 
 
 def _parting(tokenizer: Any, line_ids: Sequence[int], space: str) -> tuple[int, int] | None:
     """`(split, starter)`: a comment after `space` begins with `line_ids[:split]` and then with the token `starter`."""
-    whole = encode(tokenizer, space + "#")
-    apart = [*encode(tokenizer, space), *encode(tokenizer, "#")] if space else whole
+    whole = encode_part(tokenizer, space + "#")
+    apart = [*encode_part(tokenizer, space), *encode_part(tokenizer, "#")] if space else whole
     for ids in (whole, apart):
         split = len(ids) - 1
         if ids[:split] == list(line_ids[:split]) and split < len(line_ids) and ids[split] != line_ids[split]:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from ra3gym.abstractions.latents.comments import comment_problem
-from ra3gym.agents.mid_training.rationale.layout import Place, breaks_lead, encode
+from ra3gym.agents.mid_training.rationale.layout import Place, breaks_lead
 from ra3gym.errors import ModelError
+from ra3gym.lm.rendering import encode_part, token_texts
 from ra3gym.lm.tokenizer import decode_completion
 
 
@@ -48,8 +49,9 @@ class CommentVocabulary:
         self.allowed_V = torch.zeros(vocab_size, dtype=torch.bool)
         special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
         special |= set(tokenizer.all_special_ids)
+        texts = token_texts(tokenizer)
         for token in range(min(len(tokenizer), vocab_size)):
-            text = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            text = texts[token]
             if token in special or not text:
                 continue
             if self.breaks_lead:
@@ -80,11 +82,11 @@ class CommentVocabulary:
 
     def encode(self, place: Place, text: str) -> Comment:
         """Return a comment's text (`#` and what follows) in the tokens that a document has for it."""
-        starter_text = decode_completion(self.tokenizer, [], [place.starter])
+        starter_text = token_texts(self.tokenizer)[place.starter]
         line = text[1:] + ("" if self.breaks_lead else "\n")
-        ids = encode(self.tokenizer, starter_text + line)
+        ids = encode_part(self.tokenizer, starter_text + line)
         # A tokenizer may join `#` to what follows it; the policy never does.
-        after_starter = ids[1:] if ids[0] == place.starter else encode(self.tokenizer, line)
+        after_starter = ids[1:] if ids[0] == place.starter else encode_part(self.tokenizer, line)
         return Comment(tuple(after_starter), ended=True)
 
     def respelled(self, place: Place, comment: Comment | None) -> Comment | None:

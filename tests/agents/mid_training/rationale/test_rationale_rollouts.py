@@ -15,9 +15,10 @@ from ra3gym.agents.mid_training.rationale.layout import lay_out
 from ra3gym.agents.mid_training.rationale.rollouts import CommentPolicy, Rollout, roll_out
 from ra3gym.agents.mid_training.rationale.rows import assemble
 from ra3gym.agents.mid_training.rationale.scoring import action_logp, line_logp, row_logits
-from ra3gym.agents.mid_training.rationale.vocabulary import Comment, comment_vocabulary
+from ra3gym.agents.mid_training.rationale.vocabulary import Comment, CommentVocabulary, comment_vocabulary
 from ra3gym.errors import DataError, ModelError
 from ra3gym.tasks import CodeTask, ExpertTrace, FunctionTests
+from tests.lm.tokenizer_kinds import KINDS, PROMPTS, SOLUTIONS, make_tokenizer
 
 PROMPT = 'def f(x, y=0):\n    """Doc."""\n'
 BODY = (
@@ -103,6 +104,22 @@ def test_pieces_join_to_the_tokens_of_the_whole_program(tokenizer: Any) -> None:
     for place in layout.places:
         begin = tokenizer.decode([*place.act_ids[: place.split], place.starter])
         assert begin.lstrip("\n") == trace.steps[place.step][: -len(trace.steps[place.step].lstrip())] + "#"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_and_comments_of_real_tokenizers(kind: str) -> None:
+    """Those of sentencepiece's kind put a space before a text, which belongs to no piece."""
+    tokenizer = make_tokenizer(kind)
+    for prompt, solution in zip(PROMPTS[-2:], SOLUTIONS[-2:], strict=True):
+        layout = lay_out(tokenizer, trace_of(prompt, solution))
+        ids = [*layout.prefix_ids, *(token for place in layout.places for token in place.act_ids)]
+        assert ids == lm.encode_prompt(tokenizer, prompt + solution)
+        assert tokenizer.decode(ids) == prompt + solution
+        if kind == "words":
+            continue  # it knows no other comment than those of its corpus
+        vocabulary = CommentVocabulary(tokenizer, len(tokenizer))
+        for place in layout.places:
+            assert vocabulary.text(place, vocabulary.encode(place, "# twice")) == "# twice"
 
 
 def test_the_side_of_the_line_break() -> None:
