@@ -132,6 +132,8 @@ def _written(tree: Any) -> str:
                 return text if tag == Tag.SET else f"frozenset({text if body else ''})"
             case Tag.DICT, _ if all(type(pair) is list and len(pair) == 2 for pair in body):
                 return f"{{{', '.join(f'{_written(key)}: {_written(item)}' for key, item in body)}}}"
+            case Tag.VIEW, [str(method), [*items]]:
+                return f"dict_{method}([{_listed(items)}])"
             case Tag.ITERATOR, _:
                 return f"iter([{_listed(body)}])"
             case Tag.RANGE, [start, stop, step]:

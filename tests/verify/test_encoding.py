@@ -7,6 +7,9 @@ import datetime
 import itertools
 import json
 import math
+import pathlib
+import uuid
+import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from decimal import Decimal
 from fractions import Fraction
@@ -115,6 +118,17 @@ def test_other_types_equal_nothing(value: Any) -> None:
         Fraction(1, 2),
         datetime.date(2026, 1, 2),
         datetime.timedelta(days=1, seconds=2),
+        datetime.datetime(2026, 1, 2, 3, 4, 5, 6),
+        datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
+        datetime.datetime(2026, 1, 2, tzinfo=zoneinfo.ZoneInfo("UTC")),
+        datetime.time(1, 2, 3, 4, datetime.timezone(datetime.timedelta(hours=1), "here")),
+        datetime.UTC,
+        uuid.UUID(int=7),
+        pathlib.PurePosixPath("/a/b"),
+        pathlib.PureWindowsPath("c:/a"),
+        pathlib.Path("a/b"),
+        {1: 2}.keys(),
+        {"a": [2]}.items(),
         bytearray(b"x"),
         range(1, 9, 2),
         int,
@@ -127,6 +141,40 @@ def test_types_of_the_standard_library_keep_their_type(value: Any) -> None:
     assert back == value
     assert same(value, value)
     assert not same(value, [value])
+
+
+def test_the_values_of_a_dict_stay_a_view() -> None:
+    values = {"a": [1], "b": 2}.values()
+    back = loads(dumps(values))
+    assert type(back) is type(values)
+    assert list(back) == list(values)
+    assert same(values, values)
+    assert not same(values, [[1], 2])
+
+
+class _NoZone(datetime.tzinfo):
+    pass
+
+
+def test_a_time_in_a_zone_of_the_programs_own_is_opaque() -> None:
+    assert isinstance(loads(dumps(datetime.datetime(2026, 1, 2, tzinfo=_NoZone()))), Opaque)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"v": ["pop", []]},
+        {"v": ["keys", [[]]]},
+        {"x": ["ZoneInfo", ["no/where"]]},
+        {"x": ["ZoneInfo", ["../../etc/passwd"]]},
+        {"x": ["UUID", ["12"]]},
+        {"x": ["datetime", [2026, 13, 1, 0, 0, 0, 0, None]]},
+    ],
+    ids=str,
+)
+def test_contents_that_no_value_has_are_refused(tree: Any) -> None:
+    with pytest.raises(DecodeError):
+        decode(tree, Opaque)
 
 
 def test_iterators_give_what_they_yield_up_to_a_cap() -> None:
@@ -147,7 +195,7 @@ def test_too_deep_is_opaque_not_an_error() -> None:
 json_trees = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(list("tdsfbaciurynxoz")), inner, max_size=2)
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(list("tdsfbaciurynxvoz")), inner, max_size=2)
     ),
     max_leaves=10,
 )

@@ -516,3 +516,81 @@ print(judge.grade([(CodeTask("t", "", "f", FunctionTests(((1,),), (1,))), "")])[
 """
     done = subprocess.run([sys.executable, "-X", "dev", "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.stdout.strip(), done.stderr) == ("exception", "")
+
+
+def check_task(*lines: str) -> CodeTask:
+    return CodeTask("test/check", "", "f", CheckTests("\n    ".join(["def check(candidate):", *lines]) + "\n"))
+
+
+@pytest.mark.parametrize(
+    ("before", "call", "change", "after"),
+    [
+        ("xs = [3, 1]", "xs=xs", "xs.sort()", "xs == [1, 3]"),
+        ("xs = {1: [2]}", "**{'xs': xs}", "xs[1].append(3)", "xs == {1: [2, 3]}"),
+        ("xs = ([1], 2)", "xs", "xs[0].append(3)", "xs == ([1, 3], 2)"),
+        ("import collections; xs = collections.deque([1], 5)", "xs", "xs.appendleft(0)", "list(xs) == [0, 1]"),
+        ("import collections; xs = collections.Counter('a')", "xs", "xs['a'] -= 2", "xs['a'] == -1 and len(xs) == 1"),
+        (
+            "import collections; xs = collections.OrderedDict(a=1, b=2)",
+            "xs",
+            "xs.move_to_end('a')",
+            "[*xs] == ['b', 'a']",
+        ),
+        ("xs = [3, 1]", "xs=tuple(xs)", "xs[0]", "xs == [3, 1]"),
+    ],
+)
+def test_arguments_changed_in_place_come_back(judge: Judge, before: str, call: str, change: str, after: str) -> None:
+    task = check_task(before, f"candidate({call})", f"assert {after}, xs")
+    verdict = graded(judge, task, f"def f(xs):\n    {change}\n")
+    assert verdict.passed, verdict.message
+
+
+SIZED = """
+class Bag:
+    def __init__(self, items):
+        self.items = items
+    def __len__(self):
+        return len(self.items)
+    def __iter__(self):
+        return iter(self.items)
+class Row(Bag):
+    __iter__ = None
+    def __getitem__(self, index):
+        return self.items[index]
+class Endless:
+    def __iter__(self):
+        while True:
+            yield 1
+class Equal:
+    def __eq__(self, other):
+        return True
+    def __contains__(self, other):
+        return True
+    __hash__ = None
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "condition", "holds"),
+    [
+        ("{3: 4}.keys()", "out == {3} and set(out) == {3} and len(out) == 1", True),
+        ("{3: 4}.values()", "list(out) == [4]", True),
+        ("{3: 4}.items()", "out == {(3, 4)}", True),
+        ("Bag([1, 2])", "sorted(out) == [1, 2] and len(out) == 2 and 2 in out", True),
+        ("Bag([1, 2])", "out == [1, 2]", False),
+        ("Bag([Equal()])", "5 in out", False),
+        ("Row([1, 2])", "out[1] == 2 and len(out) == 2", True),
+        ("Row([1, 2])", "out[2] == 2", False),
+        ("Bag(x for x in [1])", "len(out) == 1", False),
+        ("Endless()", "next(iter(out)) == 1", True),
+        ("Endless()", "hasattr(out, '__len__')", False),
+        ("Equal()", "out == 5", False),
+        ("Equal()", "5 in out", False),
+        ("__import__('datetime').datetime(2026, 1, 2)", "out.year == 2026 and out == type(out)(2026, 1, 2)", True),
+        ("__import__('uuid').UUID(int=7)", "out == type(out)(int=7)", True),
+        ("__import__('pathlib').Path('a') / 'b'", "out == type(out)('a/b')", True),
+    ],
+)
+def test_what_tests_can_do_with_an_answer(judge: Judge, answer: str, condition: str, holds: bool) -> None:
+    task = check_task("out = candidate(1)", f"assert {condition}")
+    assert graded(judge, task, f"{SIZED}\n\ndef f(x):\n    return {answer}\n").passed is holds

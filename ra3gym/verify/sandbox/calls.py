@@ -1,10 +1,13 @@
 """How tests in one process call the program in another: one JSON line each way, over a socket.
 
 The program's first line lists which of the names that the tests use it defines. Then the tests send requests
-`[kind, target, args, kwargs]`: "call" the target, "get" or "set" an attribute of it, or ask for its "truth". A target
-is a name that the program defines, or the number of an object that it returned earlier. The program answers
-`["value", value, changed]`, where `changed` holds `[position, value]` of the arguments that the call changed in place,
-or `["raise", names, text]` with the names of an exception's classes, from its own to its bases.
+`[kind, target, args, kwargs]`: "call" the target, "get" or "set" an attribute of it, ask for its "truth", its length
+("len"), one of its items ("item") or all of them ("iter"). A target is a name that the program defines, or the number
+of an object that it returned earlier.
+
+The program answers `["value", value, changed]`, where `changed` holds `[position or keyword, value]` of the arguments
+that the call changed in place, or `["raise", names, text]` with the names of an exception's classes, from its own to
+its bases. An object in a value is `[number, name of its type, abilities]`: which of "len", "item" and "iter" it has.
 """
 
 from __future__ import annotations

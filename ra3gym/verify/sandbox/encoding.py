@@ -45,6 +45,7 @@ class Tag:
     RANGE = "r"  # start, stop, step
     TYPE = "y"  # the name of a builtin type or one of `_LIBRARY`
     LIBRARY = "x"  # a value of a type of `_LIBRARY`: its name and contents
+    VIEW = "v"  # a view of a dict: its method ("keys", "values" or "items") and the items
     OPAQUE = "o"
 
 
@@ -83,7 +84,7 @@ def decode(tree: Any, opaque: Opaque) -> Any:
         return _decode(tree, opaque, 0)
     except DecodeError:
         raise
-    except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, OSError, RecursionError) as error:
         raise DecodeError(f"not an encoded value: {type(error).__name__}") from None
 
 
@@ -102,7 +103,8 @@ _decoder = json.JSONDecoder(object_pairs_hook=_one_tag)
 
 # Types of the standard library: their modules, and the arguments that make an equal value. The modules are not imported
 # here: a program that has such a value imported them itself, and small processes fork faster.
-_LIBRARY: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
+# A value that cannot be taken apart (`None`) is opaque.
+_LIBRARY: dict[str, tuple[str, Callable[[Any], list[Any] | None]]] = {
     "Counter": ("collections", lambda counts: [dict(counts)]),
     "OrderedDict": ("collections", lambda pairs: [list(pairs.items())]),
     "defaultdict": ("collections", lambda pairs: [None, dict(pairs)]),
@@ -111,7 +113,21 @@ _LIBRARY: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
     "Fraction": ("fractions", lambda number: [number.numerator, number.denominator]),
     "date": ("datetime", lambda day: [day.year, day.month, day.day]),
     "timedelta": ("datetime", lambda time: [time.days, time.seconds, time.microseconds]),
+    "datetime": (
+        "datetime",
+        lambda time: [time.year, time.month, time.day, *_clock(time)] if _knows_zone(time) else None,
+    ),
+    "time": ("datetime", lambda time: _clock(time) if _knows_zone(time) else None),
+    "timezone": ("datetime", lambda zone: list(zone.__getinitargs__())),
+    "ZoneInfo": ("zoneinfo", lambda zone: None if zone.key is None else [zone.key]),
+    "UUID": ("uuid", lambda number: [number.hex]),
+    **dict.fromkeys(
+        ("PosixPath", "PurePosixPath", "PureWindowsPath"),
+        ("pathlib", lambda path: [str(path)]),
+    ),
 }
+_ZONES = ("timezone", "ZoneInfo")
+_VIEWS = {type(getattr({}, method)()): method for method in ("keys", "values", "items")}
 _ATOMS = frozenset((type(None), bool, int, float, str))
 
 
@@ -140,10 +156,13 @@ def _encode(value: Any, opaque: Opaque, depth: int) -> Any:
         if kind is set or kind is frozenset:
             members = [_encode(item, opaque, depth + 1) for item in value]
             return {Tag.SET if kind is set else Tag.FROZENSET: sorted(members, key=_to_json)}
-        if kind.__name__ in _LIBRARY:
+        if kind.__name__ in _LIBRARY and _known_type(kind.__name__) is kind:
             _, take_apart = _LIBRARY[kind.__name__]
-            if _known_type(kind.__name__) is kind:
-                return {Tag.LIBRARY: [kind.__name__, _encode(take_apart(value), opaque, depth + 1)]}
+            contents = take_apart(value)
+            if contents is not None:
+                return {Tag.LIBRARY: [kind.__name__, _encode(contents, opaque, depth + 1)]}
+        if kind in _VIEWS:
+            return {Tag.VIEW: [_VIEWS[kind], [_encode(item, opaque, depth + 1) for item in value]]}
         if isinstance(value, Iterator):
             items = itertools.islice(value, MAX_ITEMS)
             return {Tag.ITERATOR: [_encode(item, opaque, depth + 1) for item in items]}
@@ -158,6 +177,16 @@ def _encode(value: Any, opaque: Opaque, depth: int) -> Any:
     if kind is range:
         return {Tag.RANGE: [_encode(part, opaque, depth) for part in (value.start, value.stop, value.step)]}
     return {Tag.OPAQUE: opaque(value)}
+
+
+def _clock(time: Any) -> list[Any]:
+    return [time.hour, time.minute, time.second, time.microsecond, time.tzinfo]
+
+
+def _knows_zone(time: Any) -> bool:
+    """Return whether a time has no time zone, or one that can be taken apart."""
+    kind = type(time.tzinfo)
+    return time.tzinfo is None or (kind.__name__ in _ZONES and _known_type(kind.__name__) is kind)
 
 
 def _known_type(name: str) -> Any:
@@ -219,6 +248,9 @@ def _decode(tree: Any, opaque: Opaque, depth: int) -> Any:
         if name not in _LIBRARY:
             raise DecodeError(f"unknown type {str(name)[:80]!r}")
         return _type_named(name)(*_decode(contents, opaque, depth + 1))
+    if tag == Tag.VIEW:
+        method, trees = body
+        return _view(method, [_decode(item, opaque, depth + 1) for item in trees])
     if tag == Tag.COMPLEX:
         real, imaginary = body
         return complex(float(real), float(imaginary))
@@ -235,3 +267,15 @@ def _decode(tree: Any, opaque: Opaque, depth: int) -> Any:
         case Tag.RANGE:
             return range(*items)
     raise DecodeError(f"unknown tag {tag!r}")
+
+
+def _view(method: Any, items: list[Any]) -> Any:
+    """Return the view of a dict that holds these items."""
+    match method:
+        case "keys":
+            return dict.fromkeys(items).keys()
+        case "values":
+            return dict(enumerate(items)).values()
+        case "items":
+            return dict(items).items()
+    raise DecodeError(f"unknown view {str(method)[:80]!r}")

@@ -11,15 +11,16 @@ import contextlib
 import functools
 import gc
 import io
+import operator
 import os
 import sys
 import types
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
 from . import calls, child, encoding
 
-_MUTABLE = (list, dict, set, bytearray)
 _BYTE_ORDER_MARK = "\ufeff"
 _STREAMS = {
     f"{folder}/{name}": number
@@ -27,7 +28,16 @@ _STREAMS = {
     for folder, name in (("/dev", word), ("/dev/fd", str(number)), ("/proc/self/fd", str(number)))
 }
 """The names of the standard streams as files, which need a /proc that programs do not have."""
-_ACTIONS: dict[str, Callable[..., Any]] = {"get": getattr, "set": setattr, "truth": bool}
+_MUTABLE = (list, dict, set, bytearray, deque, Counter, OrderedDict, defaultdict)
+_ABILITIES = {"__len__": "len", "__getitem__": "item", "__iter__": "iter"}
+_ACTIONS: dict[str, Callable[..., Any]] = {
+    "get": getattr,
+    "set": setattr,
+    "truth": bool,
+    "len": len,
+    "item": operator.getitem,
+    "iter": lambda subject: (item for item in subject),  # a generator: the encoding takes its items up to a cap
+}
 
 
 def run(job: dict[str, Any]) -> bool:
@@ -134,6 +144,11 @@ def _resolved(namespace: dict[str, Any], name: str) -> Any:
     return getattr(namespace[owner](), method, None) if method else namespace[owner]
 
 
+def _may_change(argument: Any) -> bool:
+    """Return whether a call may change an argument in place, or an item of a tuple."""
+    return type(argument) in _MUTABLE or (type(argument) is tuple and any(map(_may_change, argument)))
+
+
 class _Service:
     """Answers the tests' requests, and keeps the objects that it returned, by number."""
 
@@ -152,18 +167,21 @@ class _Service:
             subject = self._named[target] if type(target) is str else self._objects[target]
             args, kwargs = (encoding.decode(tree, self._object) for tree in rest)
             action = subject if kind == "call" else functools.partial(_ACTIONS[kind], subject)
-            answer = self._attempt(functools.partial(action, *args, **kwargs), args, rest[0])
+            given = [*enumerate(args), *kwargs.items()]
+            before = [*rest[0], *(tree for _, tree in rest[1][encoding.Tag.DICT])]
+            answer = self._attempt(functools.partial(action, *args, **kwargs), given, before)
             self._tests.send(answer)
 
-    def _attempt(self, action: Callable[[], Any], args: list[Any], before: list[Any]) -> str:
+    def _attempt(self, action: Callable[[], Any], given: list[tuple[int | str, Any]], before: list[Any]) -> str:
+        """Return the answer to a request with the arguments `given`, by position or keyword; `before`: their trees."""
         try:
             value = encoding.encode(action(), self._number)
-            after = [
-                [position, encoding.encode(argument, self._number)]
-                for position, argument in enumerate(args)
-                if type(argument) in _MUTABLE
-            ]
-            changed = [[position, tree] for position, tree in after if tree != before[position]]
+            changed = []
+            for (place, argument), tree in zip(given, before, strict=True):
+                if _may_change(argument):
+                    after = encoding.encode(argument, self._number)
+                    if after != tree:
+                        changed.append([place, after])
             return encoding.text_of(["value", value, changed])
         except (SystemExit, calls.Gone):
             raise
@@ -176,7 +194,8 @@ class _Service:
         if number is None:
             number = self._numbers[id(value)] = len(self._objects)
             self._objects.append(value)  # kept alive, so that no other object gets its id
-        return [number, type(value).__name__]
+        abilities = [ability for method, ability in _ABILITIES.items() if hasattr(type(value), method)]
+        return [number, type(value).__name__, abilities]
 
     def _object(self, body: Any) -> Any:
         return self._named[body] if type(body) is str else self._objects[body]

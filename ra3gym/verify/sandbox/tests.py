@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import builtins
 import types
+from collections import deque
+from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 from . import calls, child, encoding
 
 _FILE = "<tests>"
 _MESSAGE_CHARS = 500
+_CHANGEABLE = (list, dict, set, bytearray, tuple, deque)
 # Raised by a call inside a loop, these would end the loop silently.
 _ENDS_LOOPS = (StopIteration, StopAsyncIteration)
 
@@ -142,14 +146,15 @@ class _Program:
         try:
             match self._answer():
                 case ["value", tree, [*changed]]:
-                    for position, new in changed:
-                        _replace(args[position], encoding.decode(new, self._received))
+                    for place, new in changed:
+                        argument = kwargs[place] if type(place) is str else args[place]
+                        _replace(argument, encoding.decode(new, self._received))
                     return encoding.decode(tree, self._received)
                 case ["raise", [*names], str(text)]:
                     error = _raised(names, text)
                 case _:
                     raise calls.Gone("not an answer")
-        except (encoding.DecodeError, ValueError, TypeError, IndexError) as reason:
+        except (encoding.DecodeError, ValueError, TypeError, LookupError) as reason:
             raise calls.Gone(f"not an answer: {reason}") from None
         raise error
 
@@ -167,11 +172,11 @@ class _Program:
 
     def _received(self, body: Any) -> Any:
         match body:
-            case [int(number), str(kind)]:
+            case [int(number), str(kind), [*abilities]]:
                 if number not in self._remotes:
-                    self._remotes[number] = Remote(self, number, kind)
+                    self._remotes[number] = _remote_class(abilities)(self, number, kind)
                 return self._remotes[number]
-        raise encoding.DecodeError("an object needs its number and type")
+        raise encoding.DecodeError("an object needs its number, type and abilities")
 
 
 class Remote:
@@ -198,6 +203,32 @@ class Remote:
         return f"<a {self._kind[:80]} of the program>"
 
 
+def _length(remote: Remote) -> Any:
+    return remote._remote.ask("len", remote._target)
+
+
+def _item(remote: Remote, index: Any) -> Any:
+    return remote._remote.ask("item", remote._target, index)
+
+
+def _items(remote: Remote) -> Iterator[Any]:
+    return iter(remote._remote.ask("iter", remote._target))
+
+
+_METHODS = {"len": ("__len__", _length), "item": ("__getitem__", _item), "iter": ("__iter__", _items)}
+
+
+def _remote_class(abilities: list[Any]) -> type[Remote]:
+    """Return the class of stand-ins for objects of these abilities, so that `isinstance(x, Iterable)` is right."""
+    return _remote_class_of(tuple(ability in abilities for ability in _METHODS))
+
+
+@cache
+def _remote_class_of(abilities: tuple[bool, ...]) -> type[Remote]:
+    methods = [method for method, is_there in zip(_METHODS.values(), abilities, strict=True) if is_there]
+    return type("Remote", (Remote,), dict(methods)) if methods else Remote
+
+
 def _sent(value: Any) -> Any:
     if isinstance(value, Remote):
         return value._target
@@ -208,11 +239,22 @@ def _replace(argument: Any, new: Any) -> None:
     """Copy what the program left in a mutable argument into the argument itself."""
     if type(argument) is not type(new):
         raise calls.Gone("a changed argument is of another type")
-    if type(argument) in (list, bytearray):
+    if type(argument) is tuple:
+        for item, new_item in zip(argument, new, strict=True):
+            if isinstance(item, _CHANGEABLE):
+                _replace(item, new_item)
+    elif isinstance(argument, list | bytearray):
         argument[:] = new
-    elif type(argument) in (dict, set):
+    elif isinstance(argument, deque):
+        argument.clear()
+        argument.extend(new)
+    elif isinstance(argument, set):
         argument.clear()
         argument.update(new)
+    elif isinstance(argument, dict):
+        argument.clear()
+        for key, item in new.items():  # `update` of a Counter would add the counts
+            argument[key] = item
 
 
 def _raised(names: list[Any], text: str) -> Exception:
