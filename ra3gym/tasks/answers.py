@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import re
+import symtable
+import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ra3gym.tasks.task import CodeTask, StdioTests
@@ -80,12 +86,18 @@ def cut_completion(task: CodeTask, completion: str) -> str:
 
     The function ends at the next top-level statement: a line at column 0 that is neither blank nor a comment nor part
     of an open bracket, a string or a line continued with a backslash. Code before the function (imports, helpers,
-    decorators) is kept. So are definitions directly after it that it uses. A completion may define the prompt's
-    function again instead of continuing inside it. That definition then counts. A completion is returned whole if
-    neither it nor the prompt defines the entry point.
+    decorators) is kept. So are the definitions after it (functions, classes, imports, assignments) up to the last one
+    that it needs, directly or through another; the search ends at any other statement. A completion may define the
+    prompt's function again instead of continuing inside it. That definition then counts. A completion is returned
+    whole if neither it nor the prompt defines the entry point.
     """
+    return completion[: answer_end(task, completion)[0]]
+
+
+def answer_end(task: CodeTask, completion: str) -> tuple[int, bool]:
+    """Return the length of `cut_completion`, and whether it is the same for every longer text that begins alike."""
     if isinstance(task.tests, StdioTests) or not task.entry_point:
-        return completion
+        return len(completion), False
     source, here = task.prompt + completion, len(task.prompt)
     name = task.entry_point.partition(".")[0]  # `Solution.method`
     statements = list(top_level_statements(source))
@@ -94,14 +106,105 @@ def cut_completion(task: CodeTask, completion: str) -> str:
     goes_on = begun and bool(_COMMENT.sub("", source[here : new[0] if new else len(source)]).strip())
     own = None if goes_on else next((i for i, start in enumerate(new) if _defined(source, start) == name), None)
     if own is None and not begun:
-        return completion
-    defined = {name}
-    for start in new if own is None else new[own + 1 :]:
-        helper = _defined(source, start)
-        if helper is None or helper in defined or not re.search(rf"\b{helper}\b", source[:start]):
-            return _without_trailing_comments(source[here:start])
-        defined.add(helper)
-    return completion
+        return len(completion), False
+    after = new if own is None else new[own + 1 :]
+    if not after:
+        return len(completion), False
+    before = _definitions(source, [start for start in statements if start < after[0]], after[0])
+    following = _definitions(source, after, len(source))
+    number, decided = _needed(before, following)
+    if number == len(following):
+        return len(completion), False
+    kept = _without_trailing_comments(source[here : following[number].start])
+    return len(kept), decided and (goes_on or own is not None)
+
+
+def _needed(before: list[_Definition], following: list[_Definition]) -> tuple[int, bool]:
+    """Return how many of the following statements belong to the answer, and whether longer texts give the same."""
+    defined = {name for part in before for name in part.names}
+    candidates: list[_Definition] = []
+    for part in following:
+        if not part.names or part.names & defined.union(*(earlier.names for earlier in candidates)):
+            break  # it does more than define, or defines something anew
+        candidates.append(part)
+    known = defined | set(dir(builtins))
+    used = {name for part in before for name in part.used} - known
+    number = 0
+    while True:
+        missing = set(used)
+        for i, part in enumerate(candidates):
+            if part.names & used or ("*" in part.names and missing):
+                number = max(number, i + 1)
+            missing -= part.names
+        more = used.union(*(candidates[i].used for i in range(number))) - known
+        if more == used:
+            break
+        used = more
+    missing = used.difference(*(part.names for part in candidates[:number]))
+    return number, not missing or len(candidates) < len(following) - 1
+
+
+@dataclass(frozen=True)
+class _Definition:
+    """A statement at column 0 with its decorators.
+
+    Attributes:
+        start: its offset in the source.
+        names: what it defines; "*" for an import of everything. Empty for statements that do more than define.
+        used: the global names that it uses; empty if it is not Python.
+    """
+
+    start: int
+    names: frozenset[str]
+    used: frozenset[str]
+
+
+def _definitions(source: str, starts: list[int], end: int) -> list[_Definition]:
+    """Return the statements that begin at `starts`, the last of which ends at `end`."""
+    parts: list[_Definition] = []
+    first: int | None = None
+    for start, stop in zip(starts, [*starts[1:], end], strict=True):
+        first = start if first is None else first
+        if source.startswith("@", start) and stop != end:
+            continue  # the function that it decorates comes next
+        parts.append(_Definition(first, *_names(source[first:stop])))
+        first = None
+    return parts
+
+
+@lru_cache(maxsize=256)
+def _names(statement: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names that a statement defines and the global names that it uses; see `_Definition`."""
+    try:
+        with warnings.catch_warnings():  # "\\d" in plain strings
+            warnings.simplefilter("ignore")
+            nodes = ast.parse(statement).body
+            table = symtable.symtable(statement, "<answer>", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        begun = _DEFINITION.match(statement)
+        return frozenset([begun[1]] if begun else []), frozenset()
+    names: set[str] = set()
+    for node in nodes:
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                names |= {(alias.asname or alias.name).partition(".")[0] for alias in aliases}
+            case ast.Assign() | ast.AnnAssign() | ast.AugAssign():
+                names |= {
+                    part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+                }
+            case _:
+                return frozenset(), _global_names(table)
+    return frozenset(names), _global_names(table)
+
+
+def _global_names(table: symtable.SymbolTable) -> frozenset[str]:
+    module = table.get_type() == "module"
+    used = {
+        symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced() and (module or symbol.is_global())
+    }
+    return frozenset(used.union(*map(_global_names, table.get_children())))
 
 
 def _defined(source: str, start: int) -> str | None:

@@ -155,6 +155,50 @@ def test_helpers_after_the_function_stay_if_it_uses_them() -> None:
     assert cut_completion(task(), body + "\ndef twice(x):\n    pass\n") == body
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "@lru_cache(None)\ndef ways(n):\n    return 1\n",
+        "@lru_cache(\n    None\n)\n@other\ndef ways(n):\n    return 1\n",
+        "ways = [1, 1, 2].__getitem__\n",
+        "ways: list = [1, 1, 2].__getitem__\n",
+        "a, (ways, b) = 1, (len, 3)\n",
+        "from math import factorial as ways\n",
+        "from ways_of_math import *\n",
+        "class ways:\n    pass\n",
+        "K = 2\n\ndef ways(n):\n    return K * n\n",  # K is used by what comes after it only
+        "def ways(n):\n    return K * n\n\nK = 2\n",
+        "def ways(n):\n    return again(n)\n\nimport math\n\ndef again(n):\n    return math.pi * n\n",
+    ],
+)
+@pytest.mark.parametrize("end", ["", "\n\nprint(f(1))\n", "\nx = f(1)\n", "\n@cache\ndef unrelated():\n    pass\n"])
+def test_whatever_the_function_needs_stays(rest: str, end: str) -> None:
+    text = "    return ways(x)\n\n\n" + rest
+    assert cut_completion(task(), text + end).rstrip() == text.rstrip()
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "x = 3\n",  # the function's own x is its argument
+        "y = 3\n",
+        "import math\n",
+        "from math import *\n",
+        "K = 2\n\ndef other():\n    return K\n",
+        "print(f(1))\n\ndef helper():\n    pass\n",
+        "if __name__ == '__main__':\n    print(f(1))\n",
+    ],
+)
+def test_what_the_function_does_not_need_is_cut(rest: str) -> None:
+    body = "    y = x\n    return sorted(y)\n"
+    assert cut_completion(task(), body + "\n" + rest) == body
+
+
+def test_the_search_for_a_missing_name_ends_at_a_statement_that_defines_nothing() -> None:
+    body = "    return ways(x)\n"
+    assert cut_completion(task(), body + "\nprint(f(1))\n\ndef ways(n):\n    return n\n") == body
+
+
 def test_a_statement_instead_of_the_body_leaves_nothing() -> None:
     assert cut_completion(task(), "print(1)\n") == ""
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from ra3gym.lm.rendering import Prompt, completion_text
 from ra3gym.tasks import CodeTask, StdioTests
-from ra3gym.tasks.answers import cut_completion, strip_latents, top_level_statements
+from ra3gym.tasks.answers import answer_end, strip_latents
 
-_COMMENT = re.compile(r"#[^\n]*")
 _BEGUN_DEFINITION = re.compile(
     r"(?:d|de|def(?:\s+\w*)?|c|cl|cla|clas|class(?:\s+\w*)?|a|as|asy|asyn|async(?:\s+(?:d|de|def(?:\s+\w*)?)?)?)?"
 )
@@ -24,23 +23,10 @@ _UNFINISHED = "\ufffd"
 def function_ended(task: CodeTask, text: str) -> bool:
     """Return whether `cut_completion(task, text + more)` equals `cut_completion(task, text)` for every `more`.
 
-    It does after a statement at column 0 that is not part of the answer. Parts of the answer are definitions of helpers
-    that the function uses (also when only begun) and, where a completion restates the function, the statements before
-    it.
+    It does when a statement begins at column 0 after a function that has all the names that it uses. If names are
+    missing, later definitions may still be part of the answer, up to the first other statement.
     """
-    kept = cut_completion(task, text)
-    if len(kept) == len(text):
-        return False
-    source, here = task.prompt + text, len(task.prompt)
-    new = [start for start in top_level_statements(source) if start >= here]
-    end = next(start for start in new if start >= here + len(kept))
-    if _BEGUN_DEFINITION.fullmatch(source, end):
-        return False
-    if _COMMENT.sub("", source[here : new[0]]).strip():
-        return True
-    # The completion does not continue the prompt's function. It may still restate it, unless it has done so.
-    restated = re.compile(rf"(?:async\s+def|def|class)\s+{re.escape(task.entry_point.partition('.')[0])}\b")
-    return any(restated.match(source, start) for start in new if start < end)
+    return answer_end(task, text)[1]
 
 
 class FunctionEnd:

@@ -75,8 +75,10 @@ def test_what_follows_the_end_changes_nothing(task: CodeTask, text: str, more: s
     [
         (INSIDE, "    return x\n\nprint(f(1))\n", "p"),
         (INSIDE, "    return x\n# so\n\n@cache\n", "@"),
-        (INSIDE, "    return g(x)\ndef g(x):\n    return x\ndef h(x):\n", "def h("),
-        (INSIDE, "    return g(x)\ndef g(x):\n    return x\ndefer = g\n", "defe"),
+        (INSIDE, "    return g(x)\ndef g(x):\n    return x\ndef h(x):\n", "x\nd"),
+        (INSIDE, "    return g(x)\ndef h(x):\n    return x\n@h\ndef g(x):\n    return x\nK = 1\n", "\nK"),
+        (INSIDE, "    return g(x)\nK = 1\n", None),
+        (INSIDE, "    return g(x)\nK = 1\nprint(1)\nj", "\nj"),
         (INSIDE, "    return '''\nx = 1\n'''\nx = 1\n", "'''\nx"),
         (INSIDE, "    return (\n1)\nx = 1\n", "1)\nx"),
         (MIDLINE, " return x\nx = 1\n", "\nx"),
