@@ -150,7 +150,7 @@ def test_sampled_programs_end_there_and_are_graded_alike(loaded: lm.LoadedModel)
 def test_ids_beyond_the_tokenizer_have_no_text(loaded: lm.LoadedModel) -> None:
     """Vocabularies are often padded to a round size, and a model samples padding now and then."""
     tokenizer: Any = loaded.tokenizer
-    rule = FunctionEnd(tokenizer, [INSIDE], [lm.encode_prompt(tokenizer, INSIDE.prompt)], 1)
+    rule = FunctionEnd(tokenizer, [INSIDE], [cut_prompt(tokenizer, INSIDE.prompt)], 1)
     beyond = len(tokenizer) + 3
     for text, ends in (("    return x\n\np", True), ("    return x\n    y", False)):
         ids = tokenizer.encode(text, add_special_tokens=False)
