@@ -12,7 +12,12 @@ import torch
 
 from ra3gym.abstractions.latents.annotations import Annotations
 from ra3gym.abstractions.latents.corpus import encode_traces
-from ra3gym.abstractions.latents.diagnosis import NEAR_NO_SWITCHES, NEAR_ONE_PERPLEXITY, diagnose
+from ra3gym.abstractions.latents.diagnosis import (
+    NEAR_NO_SWITCHES,
+    NEAR_ONE_PERPLEXITY,
+    NEAR_ZERO_INFORMATION,
+    diagnose,
+)
 from ra3gym.abstractions.latents.document import Document
 from ra3gym.lm import token_logprobs
 from ra3gym.tasks import ExpertTrace
@@ -75,15 +80,23 @@ class EMIteration:
 def collapse(before: EMIteration, after: EMIteration) -> str | None:
     """Return what happened if latents that were in use collapsed in the next iteration, and a way out; else `None`."""
     rates, used = (before.switch_rate, after.switch_rate), (before.perplexity, after.perplexity)
+    information = before.information, after.information
     stopped = rates[0] is not None and rates[1] is not None and rates[1] < NEAR_NO_SWITCHES <= rates[0]
     one_left = used[0] is not None and used[1] is not None and used[1] < NEAR_ONE_PERPLEXITY <= used[0]
-    if not stopped and not one_left:
+    ignored = (
+        information[0] is not None
+        and information[1] is not None
+        and information[1] < NEAR_ZERO_INFORMATION <= information[0]
+    )
+    if not stopped and not one_left and not ignored:
         return None
     facts = []
     if rates[0] is not None and rates[1] is not None:
         facts.append(f"{rates[1]:.1%} of lines switch, {rates[0]:.1%} before")
     if used[0] is not None and used[1] is not None:
         facts.append(f"usage is worth {used[1]:.1f} latents, {used[0]:.1f} before")
+    if information[0] is not None and information[1] is not None:
+        facts.append(f"I(z; line) is {information[1]:.2f} nats, {information[0]:.2f} before")
     return (
         f"the latents collapsed in iteration {after.iteration}: {', '.join(facts)}. The model, after {before.tokens:,} "
         "tokens of mid-training, makes lines hardly more likely under their own latents than under others. Give the "

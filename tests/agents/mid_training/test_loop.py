@@ -26,6 +26,7 @@ from ra3gym.agents.mid_training.e_steps.model import ModelEStep
 from ra3gym.agents.mid_training.e_steps.oracle import OracleEStep
 from ra3gym.agents.mid_training.inference.policy_gradient import PolicyGradientAgent
 from ra3gym.agents.mid_training.inference.posteriors import ExactAgent
+from ra3gym.agents.mid_training.measurements import collapse
 from ra3gym.errors import ConfigError, DataError, ModelError, RunFolderError, UnknownNameError
 from ra3gym.lm import LoadedModel
 from ra3gym.tasks import ExpertTrace
@@ -104,6 +105,27 @@ def test_latents_that_collapse_are_a_warning_and_in_the_history(base: LoadedMode
     assert second.change is not None
     assert f"after {first.tokens} tokens" in second.change
     assert third.change is None, "said once"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "collapsed"),
+    [
+        ((0.2, 9.0, 0.5), (0.0, 9.0, 0.5), True),
+        ((0.2, 9.0, 0.5), (0.1, 1.2, 0.5), True),
+        ((0.01, 26.5, 0.24), (0.16, 6.7, -0.18), True),
+        ((0.2, 9.0, 0.5), (0.1, 5.0, 0.3), False),
+        ((0.0, 1.2, 0.0), (0.0, 1.1, 0.0), False),
+        ((None, 9.0, 0.5), (None, 9.0, 0.5), False),
+    ],
+)
+def test_what_counts_as_a_collapse(
+    before: tuple[float | None, float, float], after: tuple[float | None, float, float], collapsed: bool
+) -> None:
+    first, second = (
+        mid_training.EMIteration(number, 600, switch_rate=rate, perplexity=perplexity, information=information)
+        for number, (rate, perplexity, information) in enumerate((before, after), 1)
+    )
+    assert (collapse(first, second) is not None) == collapsed
 
 
 def test_later_e_steps_start_from_the_annotations_before(finished: Any, traces: list[ExpertTrace]) -> None:
