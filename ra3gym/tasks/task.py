@@ -76,6 +76,9 @@ class StdioTests:
 
 Tests = FunctionTests | CheckTests | AssertTests | StdioTests
 
+NO_TESTS = FunctionTests((), ())
+"""Of a task that is only the problem of a trace: the judge refuses to grade it."""
+
 
 @dataclass(frozen=True)
 class CodeTask:
@@ -85,7 +88,7 @@ class CodeTask:
         task_id: different for each task of a set.
         prompt: the beginning of the program.
         entry_point: the function that the tests call; `Class.method` is allowed. Empty for a program that reads stdin.
-        tests: hidden from the model.
+        tests: hidden from the model. A task for traces alone, as mid-training reads them, needs none.
         canonical_solution: the completion of the reference solution, `None` if there is none.
         source: the data set that the task is from.
         license: of the data set.
@@ -97,8 +100,8 @@ class CodeTask:
 
     task_id: str
     prompt: str
-    entry_point: str
-    tests: Tests
+    entry_point: str = ""
+    tests: Tests = NO_TESTS
     canonical_solution: str | None = None
     source: str = ""
     license: str = ""

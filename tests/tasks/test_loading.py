@@ -13,7 +13,17 @@ import pyarrow.parquet
 import pytest
 
 from ra3gym.errors import ConfigError, DataError, UnknownNameError
-from ra3gym.tasks import AssertTests, CheckTests, CodeTask, FunctionTests, load_tasks, register_tasks
+from ra3gym.tasks import (
+    AssertTests,
+    CheckTests,
+    CodeTask,
+    ExpertTrace,
+    FunctionTests,
+    StdioTests,
+    load_tasks,
+    register_tasks,
+)
+from ra3gym.verify import Judge
 
 HUMANEVAL = {
     "task_id": "HumanEval/7",
@@ -98,6 +108,11 @@ def test_json_lists_and_parquet(tmp_path: Path) -> None:
         ({**FUNCTION, "inputs": "ab"}, "field 'inputs': must be a list, got str"),
         ({**FUNCTION, "outputs": [1]}, "field 'outputs': has 1 items for 2 inputs"),
         ({**FUNCTION, "inputs": [], "outputs": []}, "field 'inputs': is empty"),
+        (
+            {"prompt": "", "inputs": [[1]], "outputs": ["1"]},
+            "'inputs': item 0 must be the text on stdin, or give 'entry",
+        ),
+        ({"prompt": "", "inputs": ["1"], "outputs": []}, "field 'outputs': has 0 items for 1 inputs"),
         ({**FUNCTION, "float_tolerance": -1}, "field 'float_tolerance': must be a number"),
     ],
 )
@@ -230,3 +245,23 @@ def test_the_hub_comes_last_and_its_error_names_the_way_out(tmp_path: Path, monk
     for name in ("humaneval", "livecodebench"):
         with pytest.raises(DataError, match=f"cannot get '{name}' from the hub .* Give path=FILE, or set RA3GYM_DATA"):
             load_tasks(name)
+
+
+def test_the_examples_of_the_docs_are_tasks(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    examples = page.partition("```json\n")[2].partition("```")[0]
+    called, checked, reading = load_tasks(write(tmp_path / "mine.jsonl", examples))
+    assert called.tests == FunctionTests(((1,), (2,)), (2, 3))
+    assert isinstance(checked.tests, CheckTests)
+    assert (reading.entry_point, reading.tests) == ("", StdioTests(("1\n", "2\n"), ("2\n", "3\n")))
+    programs = ["    return x + 1\n", "    return x + 1\n", "print(int(input()) + 1)\n"]
+    with Judge(workers=1) as judge:
+        pairs = [(task, task.prompt + end) for task, end in zip((called, checked, reading), programs, strict=True)]
+        assert all(verdict.passed for verdict in judge.grade(pairs))
+
+
+def test_a_task_for_traces_needs_no_tests_and_is_never_graded() -> None:
+    task = CodeTask("mine/1", "def inc(x):\n")
+    assert ExpertTrace(task, ("    return x + 1\n",)).prompt == task.prompt
+    with Judge(workers=1) as judge, pytest.raises(DataError, match="task 'mine/1' has no tests"):
+        judge.grade([(task, "def inc(x):\n    return x + 1\n")])

@@ -55,6 +55,10 @@ class ModelEvaluationConfig:
         model: a checkpoint: "embedded", a folder written by save_pretrained, a hub id, or a .gguf file.
         tasks: the tasks to solve: idioms, humaneval, humaneval+, mbpp, mbpp-sanitized, mbpp+, livecodebench,
             codeforces, acecode, doctest:PACKAGE, a file of your own (jsonl:FILE), or a set of a plug-in.
+            A line of such a file is an object like {"prompt": "def inc(x):\\n", "entry_point": "inc",
+            "inputs": [[1]], "outputs": [2]}; or with "test": "def check(candidate): assert candidate(1) == 2" for
+            inputs and outputs; or {"prompt": "# Add one.\\n", "inputs": ["1\\n"], "outputs": ["2\\n"]} for a program
+            that reads stdin (docs/tasks.md).
         split: one split of the tasks; by default the whole benchmark, and the evaluation split of idioms.
         path: a file in the benchmark's own format, or a folder that holds it; by default the folder that the
             environment variable RA3GYM_DATA names, else the Hugging Face hub.

@@ -13,7 +13,7 @@ from ra3gym.errors import DataError
 from ra3gym.tasks.public.evalplus import split_at_loop, with_evalplus_rules
 from ra3gym.tasks.public.prompts import docstring
 from ra3gym.tasks.records import Record
-from ra3gym.tasks.task import AssertTests, CheckTests, CodeTask, FunctionTests
+from ra3gym.tasks.task import AssertTests, CheckTests, CodeTask, FunctionTests, StdioTests
 
 
 def humaneval(record: Record) -> CodeTask:
@@ -77,16 +77,20 @@ def acecode(record: Record) -> CodeTask:
 
 
 def own(record: Record) -> CodeTask:
-    """Convert a user's problem with the fields of HumanEval, of MBPP, or `prompt, entry_point, inputs, outputs`."""
+    """Convert a user's problem with the fields of HumanEval, of MBPP, or `prompt, entry_point, inputs, outputs`.
+
+    Without `entry_point`, `inputs` and `outputs` are texts on stdin and stdout.
+    """
     if "test" in record:
         return humaneval(record)
     if "test_list" in record:
         return mbpp(record)
     if "inputs" in record:
-        return _function_tests(record)
+        return _function_tests(record) if "entry_point" in record else _stdin_tests(record)
     raise DataError(
         f"{record.place}: no tests: give 'test' (with 'prompt', 'entry_point'), 'test_list' (with 'text', 'code') or "
-        f"'inputs' and 'outputs' (with 'prompt', 'entry_point'); the record has {', '.join(record.fields)}"
+        f"'inputs' and 'outputs' (with 'prompt', and 'entry_point' unless the program reads stdin); the record has "
+        f"{', '.join(record.fields)}"
     )
 
 
@@ -107,6 +111,25 @@ def _function_tests(record: Record) -> CodeTask:
         prompt=record.text("prompt"),
         entry_point=_identifier(record, "entry_point"),
         tests=FunctionTests(tuple(tuple(arguments) for arguments in inputs), tuple(outputs), float(tolerance)),
+        canonical_solution=record.text("canonical_solution", "") or None,
+    )
+
+
+def _stdin_tests(record: Record) -> CodeTask:
+    for position, text in enumerate(record.items("inputs")):
+        if not isinstance(text, str):
+            raise record.wrong(
+                "inputs", f"item {position} must be the text on stdin, or give 'entry_point', the function to call"
+            )
+    inputs, outputs = record.texts("inputs"), record.texts("outputs")
+    if not inputs:
+        raise record.wrong("inputs", "is empty: a task needs at least one test")
+    if len(inputs) != len(outputs):
+        raise record.wrong("outputs", f"has {len(outputs)} items for {len(inputs)} inputs")
+    return CodeTask(
+        task_id=_task_id(record, "own"),
+        prompt=record.text("prompt"),
+        tests=StdioTests(tuple(inputs), tuple(outputs)),
         canonical_solution=record.text("canonical_solution", "") or None,
     )
 
