@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,13 +186,18 @@ def _resolve(name_or_path: str | os.PathLike[str], gguf_file: str | None) -> tup
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
     """Hide progress bars of transformers, which would disturb those of the command line."""
+    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
 
+    gguf: Any = modeling_gguf_pytorch_utils
+    own_bar = gguf.tqdm  # the loader of GGUF files has a progress bar of its own, without a switch
+    gguf.tqdm = partial(own_bar, disable=True)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        gguf.tqdm = own_bar
         if shown:
             logging.enable_progress_bar()
 

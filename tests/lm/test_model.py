@@ -11,7 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ra3gym import lm
+from ra3gym.envs.code.token import TokenCodeEnv
 from ra3gym.errors import ModelError
+from ra3gym.tasks import CodeTask
 
 TEXT = "def f(x):\n    return [x + 1]\n"
 
@@ -100,16 +102,30 @@ def test_a_broken_config_is_named(tmp_path: Path) -> None:
         lm.load(tmp_path)
 
 
-def test_a_gguf_file(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_gguf_file(tokenizer: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import gguf
 
     base = lm.train_tokenizer([TEXT], vocab_size=270)
     model = lm.tiny_llama(base, hidden=32, heads=2, seed=0, tie=False)
     write_gguf(gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama"), model, base)
-    for loaded in (lm.load(tmp_path / "tiny.gguf"), lm.load(tmp_path, gguf_file="tiny.gguf")):
+    capfd.readouterr()  # what its writer printed
+    both = lm.load(tmp_path / "tiny.gguf"), lm.load(tmp_path, gguf_file="tiny.gguf")
+    assert "%|" not in capfd.readouterr().err  # no progress bar
+    for loaded in both:
         assert loaded.tokenizer.encode(TEXT, add_special_tokens=False)
         torch.testing.assert_close(logits(loaded.model, base), logits(model, base))
         assert loaded.model.half().dtype == torch.float16
+
+
+def test_environments_load_a_gguf_file_once(tmp_path: Path) -> None:
+    import gguf
+
+    base = lm.train_tokenizer([TEXT], vocab_size=270)
+    model = lm.tiny_llama(base, hidden=32, heads=2, seed=0, tie=False)
+    write_gguf(gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama"), model, base)
+    task = CodeTask("t", TEXT)
+    one, other = (TokenCodeEnv(str(tmp_path / "tiny.gguf"), [task], max_new_tokens=4) for _ in range(2))
+    assert one.problem.loaded is other.problem.loaded
 
 
 def write_gguf(writer: Any, model: Any, tokenizer: Any) -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import gymnasium as gym
@@ -112,7 +113,7 @@ class CodeProblem:
     def __init__(self, config: CodeConfig, num_programs: int = 1, *, cut_prompts: bool = True) -> None:
         self.config = config
         model, tasks, split = config.model, config.tasks, config.split
-        self.loaded = model if isinstance(model, LoadedModel) else load(model, device=config.device, dtype=config.dtype)
+        self.loaded = model if isinstance(model, LoadedModel) else _load(model, config.device, config.dtype)
         if split is None and tasks == "idioms":
             split = "rl"
         self.tasks = list(load_tasks(tasks, split=split) if isinstance(tasks, str) else tasks)
@@ -265,6 +266,23 @@ class Submission:
         """Wait for the grade. The terms of the reward come with it: `"tests"`, then those of `shaping`."""
         (graded,) = self.graded.result()
         return graded, {"tests": graded.reward, **self.shaped}
+
+
+_GGUF_MODELS: weakref.WeakValueDictionary[object, LoadedModel] = weakref.WeakValueDictionary()
+"""Models of GGUF files that environments of this process use: to convert one takes long, and environments only read."""
+
+
+def _load(model: str | os.PathLike[str], device: str, dtype: str) -> LoadedModel:
+    """Load a model by name; a GGUF file is loaded once for all environments that use it."""
+    file = Path(model).expanduser()
+    if file.suffix != ".gguf" or not file.is_file():
+        return load(model, device=device, dtype=dtype)
+    stat = file.stat()
+    key = (file.resolve(), stat.st_mtime_ns, stat.st_size, device, dtype)
+    loaded = _GGUF_MODELS.get(key)
+    if loaded is None:
+        loaded = _GGUF_MODELS[key] = load(model, device=device, dtype=dtype)
+    return loaded
 
 
 def copy_sharing_the_model(env: E, problem: CodeProblem, memo: dict[int, Any]) -> E:
