@@ -19,6 +19,7 @@ from ra3gym import __version__
 from ra3gym.errors import ConfigError, Ra3GymError, UnknownNameError
 from ra3gym.experiments.commands.arguments import parse
 from ra3gym.files import NOT_WRITABLE
+from ra3gym.plugins import import_plugins
 
 if TYPE_CHECKING:
     from ra3gym.experiments.commands.run import NamedStudy
@@ -169,8 +170,11 @@ def envs(arguments: Sequence[str], console: Console) -> None:
     class Envs:
         id: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="ID")] = None
         """The environment to explain, such as ra3gym/TokenCode-v0."""
+        plugins: tuple[str, ...] = ()
+        """Modules to import first, which may register environments."""
 
     chosen = parse(Envs, arguments, prog="ra3gym envs", description=envs.__doc__)
+    import_plugins(chosen.plugins)
     if chosen.id is None:
         list_environments(console)
     else:
@@ -200,10 +204,13 @@ def play(arguments: Sequence[str], console: Console) -> None:
         """An option of reset as key=value, such as task_id=ID, trace_id=ID or state=3; may be repeated."""
         steps: int | None = None
         """Stop after this many steps; None plays to the episode's end."""
+        plugins: tuple[str, ...] = ()
+        """Modules to import first, which may register environments and task sets."""
 
     # tyro expects positional words in one place only; settings may come anywhere.
     settings, arguments = split_settings(arguments)
     chosen = parse(Play, arguments or ["--help"], prog="ra3gym play", description=play.__doc__)
+    import_plugins(chosen.plugins)
     playing.play(
         chosen.id,
         console,

@@ -217,3 +217,24 @@ def test_a_wrong_flag_is_named(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "--sedes" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+PLUGIN = """
+import gymnasium as gym
+gym.register("mine/OptionMDP-v0", entry_point="ra3gym.envs.option_mdp.env:OptionMDPEnv")
+"""
+
+
+def test_plug_ins_are_imported_by_the_commands_about_environments(tmp_path: Path) -> None:
+    (tmp_path / "own_environments.py").write_text(PLUGIN, encoding="utf-8")
+    plugins = ("--plugins", "own_environments")
+    shown = ra3gym("envs", "mine/OptionMDP-v0", *plugins, folder=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "mine/OptionMDP-v0" in shown.stdout
+    played = ra3gym("play", "mine/OptionMDP-v0", "--policy", "random", "--steps", 1, *plugins, folder=tmp_path)
+    assert played.returncode == 0, played.stderr
+    assert "step 1: action" in played.stdout
+    for command in (("envs",), ("play", "mine/OptionMDP-v0"), ("inspect", "traces", ".")):
+        missing = ra3gym(*command, "--plugins", "none_such", folder=tmp_path)
+        assert (missing.returncode, missing.stdout) == (1, "")
+        assert missing.stderr.startswith("error: cannot import the plug-in 'none_such'")

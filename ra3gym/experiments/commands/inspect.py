@@ -21,6 +21,7 @@ from ra3gym.abstractions.latents.document import Document
 from ra3gym.errors import ConfigError, RunFolderError
 from ra3gym.experiments.report.inspection_page import ranges, write_page
 from ra3gym.experiments.report.latent_legend import LatentInfo, describe_latents
+from ra3gym.plugins import import_plugins
 from ra3gym.tasks.ids import IdFinder
 
 IN_TERMINAL = 3
@@ -42,6 +43,7 @@ class InspectionConfig:
         limit: most traces on the page. The legend and the figures are about all traces.
         latent: only traces with this latent, a number.
         task: only traces of this task, by its id.
+        plugins: modules to import first.
     """
 
     run: tyro.conf.Positional[Path]
@@ -49,8 +51,10 @@ class InspectionConfig:
     limit: int = 200
     latent: int | None = None
     task: str | None = None
+    plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        import_plugins(self.plugins)
         if self.limit < 1:
             raise ConfigError(f"limit={self.limit}: show at least 1 trace")
 
