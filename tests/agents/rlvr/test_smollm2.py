@@ -132,6 +132,26 @@ def test_a_step_its_checkpoint_and_its_resumption(folder: Path, run: Path) -> No
         torch.testing.assert_close(weight, after[name], rtol=0, atol=0)
 
 
+def test_the_first_token_after_a_prompt_is_a_body(folder: Path) -> None:
+    """SmolLM2's tokenizer joins a line break to the indent: with the break in the prompt, no first token indents."""
+    loaded = lm.load(folder)
+    prompts = [
+        f'def {name}(xs):\n    """Return the {name} of the numbers xs."""\n'
+        for name in ("sum", "product", "largest", "smallest", "mean", "median", "last", "first")
+    ]
+    generator = torch.Generator().manual_seed(0)
+    found = lm.complete(
+        loaded.model,
+        loaded.tokenizer,
+        prompts,
+        group_size=1,
+        max_new_tokens=3,
+        temperature=0.0,
+        generator=generator,
+    )
+    assert [text[:4] for text in found.texts] == ["    "] * len(prompts)
+
+
 def test_the_reward_of_a_trivial_task_rises(folder: Path) -> None:
     """By 0.25 at least. With these settings the means of three steps went from 0.38 to 0.92 with this seed, and with
     seed 1 too."""
