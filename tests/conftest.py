@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ PROGRAMS = (
     "# running sum\ndef f(x):\n    total = 0\n    out = []\n    for v in x:\n        total += v\n"
     "        out.append(total)\n    return out\n",
 )
+
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # Shells start jobs in the background like this. The tests' processes would inherit it, and hear no Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

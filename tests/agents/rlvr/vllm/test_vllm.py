@@ -59,6 +59,10 @@ def policy() -> Any:
     return make_policy()
 
 
+_PATIENCE = 600.0
+"""Seconds to wait for what must happen, however busy the machine is."""
+
+
 @pytest.fixture(scope="session")
 def served_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What servers start from: weights that are not the policy's."""
@@ -74,7 +78,7 @@ def server(served_folder: Path) -> Iterator[VLLMServer]:
 
 
 def connect(server: VLLMServer, folder: Path, **options: Any) -> VLLMSampler:
-    settings: dict[str, Any] = {"weights_folder": folder, "retry_wait": 0.0, "ready_timeout": 10.0, "timeout": 60.0}
+    settings: dict[str, Any] = {"weights_folder": folder, "retry_wait": 0.0, "ready_timeout": _PATIENCE}
     return VLLMSampler(server.url, **settings | options)
 
 
@@ -366,15 +370,16 @@ def test_no_answer_in_time(server: VLLMServer) -> None:
     server.fail(COMPLETIONS, Hangs())
     with pytest.raises(SamplerError, match=r"gave no answer within 0\.2 s; raise the timeout"):
         VLLMClient(server.url, timeout=0.2).post(COMPLETIONS, {})
-    assert server.gone.acquire(timeout=10)
+    assert server.gone.acquire(timeout=_PATIENCE)
 
 
 def test_one_failure_cuts_the_others_off(sampler: VLLMSampler, server: VLLMServer) -> None:
     server.fail(COMPLETIONS, Hangs(), when=lambda body: body["prompt"] == [5])
-    server.fail(COMPLETIONS, Refuses(400, "no"), when=lambda body: body["prompt"] == [6])
+    refuses = Refuses(400, "no", once_another_hangs=True)
+    server.fail(COMPLETIONS, refuses, when=lambda body: body["prompt"] == [6])
     with pytest.raises(SamplerError, match="HTTP 400: no"):
         sample(sampler, [[5], [6]])
-    assert server.gone.acquire(timeout=10)
+    assert server.gone.acquire(timeout=_PATIENCE)
     assert len([body for body in server.bodies[COMPLETIONS] if body["prompt"] == [5]]) == 1
 
 

@@ -46,6 +46,8 @@ class Refuses:
 
     status: int
     body: str
+    once_another_hangs: bool = False
+    """Answer only when another request is left without an answer."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class VLLMServer:
         """The precisions of the weights that were pushed."""
         self.bodies: dict[str, list[Any]] = defaultdict(list)
         """What was posted, by path."""
+        self.hangs = threading.Event()
+        """Set when a client has come that is left without an answer."""
         self.gone = threading.Semaphore(0)
         """Released when a client goes away that was left without an answer."""
         self._faults: dict[str, list[tuple[Fault, Callable[[Any], bool]]]] = defaultdict(list)
@@ -145,7 +149,10 @@ class VLLMServer:
                 except Refusal as refusal:
                     status = refusal.status
                     answer = json.dumps({"error": {"message": str(refusal), "code": status}}).encode()
+        if isinstance(fault, Refuses) and fault.once_another_hangs:
+            self.hangs.wait()
         if isinstance(fault, Hangs):
+            self.hangs.set()
             handler.connection.recv(1)
             self.gone.release()
             handler.close_connection = True
