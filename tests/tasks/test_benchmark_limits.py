@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ra3gym.errors import DataError
-from ra3gym.experiments.commands.task_sets import judge_limits, without_limits
+from ra3gym.experiments.commands.task_sets import judge_limits, timeouts_line, without_limits
 from ra3gym.tasks import CodeTask, load_tasks
 from ra3gym.verify import Judge, Limits
 
@@ -90,3 +90,8 @@ def test_a_users_values_replace_those_of_the_data(tmp_path: Path) -> None:
     assert (task.seconds, task.memory_mb) == (None, None)
     assert judge_limits(5.0, None) == Limits(seconds=5.0)
     assert judge_limits(None, 100) == Limits(memory_mb=100)
+
+
+def test_the_share_of_timeouts_is_said() -> None:
+    assert timeouts_line({"passed": 3, "wrong_answer": 1}) is None
+    assert str(timeouts_line({"passed": 6, "timeout": 2})).startswith("25.0% of the samples were out of time")

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from ra3gym.agents.rlvr.rollouts.function_end import FunctionEnd
 from ra3gym.errors import ConfigError
-from ra3gym.experiments.commands.task_sets import judge_limits, task_budgets, tasks_by_id, without_limits
+from ra3gym.experiments.commands.task_sets import judge_limits, task_budgets, tasks_by_id, timeouts_line, without_limits
 from ra3gym.experiments.report.statistics import estimate_mean
 from ra3gym.experiments.studies.evaluation import graded_batches
 from ra3gym.experiments.studies.progress import StudyProgress
@@ -257,6 +257,8 @@ def show_summary(summary: dict[str, Any], console: Console) -> None:
     console.print(table)
     statuses = ", ".join(f"{status} {count:,}" for status, count in summary["statuses"].items())
     console.print(f"samples: {statuses}", highlight=False, soft_wrap=True)
+    if warning := timeouts_line(summary["statuses"]):
+        console.print(warning, highlight=False, soft_wrap=True)
     if too_long := summary["prompt_too_long"]:
         console.print(
             f"{len(too_long)} task(s) count as failed, their prompts leave no room in the model's context: "

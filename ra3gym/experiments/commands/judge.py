@@ -30,7 +30,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from ra3gym.errors import ConfigError, DataError
-from ra3gym.experiments.commands.task_sets import judge_limits, tasks_by_id, without_limits
+from ra3gym.experiments.commands.task_sets import judge_limits, tasks_by_id, timeouts_line, without_limits
 from ra3gym.experiments.report.statistics import estimate_mean
 from ra3gym.files import check_writable, replacing_text
 from ra3gym.plugins import import_plugins
@@ -303,6 +303,8 @@ def show_tally(tally: Tally, config: JudgingConfig, tasks: Mapping[str, CodeTask
             f"({fewest} has {tally.samples[fewest]})"
         )
     say("samples: " + ", ".join(f"{status} {number:,}" for status, number in tally.statuses.most_common()))
+    if warning := timeouts_line(tally.statuses):
+        say(warning)
     if tally.unknown:
         count = tally.unknown.total()
         say(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ra3gym.errors import DataError
 from ra3gym.lm import LoadedModel, token_budgets
 from ra3gym.tasks import CodeTask
-from ra3gym.verify import Limits
+from ra3gym.verify import Limits, Status
 
 
 def judge_limits(seconds: float | None, memory_mb: int | None) -> Limits:
@@ -31,6 +31,17 @@ def without_limits(tasks: Sequence[CodeTask], seconds: float | None, memory_mb: 
         )
         for task in tasks
     ]
+
+
+def timeouts_line(statuses: Mapping[str, int]) -> str | None:
+    """Return a warning about the share of programs that were out of time, `None` if there are none."""
+    timeouts, total = statuses.get(Status.TIMEOUT, 0), sum(statuses.values())
+    if not timeouts:
+        return None
+    return (
+        f"{100 * timeouts / total:.1f}% of the samples were out of time: a share that changes between runs of the same "
+        "programs says that the limit is too short for this machine (docs/judge.md)"
+    )
 
 
 def tasks_by_id(tasks: Sequence[CodeTask], names: str) -> dict[str, CodeTask]:
