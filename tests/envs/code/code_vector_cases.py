@@ -49,7 +49,9 @@ def untimed(data: Any) -> Any:
     if isinstance(data, tuple):
         return tuple(untimed(value) for value in data)
     if isinstance(data, np.ndarray) and data.dtype == object:
-        return [replace(one, seconds=0.0) if isinstance(one, Verdict) else untimed(one) for one in data]
+        return [
+            replace(one, seconds=0.0, cpu_seconds=0.0) if isinstance(one, Verdict) else untimed(one) for one in data
+        ]
     return data
 
 
