@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-MEASURED = frozenset({"seconds"})
+MEASURED = frozenset({"seconds", "cpu_seconds"})
 """Keys and dataclass fields that hold a measured time, and so differ from run to run."""
 
 SHOWN = 60
