@@ -31,7 +31,7 @@ PROGRAMS = {
     Status.WRONG_ANSWER: "def f(x):\n    return 3 if x else 1\n",
     Status.EXCEPTION: "def f(x):\n    raise KeyError(x)\n",
     Status.SYNTAX_ERROR: "def f(x) return x\n",
-    Status.EXITED_EARLY: "import os\n\n\ndef f(x):\n    os._exit(0)\n",
+    Status.EXITED_EARLY: "import os\n\n\ndef f(x):\n    os._exit(1)\n",
     Status.CRASH: "import ctypes\n\n\ndef f(x):\n    ctypes.string_at(0)\n",
     Status.MEMORY: "def f(x):\n    return [0] * 10**9\n",
 }
