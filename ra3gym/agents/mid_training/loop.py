@@ -29,6 +29,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from ra3gym.abstractions.latents.annotations import Annotations
+from ra3gym.abstractions.latents.codebook import CodebookConfig
 from ra3gym.abstractions.latents.dataset import AnnotatedTraces, save_annotated
 from ra3gym.abstractions.latents.document import Document, DocumentWriter
 from ra3gym.agents.mid_training.e_steps.model import ModelEStep
@@ -270,14 +271,21 @@ class _Stages:
 
 
 def _within_tokenizer(e_step: EStep, loaded: LoadedModel) -> EStep:
-    """Return the E-step with a codebook that is no larger than the tokenizer's latents; `ModelError` below two."""
+    """Return the E-step with a codebook, if it learns one, no larger than the tokenizer's latents.
+
+    `ModelError` for a codebook under a tokenizer with fewer than two latents.
+    """
     tokens = len(latent_ids(loaded.tokenizer))
-    if tokens < 2:
-        raise ModelError(
-            f"the tokenizer has {tokens} latent tokens, and a codebook needs at least 2: add them first, as "
-            "in ra3gym.lm.add_latents(model, tokenizer, 48)"
-        )
-    return with_codebook(e_step, lambda codebook: replace(codebook, num_latents=min(codebook.num_latents, tokens)))
+
+    def limited(codebook: CodebookConfig) -> CodebookConfig:
+        if tokens < 2:
+            raise ModelError(
+                f"the tokenizer has {tokens} latent tokens, and a codebook needs at least 2: add them first, as "
+                "in ra3gym.lm.add_latents(model, tokenizer, 48)"
+            )
+        return replace(codebook, num_latents=min(codebook.num_latents, tokens))
+
+    return with_codebook(e_step, limited)
 
 
 @dataclass(frozen=True)
