@@ -109,7 +109,7 @@ def test_errors() -> None:
         lm.pack(TRACES, 16)
     with pytest.raises(ConfigError, match="tokens_per_batch=19"):
         list(lm.batches(TRACES, 19, torch.Generator()))
-    with pytest.raises(ConfigError, match="0 sequences"):
+    with pytest.raises(ConfigError, match="there are no sequences"):
         list(lm.batches([], 19, torch.Generator()))
 
 
