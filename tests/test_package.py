@@ -102,7 +102,11 @@ def test_all_else_works_without_the_extras() -> None:
     program = "".join(map(BLOCK.format, names)) + (
         "import ra3gym.testing\n"
         "from ra3gym.agents import mid_training, rlvr\n"
-        "from ra3gym.experiments.studies.study import start_study\n"
+        "import importlib, pkgutil\n"
+        "from ra3gym.experiments import commands\n"
+        "for module in pkgutil.iter_modules(commands.__path__):\n"
+        "    importlib.import_module(f'ra3gym.experiments.commands.{module.name}')\n"
+        "assert not {'stable_baselines3', 'sb3_contrib', 'tianshou'} & {n for n, m in sys.modules.items() if m}\n"
         "from ra3gym.agents.mid_training.inference.agents import AGENTS\n"
         "print(*AGENTS)"
     )

@@ -28,7 +28,7 @@ from ra3gym.abstractions.inference.problem import InferenceProblem, problem_from
 from ra3gym.abstractions.latents.codebook import CodebookConfig, latent_chain, learn_codebook
 from ra3gym.abstractions.latents.corpus import encode_traces
 from ra3gym.agents.mid_training import make_e_step
-from ra3gym.agents.mid_training.inference.agents import make_inference_agent
+from ra3gym.agents.mid_training.inference.agents import AGENTS, make_inference_agent
 from ra3gym.agents.mid_training.inference.policy_gradient import PolicyGradientAgent
 from ra3gym.agents.mid_training.inference.posteriors import InferenceAgent, PathPosterior, UniformPosterior, elbo_gap
 from ra3gym.errors import ConfigError
@@ -74,9 +74,10 @@ class EStepStudyConfig:
         if not self.agents or self.traces < 1:
             raise ConfigError(f"agents={self.agents}, traces={self.traces}: give at least one of each")
         for name in self.agents:
-            make_inference_agent(name)
+            _ = AGENTS[name]  # `UnknownNameError` here; making one needs its library
         for name in self.e_steps:
-            make_e_step(name)
+            if name not in AGENTS:
+                make_e_step(name)
 
     def cells(self) -> list[Cell]:
         """Return one study for each E-step."""
@@ -84,7 +85,9 @@ class EStepStudyConfig:
 
 
 def start_e_step_study(name: str, config: EStepStudyConfig, console: Console) -> RunFolder:
-    """Measure everything in a new run folder."""
+    """Measure everything in a new run folder; `MissingExtraError` before it exists if an agent's library is missing."""
+    for agent in dict.fromkeys([*config.agents, *(e_step for e_step in config.e_steps if e_step in AGENTS)]):
+        make_inference_agent(agent)
     return _run(RunFolder.create(config.study.output, name, config), config, console)
 
 
