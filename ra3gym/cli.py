@@ -105,7 +105,7 @@ def rlvr(arguments: Sequence[str], console: Console) -> int:
         resume: Path
         """The run folder, as `ra3gym rlvr` printed it."""
         steps: int | None = None
-        """Continue to this step: a stopped or finished run goes on, where its learning rate is constant."""
+        """Continue a stopped or finished run to this step. The learning rate must be constant."""
         checkpoint_every: int | None = None
         """Steps between checkpoints."""
         workers: int | None = None

@@ -65,7 +65,7 @@ class OutputError(Ra3GymError, OSError):
 
 
 class TrainingDiverged(Ra3GymError, RuntimeError):
-    """Training that has nothing to go on with: weights or gradients are not finite, or the policy has collapsed."""
+    """Training that cannot continue: weights or gradients are not finite, or the policy has collapsed."""
 
 
 class WorkerDied(Ra3GymError, RuntimeError):

@@ -158,7 +158,7 @@ EVAL = ("eval", "--model", "MODEL", "--tasks", "TASKS")
         (("eval", "--model", "MODEL", "--tasks", "humanevil"), "unknown task set 'humanevil'", "Did you mean"),
         (("eval", "--model", "MODEL", "--tasks", "none.jsonl"), "no such file", "none.jsonl"),
         (("eval", "--model", "MODEL", "--tasks", "empty.jsonl"), "'empty.jsonl' holds no tasks", ""),
-        (("eval", "--model", "MODEL", "--tasks", "twice.jsonl"), "'small/0' stands 2 times", "an id of its own"),
+        (("eval", "--model", "MODEL", "--tasks", "twice.jsonl"), "'small/0' occurs 2 times", "an id of its own"),
         (("eval", "--model", "MODEL", "--tasks", "humaneval"), "cannot get 'humaneval'", "RA3GYM_DATA"),
         (("eval", "--model", "./none", "--tasks", "TASKS"), "no model at none", "no such folder or file"),
         (("eval", "--model", "no-such-model", "--tasks", "TASKS"), "'no-such-model'", "a folder written by"),

@@ -79,7 +79,7 @@ class TokenTexts:
         return self._texts[token]
 
     def is_special(self, token: int) -> bool:
-        """Return whether a token stands for no text: an end token, a latent, a chat marker."""
+        """Return whether a token has no text: an end token, a latent, a chat marker."""
         return token in self._special
 
     def compatible_V(self, forced: str, vocab_size: int) -> Tensor:

@@ -32,7 +32,7 @@ class Countdown(gym.Env[Any, Any]):
     Terminates at 0, is truncated after 4 steps; both cannot be known from the observation alone.
     """
 
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as Gymnasium declares it
 
     def __init__(self, dictionary: bool = False, render_mode: str | None = None) -> None:
         self.render_mode = render_mode

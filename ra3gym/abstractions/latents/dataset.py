@@ -240,7 +240,7 @@ def _per_line(record: Record, name: str, kind: type | tuple[type, ...], describe
 def _of_kind(record: Record, name: str, kind: type | tuple[type, ...], described: str) -> list[Any]:
     items = record.items(name)
     for position, item in enumerate(items):
-        # JSON's true is no number, though Python's is.
+        # Python counts `True` as an integer; in a file, true is not a number.
         if not isinstance(item, kind) or (kind is not bool and isinstance(item, bool)):
             raise record.wrong(name, f"item {position} must be {described}, got {type(item).__name__}")
     return items

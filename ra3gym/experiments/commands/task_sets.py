@@ -50,7 +50,7 @@ def tasks_by_id(tasks: Sequence[CodeTask], names: str) -> dict[str, CodeTask]:
     if len(by_id) < len(tasks):
         ((task_id, count),) = Counter(task.task_id for task in tasks).most_common(1)
         raise DataError(
-            f"task id {task_id!r} stands {count} times in {names!r}; give each task an id of its own, or leave out a "
+            f"task id {task_id!r} occurs {count} times in {names!r}; give each task an id of its own, or leave out a "
             "set that repeats another"
         )
     return by_id

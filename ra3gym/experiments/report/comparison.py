@@ -77,19 +77,22 @@ class Comparison:
     effect: PairedDifference | PairedRatio
 
     @property
-    def relation(self) -> Literal["ahead", "level", "behind", "few seeds"]:
-        """Whether the method is better by the 95% interval; a ratio that is a bound counts on its sure side only.
+    def relation(self) -> Literal["better", "level", "worse", "few seeds"]:
+        """Compare the method with the other arm by the 95% interval.
 
-        One or two seeds have no interval: "few seeds".
+        A ratio of which only a bound is known counts on the side where the bound holds. One or two seeds have no
+        interval: "few seeds".
         """
         if self.effect.n < FEWEST_FOR_INTERVAL:
             return "few seeds"
         if isinstance(self.effect, PairedRatio):
-            ahead = self.effect.high < 1 and self.effect.bound in ("exact", "upper")
-            behind = self.effect.low > 1 and self.effect.bound in ("exact", "lower")
+            better = self.effect.high < 1 and self.effect.bound in ("exact", "upper")
+            worse = self.effect.low > 1 and self.effect.bound in ("exact", "lower")
         else:
-            ahead, behind = self.effect.low > 0, self.effect.high < 0
-        return "ahead" if ahead else "behind" if behind else "level"
+            better, worse = self.effect.low > 0, self.effect.high < 0
+        if better:
+            return "better"
+        return "worse" if worse else "level"
 
 
 class StudyResults:

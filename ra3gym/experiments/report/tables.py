@@ -33,7 +33,7 @@ _PAIRED_HEADINGS = {
     "rlvr_area": "RLVR area",
     "steps_to_threshold": "steps,\nratio",
 }
-_RELATION_STYLE = {"ahead": "bold green", "behind": "bold red", "level": "", "few seeds": "dim"}
+_RELATION_STYLE = {"better": "bold green", "worse": "bold red", "level": "", "few seeds": "dim"}
 
 
 def interval_note(seeds: int) -> str:

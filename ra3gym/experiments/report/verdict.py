@@ -70,12 +70,12 @@ def _headline(results: StudyResults, main: Comparison) -> str:
     method, other = main.method.title, main.other.title
     effect, interval = format_effect(main)
     points = f"{effect} points of pass@1 {_stage(main.score)}"
-    if main.relation == "ahead":
-        return f"{method} is ahead of the strongest other arm, {other}: {points}."
-    if main.relation == "behind":
-        return f"{method} is behind the strongest other arm, {other}: {points}."
+    if main.relation == "better":
+        return f"{method} is better than the strongest other arm, {other}: {points}."
+    if main.relation == "worse":
+        return f"{method} is worse than the strongest other arm, {other}: {points}."
     if main.relation == "level":
-        return f"{method} and {other} cannot be told apart: {points}, 95% interval {interval}."
+        return f"No difference is shown between {method} and {other}: {points}, 95% interval {interval}."
     ours, theirs = _means(results, main)
     seeds = "One seed" if main.effect.n == 1 else "Two seeds"
     return f"{seeds}, so no verdict: {method} {ours}%, {other} {theirs}% pass@1 {_stage(main.score)}."

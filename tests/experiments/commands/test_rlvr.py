@@ -348,7 +348,7 @@ MISTAKES = {
     "no url": (["--generate", "vllm"], "--generate vllm and --vllm-url URL belong together"),
     "no server": (["--vllm-url", "http://localhost:1"], "--generate vllm and --vllm-url URL belong together"),
     "wrong url": (["--generate", "vllm", "--vllm-url", "localhost"], "vLLM URL 'localhost'"),
-    "same id": (["--tasks", "jsonl:guess.jsonl,jsonl:guess.jsonl"], "task id 'guess/0' stands 2 times"),
+    "same id": (["--tasks", "jsonl:guess.jsonl,jsonl:guess.jsonl"], "task id 'guess/0' occurs 2 times"),
     "room": (["--max-new-tokens", "5000"], "max_new_tokens=5000 leaves no room"),
     "scope": (["--act-on", "latent"], "unknown scope 'latent'.*Did you mean 'latents'"),
     "group": (["--group-size", "1"], "group_size=1: 'grpo' compares the samples of a task"),

@@ -54,9 +54,17 @@ def test_the_strongest_rival_is_neither_the_method_nor_the_oracle_nor_the_base()
 @pytest.mark.parametrize(
     ("ours", "relation", "headline"),
     [
-        ([0.5, 0.6, 0.55, 0.7, 0.65], "ahead", "RA3 is ahead of the strongest other arm, Next-token prediction: +30.0"),
-        ([0.1, 0.2, 0.15, 0.3, 0.25], "behind", "RA3 is behind the strongest other arm, Next-token prediction: −10.0"),
-        ([0.2, 0.4, 0.15, 0.5, 0.25], "level", "RA3 and Next-token prediction cannot be told apart: +0.0"),
+        (
+            [0.5, 0.6, 0.55, 0.7, 0.65],
+            "better",
+            "RA3 is better than the strongest other arm, Next-token prediction: +30.0",
+        ),
+        (
+            [0.1, 0.2, 0.15, 0.3, 0.25],
+            "worse",
+            "RA3 is worse than the strongest other arm, Next-token prediction: −10.0",
+        ),
+        ([0.2, 0.4, 0.15, 0.5, 0.25], "level", "No difference is shown between RA3 and Next-token prediction: +0.0"),
     ],
 )
 def test_the_headline_follows_the_interval(ours: list[float], relation: str, headline: str) -> None:
@@ -91,7 +99,7 @@ def test_rivals_without_rlvr_are_compared_after_mid_training() -> None:
     units += [UnitResult(seed, "ntp", {"pass@1": 0.1 + 0.01 * seed}) for seed in range(5)]
     answer = verdict(among_known_arms(units))
     assert answer.headline == (
-        "RA3 is ahead of the strongest other arm, Next-token prediction: +38.0 points of pass@1 after mid-training."
+        "RA3 is better than the strongest other arm, Next-token prediction: +38.0 points of pass@1 after mid-training."
     )
 
 
@@ -114,7 +122,7 @@ def test_steps_are_compared_as_a_ratio_and_censored_runs_make_it_a_bound() -> No
     comparison = results.compare("ra3", "ntp", "steps_to_threshold")
     assert comparison is not None
     assert format_effect(comparison)[0] == "≤ 0.50×"
-    assert comparison.relation == "ahead"
+    assert comparison.relation == "better"
     assert isinstance(comparison.effect, PairedRatio)
     assert comparison.effect.values == pytest.approx((0.5, 0.5, 0.5))
     score = results.score("ntp", "steps_to_threshold")

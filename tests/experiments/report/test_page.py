@@ -74,7 +74,7 @@ def test_the_page_shows_every_part_of_a_study(make_run: MakeRun) -> None:
     path = drawn(run)
     assert path == run.path / "report.html"
     page = read(path)
-    assert "RA3 is ahead of the strongest other arm, Pseudo-documentation" in page.text
+    assert "RA3 is better than the strongest other arm, Pseudo-documentation" in page.text
     assert "3 seeds the intervals rest on" in page.text
     arms = {result.arm for result in load_results(run)}
     assert len(arms) == 9
@@ -148,7 +148,7 @@ def test_the_users_text_is_quoted_not_run(make_run: MakeRun) -> None:
     assert [tag for tag, _ in page.tags if tag in ("script", "img")] == ["script", "script"]
     assert not any("onerror" in attrs for _, attrs in page.tags)
     assert evil in page.text
-    assert "RA3 is behind the strongest other arm" in page.text
+    assert "RA3 is worse than the strongest other arm" in page.text
 
 
 def test_a_run_that_never_reached_the_threshold_says_never(make_run: MakeRun) -> None:
@@ -160,7 +160,7 @@ def test_one_seed_shows_no_interval_and_claims_nothing(make_run: MakeRun) -> Non
     assert "One seed, so no verdict" in page.text
     assert page.with_class("whisker") == []
     assert page.with_class("range") == []
-    assert page.with_class("ahead") == []
+    assert page.with_class("better") == []
 
 
 def test_a_study_cut_short_shows_what_it_has(tmp_path: Path, make_run: MakeRun) -> None:
