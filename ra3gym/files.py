@@ -56,7 +56,9 @@ def reporting_output(path: Path) -> Iterator[None]:
     except OutputError:
         raise
     except OSError as error:
-        elsewhere = isinstance(error.filename, str) and path.parent not in Path(error.filename).parents
+        # Either of the two may be relative to the current folder.
+        of_file = Path(error.filename).absolute() if isinstance(error.filename, str) else None
+        elsewhere = of_file is not None and path.absolute().parent not in of_file.parents
         if error.errno not in NOT_WRITABLE or elsewhere:
             raise
         raise _not_written(path, error.strerror or str(error)) from error

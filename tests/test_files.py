@@ -173,6 +173,13 @@ def test_a_place_that_cannot_be_written_is_named_and_nothing_is_made(tmp_path: P
             write(tmp_path / "file" / "results")
 
 
+def test_a_relative_place_that_cannot_be_written_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match=r"^cannot write file: Not a directory; make room"):
+        check_writable(Path("file"))
+
+
 def test_an_error_about_another_file_is_not_an_error_of_the_output(tmp_path: Path) -> None:
     def reading_elsewhere() -> None:
         with replacing_text(tmp_path / "results"):
