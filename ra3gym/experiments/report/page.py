@@ -31,7 +31,7 @@ from ra3gym.experiments.report.comparison import (
 from ra3gym.experiments.report.formats import format_arm_score, format_effect, format_score
 from ra3gym.experiments.report.latent_legend import LatentInfo
 from ra3gym.experiments.report.results import ArmInfo, ProgramSample
-from ra3gym.experiments.report.statistics import PairedRatio
+from ra3gym.experiments.report.statistics import FEWEST_FOR_INTERVAL, PairedRatio
 from ra3gym.experiments.report.tables import interval_note
 from ra3gym.experiments.report.verdict import Verdict
 from ra3gym.files import write_atomic
@@ -178,6 +178,7 @@ def _page(
         "arms": results.arms,
         "scores": scores,
         "interval_note": interval_note(len(results.seeds)),
+        "has_intervals": len(results.seeds) >= FEWEST_FOR_INTERVAL,
         "table": list(zip(results.arms, cells, strict=True)),
         "bars": _bars(results),
         "charts": _line_charts(results, summary.get("threshold")),

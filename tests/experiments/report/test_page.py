@@ -161,6 +161,8 @@ def test_one_seed_shows_no_interval_and_claims_nothing(make_run: MakeRun) -> Non
     assert page.with_class("whisker") == []
     assert page.with_class("range") == []
     assert page.with_class("better") == []
+    assert "95%" not in page.text
+    assert "95%" in read(drawn(make_run(seeds=(10, 11, 12)))).text
 
 
 def test_a_study_cut_short_shows_what_it_has(tmp_path: Path, make_run: MakeRun) -> None:
